@@ -1,0 +1,107 @@
+"""Rotations and rigid transforms.
+
+Conventions (REP 103): right-handed frames, metres, radians. Quaternions are ``(x, y, z, w)`` as in
+``geometry_msgs/Quaternion``. The 6D rotation is the first two *rows* of the rotation matrix (Zhou et al. 2019,
+https://arxiv.org/abs/1812.07035; rows as in Diffusion Policy's pytorch3d transforms).
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation, Slerp
+
+Array = NDArray[np.float64]
+
+
+def quaternion_to_matrix(quaternion: Array) -> Array:
+    """(..., 4) quaternions of any non-zero length -> (..., 3, 3) rotation matrices. ValueError for a zero quaternion."""
+    quaternion = np.asarray(quaternion, dtype=np.float64)
+    return Rotation.from_quat(quaternion.reshape(-1, 4)).as_matrix().reshape(*quaternion.shape[:-1], 3, 3)
+
+
+def matrix_to_quaternion(matrix: Array) -> Array:
+    """(..., 3, 3) rotation matrices -> (..., 4) unit quaternions."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    return Rotation.from_matrix(matrix.reshape(-1, 3, 3)).as_quat().reshape(*matrix.shape[:-2], 4)
+
+
+def matrix_to_rotation_6d(matrix: Array) -> Array:
+    """(..., 3, 3) rotation matrices -> (..., 6): the first two rows, one after the other."""
+    matrix = np.asarray(matrix)
+    return matrix[..., :2, :].reshape(*matrix.shape[:-2], 6).copy()
+
+
+def rotation_6d_to_matrix(rotation: Array) -> Array:
+    """(..., 6) -> (..., 3, 3) by Gram-Schmidt.
+
+    Raises:
+        ValueError: the rows are not finite, shorter than 0.1, or parallel within 6 degrees: not a rotation.
+    """
+    rotation = np.asarray(rotation, dtype=np.float64)
+    a, b = rotation[..., :3], rotation[..., 3:]
+    with np.errstate(all="ignore"):
+        length = np.linalg.norm(a, axis=-1, keepdims=True)
+        first = a / length
+        rest = b - np.sum(first * b, axis=-1, keepdims=True) * first
+        rest_length = np.linalg.norm(rest, axis=-1, keepdims=True)
+        second = rest / rest_length
+        b_length = np.linalg.norm(b, axis=-1, keepdims=True)
+        good = (length > 0.1) & (b_length > 0.1) & (rest_length > 0.1 * b_length)
+    if not (np.all(good) and np.all(np.isfinite(rotation))):
+        raise ValueError(f"not a rotation: 6D value {rotation[~np.squeeze(good, -1)][:1] if rotation.ndim > 1 else rotation}")
+    return np.stack([first, second, np.cross(first, second)], axis=-2)
+
+
+def slerp(first: Array, second: Array, fraction: float) -> Array:
+    """Quaternion on the shortest arc from ``first`` (fraction 0) to ``second`` (fraction 1). (4,), (4,) -> (4,)."""
+    return Slerp([0.0, 1.0], Rotation.from_quat([first, second]))(float(np.clip(fraction, 0.0, 1.0))).as_quat()
+
+
+def quaternion_multiply(a: Array, b: Array) -> Array:
+    """Hamilton product ``a * b``: the rotation b, then a. (4,), (4,) -> (4,)."""
+    ax, ay, az, aw = a
+    bx, by, bz, bw = b
+    return np.array(
+        [
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+            aw * bw - ax * bx - ay * by - az * bz,
+        ]
+    )
+
+
+def quaternion_from_rotation_vector(vector: Array) -> Array:
+    """Rotation vector (axis times angle, rad) -> unit quaternion. (3,) -> (4,)."""
+    x, y, z = vector
+    angle = math.sqrt(x * x + y * y + z * z)
+    scale = 0.5 if angle < 1e-9 else math.sin(0.5 * angle) / angle
+    return np.array([x * scale, y * scale, z * scale, math.cos(0.5 * angle)])
+
+
+def rotation_difference(to: Array, start: Array) -> Array:
+    """Rotation vector, in the fixed frame, of the shortest rotation that takes ``start`` to ``to``. (4,), (4,) -> (3,)."""
+    x, y, z, w = start
+    x, y, z, w = quaternion_multiply(to, np.array([-x, -y, -z, w]))
+    if w < 0:
+        x, y, z, w = -x, -y, -z, -w
+    sine = math.sqrt(x * x + y * y + z * z)
+    scale = 2.0 if sine < 1e-9 else 2.0 * math.atan2(sine, w) / sine
+    return np.array([x * scale, y * scale, z * scale])
+
+
+def rotation_angle(a: Array, b: Array) -> float:
+    """Angle between two orientations, rad in [0, pi]. (4,), (4,) -> float."""
+    return float(np.linalg.norm(rotation_difference(a, b)))
+
+
+def gripper_down(yaw: float) -> Array:
+    """Orientation of a tool that points along -z of the base, turned by ``yaw`` (rad) about the base's z. -> (4,)."""
+    return quaternion_multiply(quaternion_from_rotation_vector(np.array([0.0, 0.0, yaw])), np.array([1.0, 0.0, 0.0, 0.0]))
+
+
+def tool_yaw(quaternion: Array) -> float:
+    """Yaw (rad) of a downward tool: the heading of its x axis in the base frame; inverse of :func:`gripper_down`."""
+    matrix = quaternion_to_matrix(quaternion)
+    return math.atan2(matrix[1, 0], matrix[0, 0])
