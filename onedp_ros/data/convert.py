@@ -1,0 +1,393 @@
+"""Bags -> training set: a zarr store in Diffusion Policy's replay-buffer layout.
+
+    data/<camera>  (N, height, width, 3) uint8     data/state   (N, 9) float32
+    data/action    (N, 10) float32                 meta/episode_ends (E,) int64
+
+The attributes of the root hold the contract, one entry an episode, and what was dropped. Messages pass, in log order, through
+the ObservationAssembler of ``contract.py``, as they do in the live node. Of the observations those nearest to a grid of
+``dt = 1 / control_hz`` are kept, from the first one that has a target. The action of a step is the target at the observation's
+stamp. Layout: https://github.com/real-stanford/diffusion_policy, diffusion_policy/common/replay_buffer.py (zarr format 2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from onedp_ros.contract import NANOSECONDS, Contract, ContractError, Observation, ObservationAssembler, encode_action
+from onedp_ros.data.bags import (
+    GRIPPER_TARGET_TOPIC,
+    PARTIAL,
+    TARGET_POSE_TOPIC,
+    BagError,
+    find_bags,
+    read_bag,
+    read_metadata,
+    versions,
+)
+from onedp_ros.data.messages import feed, pose_arrays
+from onedp_ros.geometry import slerp
+
+TARGET_MAX_AGE = 0.25  # s without a new target pose before a recording counts as not commanded
+CHUNK_STEPS = 32
+
+
+class ConvertError(RuntimeError):
+    """Nothing could be converted; the message says why and what to do."""
+
+
+@dataclasses.dataclass
+class Episode:
+    """Steps spaced by ``dt``: stamps (T,) int64 ns, images (T, height, width, 3) uint8, state (T, 9), action (T, 10) float32."""
+
+    stamps: NDArray[np.int64]
+    images: dict[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    action: NDArray[np.float32]
+
+
+@dataclasses.dataclass
+class Report:
+    """What :func:`convert` did. ``skipped``: bag -> reason; ``dropped``: reason -> messages or sets left out."""
+
+    out: str
+    episodes: int
+    steps: int
+    recorded_s: float
+    wall_s: float
+    skipped: dict[str, str]
+    unsuccessful: int
+    gaps: int
+    dropped: dict[str, int]
+
+    @property
+    def speed(self) -> float:
+        """Recorded seconds a second."""
+        return self.recorded_s / max(self.wall_s, 1e-9)
+
+
+class Targets:
+    """The recorded commands, read at any time."""
+
+    def __init__(self) -> None:
+        self.pose_stamps: list[int] = []
+        self.poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+        self.opening_stamps: list[int] = []
+        self.openings: list[float] = []
+
+    def add(self, topic: str, stamp: int, message: Any, contract: Contract) -> None:
+        """Take a message of the target topics. ContractError for one that is no target."""
+        if topic == TARGET_POSE_TOPIC:
+            if message.header.frame_id != contract.base_frame:
+                raise ContractError(f"{topic} is in frame '{message.header.frame_id}', expected '{contract.base_frame}'")
+            position, quaternion = pose_arrays(message.pose)
+            if not (np.all(np.isfinite(position)) and abs(np.linalg.norm(quaternion) - 1.0) < 0.05):
+                raise ContractError(f"{topic} at {stamp} ns is {position} {quaternion}, expected numbers and a unit quaternion")
+            self._insert(self.pose_stamps, self.poses, stamp, (position, quaternion))
+        else:
+            if len(message.position) != 1 or not np.isfinite(message.position[0]):
+                raise ContractError(f"{topic} at {stamp} ns has positions {list(message.position)}, expected one opening in m")
+            self._insert(self.opening_stamps, self.openings, stamp, float(message.position[0]))
+
+    @staticmethod
+    def _insert(stamps: list[int], values: list[Any], stamp: int, value: Any) -> None:
+        i = bisect.bisect_right(stamps, stamp)
+        stamps.insert(i, stamp)
+        values.insert(i, value)
+
+    def action(self, stamp: int) -> NDArray[np.float32] | None:
+        """Action (10,) at ``stamp``; None where no target holds.
+
+        Between two target poses the position is linear and the rotation a slerp; the opening is the last one commanded, since
+        a gripper is commanded in steps.
+        """
+        i = bisect.bisect_right(self.pose_stamps, stamp) - 1
+        j = bisect.bisect_right(self.opening_stamps, stamp) - 1
+        limit = TARGET_MAX_AGE * NANOSECONDS
+        if i < 0 or j < 0 or stamp - self.pose_stamps[i] > limit:
+            return None
+        position, quaternion = self.poses[i]
+        if stamp > self.pose_stamps[i] and i + 1 < len(self.poses):
+            span = self.pose_stamps[i + 1] - self.pose_stamps[i]
+            if span <= limit:
+                a = (stamp - self.pose_stamps[i]) / span
+                next_position, next_quaternion = self.poses[i + 1]
+                position = position + a * (next_position - position)
+                quaternion = slerp(quaternion, next_quaternion, a)
+        return np.asarray(encode_action(position, quaternion, self.openings[j]), dtype=np.float32)
+
+
+def grid_segments(stamps: NDArray[np.int64], step: int) -> list[NDArray[np.int64]]:
+    """Indices of the observations nearest to ``stamps[0] + k * step`` (ns), within half a step.
+
+    Where there is none, the segment ends; the next begins at the first observation after the gap.
+    """
+    segments = []
+    start = 0
+    while start < len(stamps):
+        chosen = [start]
+        while True:
+            wanted = stamps[start] + len(chosen) * step
+            i = int(np.searchsorted(stamps, wanted))
+            if i == len(stamps) or (i > 0 and wanted - stamps[i - 1] <= stamps[i] - wanted):
+                i -= 1
+            if 2 * abs(stamps[i] - wanted) >= step:
+                break
+            chosen.append(i)
+        segments.append(np.array(chosen, dtype=np.int64))
+        start = int(np.searchsorted(stamps, wanted))
+    return segments
+
+
+def read_episodes(bag: str | Path, contract: Contract) -> tuple[list[Episode], Counter[str]]:
+    """The episodes of a bag, one unless it has gaps, and counts of what was dropped.
+
+    Raises:
+        BagError: the bag cannot be read or holds no step.
+        ContractError: a message that the contract forbids.
+    """
+    assembler = ObservationAssembler(contract)
+    targets = Targets()
+    observations: list[Observation] = []
+    seen: set[str] = set()
+    for topic, stamp, message in read_bag(bag):
+        if topic in (TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC):
+            targets.add(topic, stamp, message, contract)
+        elif feed(assembler, topic, message):
+            observations += assembler.pop()
+        else:
+            continue
+        seen.add(topic.removesuffix("/compressed"))
+
+    dropped = Counter(assembler.dropped)
+    kept, actions = [], []
+    for observation in observations:
+        if (action := targets.action(observation.stamp)) is None:
+            dropped["no target at the stamp"] += 1
+        else:
+            kept.append(observation)
+            actions.append(action)
+    if not kept:
+        wanted = {c.topic.lstrip("/").removesuffix("/compressed") for c in contract.cameras.values()}
+        wanted |= {
+            contract.joint_states_topic.lstrip("/"),
+            contract.pose_topic.lstrip("/"),
+            TARGET_POSE_TOPIC,
+            GRIPPER_TARGET_TOPIC,
+        }
+        missing = sorted(wanted - seen)
+        reason = f"it lacks the topics {missing}" if missing else f"nothing fits together: {dict(dropped)}"
+        raise BagError(f"{bag} holds no complete step; {reason}")
+
+    episodes = []
+    for chosen in grid_segments(np.array([o.stamp for o in kept], dtype=np.int64), contract.dt_ns):
+        if len(chosen) < contract.n_obs_steps:
+            dropped["steps in pieces shorter than the observation horizon"] += len(chosen)
+            continue
+        picked = [kept[i] for i in chosen]
+        episodes.append(
+            Episode(
+                stamps=np.array([o.stamp for o in picked], dtype=np.int64),
+                images={name: np.stack([o.images[name] for o in picked]) for name in contract.cameras},
+                state=np.stack([o.state for o in picked]).astype(np.float32),
+                action=np.stack([actions[i] for i in chosen]),
+            )
+        )
+    if not episodes:
+        raise BagError(f"{bag} holds no {contract.n_obs_steps} observations {contract.dt} s apart; are the cameras slower?")
+    return episodes, dropped
+
+
+def convert(
+    bags: Sequence[str | Path],
+    out: str | Path,
+    contract: Contract | None = None,
+    *,
+    keep_unsuccessful: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Bags (or folders of bags) -> zarr store ``out``, which appears whole or not at all.
+
+    Bags that are damaged or hold no step are left out and named in ``Report.skipped``. Without ``contract`` the one noted in
+    the first bag is used.
+
+    Raises:
+        ContractError: a bag was recorded under another contract; names the field.
+        ConvertError: ``out`` exists, or no bag could be converted.
+    """
+    begin = time.monotonic()
+    out = Path(out)
+    if out.exists():
+        raise ConvertError(f"{out} exists; choose another name or remove it")
+    found, broken = find_bags(bags)
+    skipped = {str(bag): reason for bag, reason in broken.items()}
+    unsuccessful = 0
+    sources: list[tuple[Path, dict[str, Any]]] = []
+    for bag in found:
+        try:
+            metadata = read_metadata(bag)
+        except BagError as error:
+            skipped[str(bag)] = str(error)
+            continue
+        if noted := metadata.get("contract"):
+            theirs = Contract.from_dict(noted)
+            contract = contract or theirs
+            contract.require_same(theirs, "the task file" if contract is not theirs else str(bag), str(bag))
+        if metadata.get("success") is False and not keep_unsuccessful:
+            unsuccessful += 1
+            continue
+        sources.append((bag, metadata))
+    if contract is None:
+        raise ConvertError("no bag names its contract; give the task file with --task")
+
+    partial = out.with_name(out.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    dropped: Counter[str] = Counter()
+    entries: list[dict[str, Any]] = []
+    ends: list[int] = []
+    gaps = 0
+    data = _Store(partial, contract)
+    with tqdm(total=len(sources), unit="bag", disable=not progress, desc=f"convert {contract.task}") as bar:
+        for (bag, metadata), result in zip(sources, _in_order([b for b, _ in sources], contract, workers), strict=True):
+            bar.update()
+            if isinstance(result, str):
+                skipped[str(bag)] = result
+                continue
+            episodes, counts = result
+            dropped += counts
+            gaps += len(episodes) - 1
+            for episode in episodes:
+                data.append(episode)
+                ends.append(data.steps)
+                entries.append({"bag": bag.name, "steps": len(episode.stamps), **_notes(metadata)})
+            bar.set_postfix(steps=data.steps, skipped=len(skipped))
+    if not entries:
+        shutil.rmtree(partial)
+        reasons = "".join(f"\n  {bag}: {reason}" for bag, reason in skipped.items())
+        raise ConvertError(f"no bag could be converted; {unsuccessful} unsuccessful, {len(skipped)} skipped{reasons}")
+    data.finish(
+        ends,
+        {
+            "contract": contract.to_dict(),
+            "episodes": entries,
+            "skipped": skipped,
+            "unsuccessful": unsuccessful,
+            "gaps": gaps,
+            "dropped": dict(dropped),
+            "versions": versions(),
+        },
+    )
+    os.sync()
+    partial.rename(out)
+    steps = data.steps
+    recorded = steps * contract.dt
+    return Report(str(out), len(entries), steps, recorded, time.monotonic() - begin, skipped, unsuccessful, gaps, dict(dropped))
+
+
+def _notes(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {key: metadata[key] for key in ("seed", "success", "versions") if key in metadata}
+
+
+def _read(bag: Path, contract: dict[str, Any]) -> tuple[list[Episode], Counter[str]] | str:
+    """One bag, in a worker: its episodes, or why there are none."""
+    try:
+        return read_episodes(bag, Contract.from_dict(contract))
+    except (BagError, ContractError) as error:
+        return str(error)
+
+
+def _in_order(bags: Iterable[Path], contract: Contract, workers: int | None) -> Iterator[tuple[list[Episode], Counter[str]] | str]:
+    """Results of :func:`_read`, in order, a few bags ahead of the reader so that memory stays small."""
+    workers = workers or os.cpu_count() or 1
+    # Not forked: OpenCV and PyTorch threads of the caller do not survive a fork.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        ahead: deque[Future[Any]] = deque()
+        for bag in bags:
+            ahead.append(pool.submit(_read, bag, contract.to_dict()))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+class _Store:
+    """A growing replay buffer on disk."""
+
+    def __init__(self, path: Path, contract: Contract) -> None:
+        self.steps = 0
+        self.root = zarr.open_group(str(path), mode="w", zarr_format=2)
+        self.arrays = {
+            name: self._array(f"data/{name}", (camera.height, camera.width, 3), "u1") for name, camera in contract.cameras.items()
+        }
+        self.state = self._array("data/state", (contract.state_dim,), "f4")
+        self.action = self._array("data/action", (contract.action_dim,), "f4")
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+        steps = CHUNK_STEPS if len(shape) > 1 else 4096
+        return self.root.create_array(
+            name, shape=(0, *shape), chunks=(steps, *shape), dtype=dtype, compressors=numcodecs.Blosc("zstd", clevel=1)
+        )
+
+    def append(self, episode: Episode) -> None:
+        for name, images in episode.images.items():
+            self.arrays[name].append(images)
+        self.state.append(episode.state)
+        self.action.append(episode.action)
+        self.steps += len(episode.stamps)
+
+    def finish(self, ends: list[int], attributes: dict[str, Any]) -> None:
+        array = self.root.create_array("meta/episode_ends", shape=(len(ends),), chunks=(max(len(ends), 1),), dtype="i8")
+        array[:] = np.array(ends, dtype=np.int64)
+        self.root.attrs.update(attributes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Exit code: 0 all bags converted, 2 some were skipped, 1 nothing was written."""
+    parser = argparse.ArgumentParser(prog="onedp convert", description="Bags -> training set in Diffusion Policy's layout (zarr).")
+    parser.add_argument("bags", nargs="+", help="bags, or folders of bags")
+    parser.add_argument("--out", required=True, help="store to write, for example data/pnp_milk.zarr")
+    parser.add_argument("--task", help="task file; default: the contract noted in the bags")
+    parser.add_argument("--keep-unsuccessful", action="store_true", help="also episodes noted as not successful")
+    parser.add_argument("--workers", type=int, help="processes; default: one a core")
+    parser.add_argument("--json", help="write the report to this file")
+    options = parser.parse_args(argv)
+    try:
+        contract = Contract.from_yaml(options.task) if options.task else None
+        report = convert(options.bags, options.out, contract, keep_unsuccessful=options.keep_unsuccessful, workers=options.workers)
+    except (BagError, ConvertError, ContractError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for bag, reason in report.skipped.items():
+        print(f"skipped {bag}: {reason}", file=sys.stderr)
+    for reason, count in sorted(report.dropped.items()):
+        print(f"dropped {count}: {reason}")
+    print(
+        f"{report.out}: {report.episodes} episodes, {report.steps} steps, {report.recorded_s:.0f} s in {report.wall_s:.1f} s "
+        f"({report.speed:.0f} x real time), {report.gaps} gaps, {report.unsuccessful} unsuccessful, {len(report.skipped)} skipped"
+    )
+    if options.json:
+        Path(options.json).write_text(json.dumps({**dataclasses.asdict(report), "speed": report.speed}, indent=2) + "\n")
+    return 2 if report.skipped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

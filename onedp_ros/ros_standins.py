@@ -1,0 +1,168 @@
+"""cv_bridge and message_filters: the distribution's where they import, otherwise stand-ins with the same calls and results.
+
+ROS 2 from wheels has neither. ``from onedp_ros.ros_standins import CvBridge, CvBridgeError, Subscriber, TimeSynchronizer``
+gets the true ones on a machine with ROS 2 installed. Only what this package uses is here. No rclpy: a subscription is made
+by the node it is given.
+
+Sources: https://docs.ros.org/en/jazzy/p/cv_bridge/, https://docs.ros.org/en/jazzy/p/message_filters/.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+NANOSECONDS = 1_000_000_000
+CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
+
+
+class StandinCvBridgeError(TypeError):
+    """An image that cannot be converted; names the encoding."""
+
+
+class StandinCvBridge:
+    """cv_bridge.CvBridge for the 8-bit encodings rgb8, bgr8, rgba8, bgra8 and mono8."""
+
+    def imgmsg_to_cv2(self, img_msg: Any, desired_encoding: str = "passthrough") -> NDArray[np.uint8]:
+        """sensor_msgs/Image -> (height, width, channels) uint8, or (height, width) for mono8. Rows may be padded (``step``).
+
+        Raises:
+            CvBridgeError: an encoding other than the five, or fewer bytes than the size asks for.
+        """
+        channels = _channels(img_msg.encoding)
+        data = np.frombuffer(bytes(img_msg.data) if isinstance(img_msg.data, list) else img_msg.data, dtype=np.uint8)
+        height, width, step = img_msg.height, img_msg.width, img_msg.step
+        if step < width * channels or data.size < height * step:
+            raise StandinCvBridgeError(
+                f"{img_msg.encoding} image of {width}x{height} with step {step} holds {data.size} bytes, "
+                f"expected a step of at least {width * channels} and height * step bytes"
+            )
+        rows = data[: height * step].reshape(height, step)[:, : width * channels]
+        image = np.ascontiguousarray(rows if channels == 1 else rows.reshape(height, width, channels))
+        return image if desired_encoding == "passthrough" else _convert(image, img_msg.encoding, desired_encoding)
+
+    def compressed_imgmsg_to_cv2(self, cmprs_img_msg: Any, desired_encoding: str = "passthrough") -> NDArray[np.uint8]:
+        """sensor_msgs/CompressedImage (jpeg, png) -> (height, width, 3) uint8, bgr8 when passed through.
+
+        Raises:
+            CvBridgeError: bytes that are no image, or an encoding other than the five.
+        """
+        image = cv2.imdecode(np.frombuffer(bytes(cmprs_img_msg.data), dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        if image is None:
+            raise StandinCvBridgeError(f"compressed image of format '{cmprs_img_msg.format}' cannot be decoded")
+        if desired_encoding == "passthrough":
+            return np.asarray(image, dtype=np.uint8)
+        return _convert(np.asarray(image, dtype=np.uint8), "bgr8", desired_encoding)
+
+    def cv2_to_imgmsg(self, cvim: NDArray[np.uint8], encoding: str = "passthrough", header: Any = None) -> Any:
+        """(height, width[, channels]) uint8 -> sensor_msgs.msg.Image.
+
+        Raises:
+            CvBridgeError: the array's type or channels are not those of the encoding.
+            TypeError: not an array.
+        """
+        from sensor_msgs.msg import Image
+
+        if not isinstance(cvim, np.ndarray):
+            raise TypeError("Your input type is not a numpy array")
+        channels = 1 if cvim.ndim < 3 else cvim.shape[2]
+        if cvim.dtype != np.uint8 or (encoding != "passthrough" and _channels(encoding) != channels):
+            raise StandinCvBridgeError(f"encoding specified as {encoding}, but image is {cvim.dtype} of {channels} channels")
+        message = Image(
+            height=cvim.shape[0],
+            width=cvim.shape[1],
+            encoding=f"8UC{channels}" if encoding == "passthrough" else encoding,
+            step=cvim.shape[1] * channels,
+        )
+        if header is not None:
+            message.header = header
+        message.data.frombytes(cvim.tobytes())
+        return message
+
+
+def _channels(encoding: str) -> int:
+    if encoding not in CHANNELS:
+        raise StandinCvBridgeError(f"image encoding '{encoding}' is not supported; publish one of {', '.join(CHANNELS)}")
+    return CHANNELS[encoding]
+
+
+def _convert(image: NDArray[np.uint8], source: str, desired: str) -> NDArray[np.uint8]:
+    _channels(desired)
+    if (1 if image.ndim < 3 else image.shape[2]) != CHANNELS[source]:
+        raise StandinCvBridgeError(f"image of shape {image.shape} is not {source}; cannot convert it to {desired}")
+    if source == desired:
+        return image
+    names = {"mono8": "GRAY"}
+    code = f"COLOR_{names.get(source, source[:-1].upper())}2{names.get(desired, desired[:-1].upper())}"
+    return np.asarray(cv2.cvtColor(image, getattr(cv2, code)), dtype=np.uint8)
+
+
+class StandinSubscriber:
+    """message_filters.Subscriber: a subscription whose messages go to the callbacks registered with it.
+
+    ``Subscriber(node, message_type, topic, qos_profile=…, …)``; further keywords go to ``node.create_subscription``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.node, _, self.topic = args[:3]
+        self.callbacks: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        kwargs.setdefault("qos_profile", 10)
+        self.sub = self.node.create_subscription(*args[1:], self.callback, **kwargs)
+
+    def registerCallback(self, cb: Callable[..., None], *args: Any) -> int:  # noqa: N802
+        """Call ``cb(message, *args)`` for each message."""
+        self.callbacks.append((cb, args))
+        return len(self.callbacks) - 1
+
+    def callback(self, msg: Any) -> None:
+        """Pass a message on."""
+        for cb, args in self.callbacks:
+            cb(msg, *args)
+
+
+class StandinTimeSynchronizer:
+    """message_filters.TimeSynchronizer: the messages of several subscribers that have the same header stamp, together.
+
+    ``queue_size`` messages of each subscriber are kept; the callback gets one of each, in the order of ``fs``.
+    """
+
+    def __init__(self, fs: Sequence[Any], queue_size: int) -> None:
+        self.queue_size = queue_size
+        self.queues: list[dict[int, Any]] = [{} for _ in fs]
+        self.callbacks: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self.lock = threading.Lock()
+        for subscriber, queue in zip(fs, self.queues, strict=True):
+            subscriber.registerCallback(self.add, queue)
+
+    def registerCallback(self, cb: Callable[..., None], *args: Any) -> int:  # noqa: N802
+        """Call ``cb(message of the first, of the second, …, *args)`` for each complete set."""
+        self.callbacks.append((cb, args))
+        return len(self.callbacks) - 1
+
+    def add(self, msg: Any, my_queue: dict[int, Any]) -> None:
+        """Take a message; sets that it completes leave, oldest first."""
+        with self.lock:
+            my_queue[msg.header.stamp.sec * NANOSECONDS + msg.header.stamp.nanosec] = msg
+            while len(my_queue) > self.queue_size:
+                del my_queue[min(my_queue)]
+            for stamp in sorted(set.intersection(*(set(queue) for queue in self.queues))):
+                messages = [queue.pop(stamp) for queue in self.queues]
+                for cb, args in self.callbacks:
+                    cb(*messages, *args)
+
+
+try:
+    from cv_bridge import CvBridge, CvBridgeError
+except ImportError:
+    CvBridge, CvBridgeError = StandinCvBridge, StandinCvBridgeError
+try:
+    from message_filters import Subscriber, TimeSynchronizer
+except ImportError:
+    Subscriber, TimeSynchronizer = StandinSubscriber, StandinTimeSynchronizer
+
+__all__ = ["CvBridge", "CvBridgeError", "Subscriber", "TimeSynchronizer"]
