@@ -114,7 +114,7 @@ class StandinSubscriber:
         kwargs.setdefault("qos_profile", 10)
         self.sub = self.node.create_subscription(*args[1:], self.callback, **kwargs)
 
-    def registerCallback(self, cb: Callable[..., None], *args: Any) -> int:  # noqa: N802
+    def registerCallback(self, cb: Callable[..., None], *args: Any) -> int:
         """Call ``cb(message, *args)`` for each message."""
         self.callbacks.append((cb, args))
         return len(self.callbacks) - 1
@@ -139,7 +139,7 @@ class StandinTimeSynchronizer:
         for subscriber, queue in zip(fs, self.queues, strict=True):
             subscriber.registerCallback(self.add, queue)
 
-    def registerCallback(self, cb: Callable[..., None], *args: Any) -> int:  # noqa: N802
+    def registerCallback(self, cb: Callable[..., None], *args: Any) -> int:
         """Call ``cb(message of the first, of the second, …, *args)`` for each complete set."""
         self.callbacks.append((cb, args))
         return len(self.callbacks) - 1

@@ -122,10 +122,10 @@ class EpisodeWriter:
         self._writer.close()
         bag = self._partial / self.path.name
         for entry in (*bag.iterdir(), bag):
-            _sync(entry)
+            sync(entry)
         bag.rename(self.path)
         self._partial.rmdir()
-        _sync(self.path.parent)
+        sync(self.path.parent)
         return self.path
 
     def discard(self) -> None:
@@ -156,7 +156,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

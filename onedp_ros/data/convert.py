@@ -41,6 +41,7 @@ from onedp_ros.data.bags import (
     find_bags,
     read_bag,
     read_metadata,
+    sync,
     versions,
 )
 from onedp_ros.data.messages import feed, pose_arrays
@@ -113,26 +114,30 @@ class Targets:
         stamps.insert(i, stamp)
         values.insert(i, value)
 
-    def action(self, stamp: int) -> NDArray[np.float32] | None:
-        """Action (10,) at ``stamp``; None where no target holds.
+    def hold(self, stamp: int) -> bool:
+        """Whether both targets had been given at ``stamp``, the pose not too long ago."""
+        i, j = self._last(stamp)
+        return i >= 0 and j >= 0 and stamp - self.pose_stamps[i] <= TARGET_MAX_AGE * NANOSECONDS
+
+    def action(self, stamp: int) -> NDArray[np.float32]:
+        """Action (10,) at a ``stamp`` where they :meth:`hold`.
 
         Between two target poses the position is linear and the rotation a slerp; the opening is the last one commanded, since
         a gripper is commanded in steps.
         """
-        i = bisect.bisect_right(self.pose_stamps, stamp) - 1
-        j = bisect.bisect_right(self.opening_stamps, stamp) - 1
-        limit = TARGET_MAX_AGE * NANOSECONDS
-        if i < 0 or j < 0 or stamp - self.pose_stamps[i] > limit:
-            return None
+        i, j = self._last(stamp)
         position, quaternion = self.poses[i]
         if stamp > self.pose_stamps[i] and i + 1 < len(self.poses):
             span = self.pose_stamps[i + 1] - self.pose_stamps[i]
-            if span <= limit:
+            if span <= TARGET_MAX_AGE * NANOSECONDS:
                 a = (stamp - self.pose_stamps[i]) / span
                 next_position, next_quaternion = self.poses[i + 1]
                 position = position + a * (next_position - position)
                 quaternion = slerp(quaternion, next_quaternion, a)
         return np.asarray(encode_action(position, quaternion, self.openings[j]), dtype=np.float32)
+
+    def _last(self, stamp: int) -> tuple[int, int]:
+        return bisect.bisect_right(self.pose_stamps, stamp) - 1, bisect.bisect_right(self.opening_stamps, stamp) - 1
 
 
 def grid_segments(stamps: NDArray[np.int64], step: int) -> list[NDArray[np.int64]]:
@@ -178,13 +183,9 @@ def read_episodes(bag: str | Path, contract: Contract) -> tuple[list[Episode], C
         seen.add(topic.removesuffix("/compressed"))
 
     dropped = Counter(assembler.dropped)
-    kept, actions = [], []
-    for observation in observations:
-        if (action := targets.action(observation.stamp)) is None:
-            dropped["no target at the stamp"] += 1
-        else:
-            kept.append(observation)
-            actions.append(action)
+    kept = [o for o in observations if targets.hold(o.stamp)]
+    if len(kept) < len(observations):
+        dropped["no target at the stamp"] += len(observations) - len(kept)
     if not kept:
         wanted = {c.topic.lstrip("/").removesuffix("/compressed") for c in contract.cameras.values()}
         wanted |= {
@@ -208,7 +209,7 @@ def read_episodes(bag: str | Path, contract: Contract) -> tuple[list[Episode], C
                 stamps=np.array([o.stamp for o in picked], dtype=np.int64),
                 images={name: np.stack([o.images[name] for o in picked]) for name in contract.cameras},
                 state=np.stack([o.state for o in picked]).astype(np.float32),
-                action=np.stack([actions[i] for i in chosen]),
+                action=np.stack([targets.action(o.stamp) for o in picked]),
             )
         )
     if not episodes:
@@ -296,8 +297,11 @@ def convert(
             "versions": versions(),
         },
     )
-    os.sync()
+    for folder, _, files in os.walk(partial):
+        for name in (*files, "."):
+            sync(Path(folder, name))
     partial.rename(out)
+    sync(out.parent)
     steps = data.steps
     recorded = steps * contract.dt
     return Report(str(out), len(entries), steps, recorded, time.monotonic() - begin, skipped, unsuccessful, gaps, dict(dropped))
