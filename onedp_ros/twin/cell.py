@@ -1,0 +1,263 @@
+"""The simulated cell: a Franka FR3 with its hand on a table, two cameras, and a task's objects, in MuJoCo.
+
+The arm follows Cartesian targets through the jerk-limited filter and the impedance law of ``control.servo``; the hand takes
+real time. Physics steps are 1 ms. Nothing here knows ROS or wall-clock time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+if not os.environ.get("DISPLAY") and sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from onedp_ros.contract import MAX_OPENING
+from onedp_ros.control.servo import ImpedanceGains, ServoLimits, TargetFilter, impedance_torque
+
+Array = NDArray[np.float64]
+
+TIMESTEP = 0.001  # s
+HOME = np.array([0.0, -0.2, 0.0, -2.25, 0.0, 2.05, 0.7853])  # joint angles (rad) with the hand pointing down
+ARM_JOINTS = tuple(f"fr3_joint{i}" for i in range(1, 8))
+FINGER_JOINTS = ("fr3_finger_joint1", "fr3_finger_joint2")
+HAND_SPEED = 0.1  # m/s of opening, both fingers together
+TOOL_OFFSET = 0.1034  # m from the hand's flange to the point between the fingertips
+FOVY = 42.5  # degrees: colour sensor of RealSense D415 and D435 in 4:3 modes
+
+
+class Task(Protocol):
+    """What a task adds to the cell."""
+
+    def add_to(self, spec: mujoco.MjSpec) -> None:
+        """Add the task's bodies to the world."""
+
+    def reset(self, cell: Cell, rng: np.random.Generator) -> None:
+        """Place the objects at random."""
+
+    def success(self, cell: Cell) -> bool:
+        """Whether the task is accomplished in the present state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Intrinsics:
+    """Pinhole camera, pixels, as in sensor_msgs/CameraInfo: focal length and principal point."""
+
+    width: int
+    height: int
+
+    @property
+    def focal(self) -> float:
+        return 0.5 * self.height / float(np.tan(np.deg2rad(FOVY) / 2))
+
+
+class Cell:
+    """The state of the cell and its 1 kHz servo. ``time`` is simulated seconds since :meth:`reset`."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.model = build_model(task)
+        self.data = mujoco.MjData(self.model)
+        self._tool = self.model.site("tool").id
+        self._hand = self.model.body("hand").id
+        self._jacobian = np.zeros((6, self.model.nv))
+        self.filter = TargetFilter(ServoLimits())
+        self._gains = ImpedanceGains()
+        self._scratch = mujoco.MjData(self.model)
+
+    def reset(self, rng: np.random.Generator, arm: Array | None = None, opening: float = MAX_OPENING) -> None:
+        """Place arm (joint angles (7,) rad, default :data:`HOME`), hand and objects; targets equal the measured pose."""
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:7] = HOME if arm is None else arm
+        self.data.qpos[7:9] = opening / 2
+        self.task.reset(self, rng)
+        self.hold(opening)
+
+    def hold(self, opening: float) -> None:
+        """Make the measured pose the target, at rest, with the hand at ``opening`` (m)."""
+        mujoco.mj_forward(self.model, self.data)
+        self.target_position, self.target_quaternion = self.position, self.quaternion
+        self.filter.reset(self.target_position, self.target_quaternion)
+        self.target_opening = self._opening = opening
+
+    @property
+    def time(self) -> float:
+        return float(self.data.time)
+
+    @property
+    def position(self) -> Array:
+        """Tool point in the base frame, (3,) m."""
+        return self.data.site_xpos[self._tool].copy()
+
+    @property
+    def quaternion(self) -> Array:
+        """Tool orientation in the base frame, (4,) xyzw."""
+        wxyz = np.empty(4)
+        mujoco.mju_mat2Quat(wxyz, self.data.site_xmat[self._tool])
+        return np.array([wxyz[1], wxyz[2], wxyz[3], wxyz[0]])
+
+    @property
+    def fingers(self) -> Array:
+        """Positions of the two fingers, (2,) m."""
+        return self.data.qpos[7:9].copy()
+
+    def set_target(self, position: Array, quaternion: Array, opening: float) -> None:
+        """Command the tool pose, (3,) m and (4,) xyzw in the base frame, and the opening between the fingers, m."""
+        self.target_position, self.target_quaternion = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
+        self.target_opening = min(max(float(opening), 0.0), MAX_OPENING)
+
+    def push(self, force: Array, torque: Array) -> None:
+        """Disturb the hand with a force (3,) N and torque (3,) Nm in the base frame until the next call."""
+        self.data.xfrc_applied[self._hand] = np.concatenate([force, torque])
+
+    def step(self, milliseconds: int) -> None:
+        """Advance servo and physics."""
+        data, model = self.data, self.model
+        for _ in range(milliseconds):
+            self.filter.step(self.target_position, self.target_quaternion, TIMESTEP)
+            step = HAND_SPEED * TIMESTEP
+            self._opening += min(max(self.target_opening - self._opening, -step), step)
+            mujoco.mj_jacSite(model, data, self._jacobian[:3], self._jacobian[3:], self._tool)
+            data.qfrc_applied[:7] = impedance_torque(
+                self._gains,
+                self.filter,
+                self.position,
+                self.quaternion,
+                self._jacobian[:, :7],
+                data.qvel[:7],
+                HOME - data.qpos[:7],
+            )
+            data.ctrl[0] = 255.0 * self._opening / MAX_OPENING
+            mujoco.mj_step(model, data)
+
+    def touching(self, body: str) -> int:
+        """How many of the two fingers touch the named body."""
+        fingers = {self.model.body("left_finger").id, self.model.body("right_finger").id}
+        other = self.model.body(body).id
+        bodies = self.model.geom_bodyid[self.data.contact.geom]
+        pairs = bodies[np.any(bodies == other, axis=1)] if len(bodies) else bodies
+        return len(fingers.intersection(pairs.flatten().tolist()))
+
+    def inverse_kinematics(self, position: Array, quaternion: Array) -> Array:
+        """Joint angles (7,) rad that reach a tool pose, by damped least squares from home.
+
+        Raises:
+            ValueError: the pose is out of reach (error above 2 mm after 200 iterations).
+        """
+        model, data = self.model, self._scratch
+        q, wxyz, rotation = HOME.copy(), np.empty(4), np.empty(3)
+        jacobian, error = np.zeros((6, model.nv)), np.zeros(6)
+        low, high = model.jnt_range[:7].T
+        for _ in range(200):
+            data.qpos[:7] = q
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            mujoco.mju_mat2Quat(wxyz, data.site_xmat[self._tool])
+            error[:3] = position - data.site_xpos[self._tool]
+            mujoco.mju_subQuat(rotation, np.roll(quaternion, 1), wxyz)
+            error[3:] = data.site_xmat[self._tool].reshape(3, 3) @ rotation
+            if np.abs(error).max() < 2e-4:
+                break
+            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._tool)
+            j = jacobian[:, :7]
+            q = np.clip(q + j.T @ np.linalg.solve(j @ j.T + 1e-4 * np.eye(6), error), low, high)
+        if np.linalg.norm(error[:3]) > 2e-3:
+            raise ValueError(f"tool position {np.round(position, 3).tolist()} is out of the arm's reach")
+        return q
+
+
+class CellRenderer:
+    """Draws the cell's cameras, rgb8. Needs its own OpenGL context, so one per process or thread."""
+
+    def __init__(self, model: mujoco.MjModel, height: int = 120, width: int = 160) -> None:
+        self._renderer = mujoco.Renderer(model, height, width)
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+
+    def render(self, data: mujoco.MjData, camera: str) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8."""
+        self._renderer.update_scene(data, camera)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        self._renderer.close()
+
+
+def assets() -> Path:
+    """Where the franky-sim wheel keeps MuJoCo Menagerie's FR3. FileNotFoundError with the remedy when it is not installed."""
+    spec = importlib.util.find_spec("franky_sim")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the FR3 model is missing: pip install --no-deps franky-sim==1.0.4 (make venv does it)")
+    return Path(spec.origin).parent / "assets"
+
+
+def looking(position: Any, at: Any, up: Any = (0.0, 0.0, 1.0)) -> Array:
+    """Orientation (wxyz) of a MuJoCo camera at ``position`` that looks ``at`` a point."""
+    z = np.subtract(position, at).astype(float)
+    z /= np.linalg.norm(z)
+    x = np.cross(up, z)
+    x /= np.linalg.norm(x)
+    quaternion = np.zeros(4)
+    mujoco.mju_mat2Quat(quaternion, np.array([x, np.cross(z, x), z]).T.flatten())
+    return quaternion
+
+
+def build_model(task: Task) -> mujoco.MjModel:
+    """Arm, table, lights, cameras and the task's objects, compiled."""
+    geom = mujoco.mjtGeom
+    spec = mujoco.MjSpec.from_file(str(assets() / "fr3.xml"))
+    spec.meshdir = str(assets() / "meshes")
+    spec.option.timestep = TIMESTEP
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    spec.option.impratio = 10
+    spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
+    spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_MULTICCD)  # its contacts differ between MuJoCo versions
+    for body in spec.bodies:
+        if body.name != "world":
+            body.gravcomp = 1
+    for joint in spec.joints:
+        joint.frictionloss = 0  # the real controller compensates friction
+    for actuator in list(spec.actuators):
+        if actuator.name != "hand":
+            spec.delete(actuator)  # torques are applied directly
+    for shape in list(spec.geoms):
+        if shape.classname.name.startswith("fingertip_pad"):
+            shape.friction, shape.condim, shape.solref = [1.2, 0.02, 0.001], 4, [0.004, 1]
+        if shape.classname.name == "visual":  # drawing the collision hulls instead takes 85 times fewer faces
+            spec.delete(shape)
+        else:
+            shape.group, shape.rgba = 2, [0.92, 0.93, 0.94, 1]
+    used = {shape.meshname for shape in spec.geoms}
+    for mesh in list(spec.meshes):
+        if mesh.name not in used:
+            spec.delete(mesh)
+    for key in list(spec.keys):
+        spec.delete(key)
+    world = spec.worldbody
+    world.add_geom(
+        name="table",
+        type=geom.mjGEOM_BOX,
+        size=[0.6, 0.6, 0.05],
+        pos=[0.4, 0, -0.05],
+        rgba=[0.55, 0.45, 0.35, 1],
+        friction=[1, 0.005, 1e-4],
+    )
+    world.add_light(pos=[0.4, -0.6, 1.5], dir=[0, 0.4, -1], castshadow=False, diffuse=[0.6, 0.6, 0.6])
+    front, aim = [1.00, -0.04, 0.55], [0.47, -0.04, 0.06]
+    world.add_camera(name="front", pos=front, quat=looking(front, aim), fovy=FOVY)
+    hand = spec.body("hand")
+    wrist, aim = [0.085, 0.0, 0.0], [0.0, 0.0, 0.17]
+    hand.add_camera(name="wrist", pos=wrist, quat=looking(wrist, aim, up=(1, 0, 0)), fovy=FOVY)
+    hand.add_site(name="tool", pos=[0, 0, TOOL_OFFSET])
+    task.add_to(spec)
+    spec.visual.quality.shadowsize = 0
+    spec.visual.quality.offsamples = 4
+    spec.visual.headlight.ambient = [0.35] * 3
+    spec.visual.headlight.diffuse = [0.4] * 3
+    return spec.compile()

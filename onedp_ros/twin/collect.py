@@ -1,0 +1,147 @@
+"""Demonstrations of the scripted expert in the twin, one bag each, with the topics and types of a real recording."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from onedp_ros.contract import Contract
+from onedp_ros.data.bags import EpisodeWriter
+from onedp_ros.resources import task_contract
+from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS
+from onedp_ros.twin.environment import Frame, SteppedCell
+from onedp_ros.twin.pnp_milk import Expert, PnpMilk
+
+MAX_STEPS = 400
+LINGER_STEPS = 10  # after success, so that a policy learns to stay
+
+
+class Nudge:
+    """A hand that pushes the arm now and then: Ornstein-Uhlenbeck force (N) and torque about z (Nm)."""
+
+    def __init__(self, rng: np.random.Generator, force: float = 8.0, torque: float = 2.0, correlation: float = 0.85) -> None:
+        self._rng, self._scale, self._correlation = rng, np.array([force, force, force, torque]), correlation
+        self._value = np.zeros(4)
+
+    def step(self) -> tuple[np.ndarray, np.ndarray]:
+        """Force (3,) and torque (3,) for the next control step."""
+        fresh = np.sqrt(1 - self._correlation**2) * self._rng.normal(size=4)
+        self._value = self._correlation * self._value + fresh
+        scaled = self._scale * self._value
+        return scaled[:3], np.array([0.0, 0.0, scaled[3]])
+
+
+def demonstrate(contract: Contract, seed: int, path: Path, recoveries: float, max_yaw: float) -> tuple[bool, str]:
+    """Record the demonstration of one seed; only a success stays. Returns success and, if none, the reason.
+
+    A share ``recoveries`` of the seeds starts off the expert's path, and half of all are nudged on the way, so that a policy
+    sees states that its own errors will lead to, with the right action in them.
+    """
+    rng = np.random.default_rng(seed)
+    recovery, nudged = bool(rng.uniform() < recoveries), bool(rng.uniform() < 0.5)
+    expert, nudge = Expert(), Nudge(rng)
+    metadata = {"seed": seed, "recovery": recovery, "nudged": nudged, "operator": "scripted expert", "robot": "twin"}
+    writer = EpisodeWriter(path, contract, metadata)
+
+    def on_state(stamp: int) -> None:
+        cell = stepped.cell
+        writer.add_joint_state(stamp, [*ARM_JOINTS, *FINGER_JOINTS], cell.data.qpos[:9], cell.data.qvel[:9])
+        writer.add_pose(stamp, cell.position, cell.quaternion)
+
+    def on_frame(frame: Frame) -> None:
+        if frame.stamp >= 0:
+            writer.add_image(frame.camera, frame.stamp, stepped.draw(frame))
+
+    stepped = SteppedCell(contract, PnpMilk(max_yaw), on_state, on_frame)
+    try:
+        stepped.reset(rng, recovery)
+        linger = 0
+        for _ in range(MAX_STEPS):
+            target = expert.act(stepped.cell)
+            writer.add_target(stepped.stamp, *target)
+            if nudged:
+                stepped.cell.push(*nudge.step())
+            stepped.step(*target)
+            linger += stepped.success()
+            if linger >= LINGER_STEPS:
+                break
+        success = stepped.success()
+        if success:
+            writer.close(success=True)
+        else:
+            writer.discard()
+        return success, "" if success else stepped.failure()
+    finally:
+        stepped.close()
+
+
+def collect(
+    out: Path,
+    episodes: int,
+    *,
+    task: str = "pnp_milk",
+    seed: int = 0,
+    recoveries: float = 0.5,
+    max_yaw: float = PnpMilk.max_yaw,
+    jobs: int = 1,
+) -> dict[str, object]:
+    """Record until ``episodes`` successes of the seeds ``seed, seed + 1, …`` lie in ``out``; whole episodes there are kept.
+
+    Returns attempts, successes and the failures' reasons.
+    """
+    contract = task_contract(task)
+    out.mkdir(parents=True, exist_ok=True)
+    failures: Counter[str] = Counter()
+    kept = tried = 0
+    with ProcessPoolExecutor(jobs) as pool, tqdm(total=episodes, unit="episode", desc=f"collect {task}") as bar:
+        while kept < episodes:
+            seeds = range(seed + tried, seed + tried + episodes - kept)
+            paths = [out / f"episode_{s:06d}" for s in seeds]
+            new = [(s, p) for s, p in zip(seeds, paths, strict=True) if not p.exists()]
+            tried += len(seeds)
+            kept += len(seeds) - len(new)
+            bar.update(len(seeds) - len(new))
+            runs = [pool.submit(demonstrate, contract, s, p, recoveries, max_yaw) for s, p in new]
+            for run in runs:
+                success, reason = run.result()
+                kept += success
+                bar.update(success)
+                if not success:
+                    failures[reason] += 1
+                    bar.set_postfix(failed=sum(failures.values()))
+    return {"attempts": tried, "successes": kept, "failures": dict(failures)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="onedp collect", description=__doc__)
+    parser.add_argument("task", choices=["pnp_milk"])
+    parser.add_argument("--episodes", type=int, default=100, help="successes to record (default 100)")
+    parser.add_argument("--out", type=Path, default=None, help="folder of bags (default out/<task>/bags)")
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--recoveries", type=float, default=0.5, help="share of episodes that start off the expert's path")
+    parser.add_argument("--max-yaw", type=float, default=30.0, help="greatest turn of the carton, degrees (180: any)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args(argv)
+    out = args.out or Path("out") / args.task / "bags"
+    summary = collect(
+        out,
+        args.episodes,
+        task=args.task,
+        seed=args.seed,
+        recoveries=args.recoveries,
+        max_yaw=float(np.deg2rad(args.max_yaw)),
+        jobs=args.jobs,
+    )
+    print(f"{summary['successes']} successes of {summary['attempts']} attempts in {out}; failures: {summary['failures'] or 'none'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
