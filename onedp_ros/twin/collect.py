@@ -26,7 +26,7 @@ LINGER_STEPS = 10  # after success, so that a policy learns to stay
 class Nudge:
     """A hand that pushes the arm now and then: Ornstein-Uhlenbeck force (N) and torque about z (Nm)."""
 
-    def __init__(self, rng: np.random.Generator, force: float = 8.0, torque: float = 2.0, correlation: float = 0.85) -> None:
+    def __init__(self, rng: np.random.Generator, force: float = 7.0, torque: float = 2.0, correlation: float = 0.85) -> None:
         self._rng, self._scale, self._correlation = rng, np.array([force, force, force, torque]), correlation
         self._value = np.zeros(4)
 

@@ -149,8 +149,12 @@ class Expert:
         aside = float(np.linalg.norm(position[:2] - grasp[:2]))
         turned = abs(_wrap(best_yaw - yaw))
         height = position[2] - grasp[2]
-        at_grasp = aside < 0.008 and turned < 0.12 and height < 0.008
-        if opening < 0.068 and not at_grasp:  # a miss: open, and rise from beside the carton
+        closing = opening < 0.068  # once begun, a grasp is finished unless the carton is lost
+        at_grasp = (
+            (aside < 0.018 and turned < 0.3 and height < 0.02) if closing else (aside < 0.008 and turned < 0.12 and height < 0.008)
+        )
+        at_grasp &= opening > 2 * HALF_WIDTH - 0.006
+        if closing and not at_grasp:  # a miss: open, and rise from beside the carton
             away = aside > 0.10
             return (
                 np.array([*position[:2], max(position[2], grasp[2] + self.hover)]) if not away else position,
