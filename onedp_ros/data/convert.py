@@ -48,7 +48,8 @@ from onedp_ros.data.messages import feed, pose_arrays
 from onedp_ros.geometry import slerp
 
 TARGET_MAX_AGE = 0.25  # s without a new target pose before a recording counts as not commanded
-CHUNK_STEPS = 32
+IMAGE_CHUNK = 32  # images a chunk
+_FORMAT: dict[str, Any] = {"zarr_format": 2} if zarr.__version__ >= "3" else {}  # zarr 2 knows no other
 
 
 class ConvertError(RuntimeError):
@@ -338,7 +339,10 @@ class _Store:
 
     def __init__(self, path: Path, contract: Contract) -> None:
         self.steps = 0
-        self.root = zarr.open_group(str(path), mode="w", zarr_format=2)
+        self.path = path
+        self.root = zarr.open_group(str(path), mode="w", **_FORMAT)
+        for group in ("data", "meta"):
+            self.root.require_group(group)
         self.arrays = {
             name: self._array(f"data/{name}", (camera.height, camera.width, 3), "u1") for name, camera in contract.cameras.items()
         }
@@ -346,9 +350,14 @@ class _Store:
         self.action = self._array("data/action", (contract.action_dim,), "f4")
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
-        steps = CHUNK_STEPS if len(shape) > 1 else 4096
-        return self.root.create_array(
-            name, shape=(0, *shape), chunks=(steps, *shape), dtype=dtype, compressors=numcodecs.Blosc("zstd", clevel=1)
+        return zarr.create(
+            shape=(0, *shape),
+            chunks=(IMAGE_CHUNK if len(shape) > 1 else 4096, *shape),
+            dtype=dtype,
+            compressor=numcodecs.Blosc("zstd", clevel=1),
+            store=str(self.path),
+            path=name,
+            **_FORMAT,
         )
 
     def append(self, episode: Episode) -> None:
@@ -359,8 +368,7 @@ class _Store:
         self.steps += len(episode.stamps)
 
     def finish(self, ends: list[int], attributes: dict[str, Any]) -> None:
-        array = self.root.create_array("meta/episode_ends", shape=(len(ends),), chunks=(max(len(ends), 1),), dtype="i8")
-        array[:] = np.array(ends, dtype=np.int64)
+        self._array("meta/episode_ends", (), "i8").append(np.array(ends, dtype=np.int64))
         self.root.attrs.update(attributes)
 
 
