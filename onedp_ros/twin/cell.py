@@ -136,6 +136,7 @@ class Cell:
             )
             data.ctrl[0] = 255.0 * self._opening / MAX_OPENING
             mujoco.mj_step(model, data)
+        mujoco.mj_kinematics(model, data)  # poses of the state that was reached, not of the last one
 
     def touching(self, body: str) -> int:
         """How many of the two fingers touch the named body."""

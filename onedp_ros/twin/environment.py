@@ -85,23 +85,31 @@ class SteppedCell:
         self._expose(CAMERAS[0], 0)
         self._report_state()
 
-    def step(self, position: Array, quaternion: Array, opening: float) -> None:
-        """Command a target, (3,) m and (4,) xyzw, and an opening (m), and advance by one control step."""
+    def command(self, position: Array, quaternion: Array, opening: float) -> None:
+        """Command a target, (3,) m within the workspace and (4,) xyzw, and an opening (m)."""
         self.cell.set_target(np.clip(position, WORKSPACE_LOW, WORKSPACE_HIGH), quaternion, opening)
+
+    def advance(self, until_ms: int | None = None) -> None:
+        """Advance to the next state sample or exposure, or to ``until_ms`` when that comes first."""
+        due = round(frame_time(self._frame) * 1000)
+        sample = (self._elapsed // STATE_STEP_MS + 1) * STATE_STEP_MS
+        until = min(due, sample) if until_ms is None else min(due, sample, until_ms)
+        self.cell.step(until - self._elapsed)
+        self._elapsed = until
+        if until == sample:
+            self._report_state()
+        if until == due:
+            self._expose(frame_camera(self._frame), self.stamp)
+            self._frame += 1
+        if not self.lifted:
+            self.lifted = bool(self.cell.data.body("milk").xpos[2] > 0.08 and self.cell.touching("milk") == 2)
+
+    def step(self, position: Array, quaternion: Array, opening: float) -> None:
+        """Command and advance by one control step."""
+        self.command(position, quaternion, opening)
         end = self._elapsed + self._step_ms
         while self._elapsed < end:
-            due = round(frame_time(self._frame) * 1000)
-            sample = (self._elapsed // STATE_STEP_MS + 1) * STATE_STEP_MS
-            until = min(due, sample, end)
-            self.cell.step(until - self._elapsed)
-            self._elapsed = until
-            if until == sample:
-                self._report_state()
-            if until == due:
-                self._expose(frame_camera(self._frame), self.stamp)
-                self._frame += 1
-        centre = self.cell.data.body("milk").xpos
-        self.lifted |= bool(centre[2] > 0.08 and self.cell.touching("milk") == 2)
+            self.advance(end)
 
     def observe(self) -> Observation:
         """The newest set: each camera's last frame, drawn now, and the state at the newest one's stamp."""
@@ -148,7 +156,6 @@ class SteppedCell:
 
     def _report_state(self) -> None:
         if self._on_state is not None:
-            mujoco.mj_kinematics(self.cell.model, self.cell.data)
             self._on_state(self.stamp)
 
 

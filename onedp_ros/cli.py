@@ -1,0 +1,41 @@
+"""The command line: ``onedp <command> …``. Each command lives in the module that does the work."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "collect": ("onedp_ros.twin.collect", "record demonstrations of the scripted expert in the twin"),
+    "convert": ("onedp_ros.data.convert", "turn bags into a training set"),
+    "train": ("onedp_ros.learning.train", "train a diffusion policy, the teacher"),
+    "distill": ("onedp_ros.learning.distill", "distil a teacher into a one-step generator"),
+    "evaluate": ("onedp_ros.evaluation.rollout", "success of a policy in the twin"),
+    "bench": ("onedp_ros.evaluation.bench", "latency of engines and methods, frames over DDS"),
+    "run": ("onedp_ros.runner", "start the whole graph without ros2 launch"),
+    "demo": ("onedp_ros.demo", "watch the released policy pick the milk, in real time"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: onedp <command> [options]; onedp <command> --help tells more\n")
+        print("\n".join(f"  {name:9} {text}" for name, (_, text) in COMMANDS.items()))
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"onedp: unknown command '{arguments[0]}', expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[arguments[0]]
+    try:
+        return int(importlib.import_module(module).main(arguments[1:]) or 0)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError, RuntimeError) as error:  # ours name the thing and the remedy; a trace would bury that
+        print(f"onedp {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The simulated cell as a robot and two cameras: the same topics as the real ones.
+
+Three parts: a thread advances physics in real time and publishes states at 200 Hz; a child process draws and publishes the camera
+frames, so that physics never waits for rendering; the executor's thread takes targets and services and only stores them under a
+lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import queue
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image, JointState
+from std_srvs.srv import Trigger
+
+from onedp_ros.contract import NANOSECONDS
+from onedp_ros.nodes.diagnostics import Diagnostics, Rate
+from onedp_ros.nodes.messages import header, image_message, pose_message
+from onedp_ros.nodes.process import main_of
+from onedp_ros.resources import task_contract
+from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS, CellRenderer, build_model
+from onedp_ros.twin.environment import Frame, SteppedCell
+from onedp_ros.twin.pnp_milk import PnpMilk
+
+STALE_AFTER = 0.25  # s without a target: slow to a stop and hold
+LATE = 0.1  # s that physics may lag behind the clock before it gives the lost time up
+
+
+def draw_frames(frames: Any, topics: dict[str, str], counts: Any, max_yaw: float) -> None:
+    """The camera process: draws what physics hands over and publishes it. Ends on ``None`` or with its parent."""
+    ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
+    rclpy.init(args=[], signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    node = rclpy.create_node("twin_cameras", use_global_arguments=False, start_parameter_services=False, enable_rosout=False)
+    publishers = {camera: node.create_publisher(Image, topic, qos_profile_sensor_data) for camera, topic in topics.items()}
+    import mujoco
+
+    model = build_model(PnpMilk(max_yaw))
+    data, renderer = mujoco.MjData(model), CellRenderer(model)
+    sent = dict.fromkeys(topics, 0)
+    while (item := frames.get()) is not None:
+        camera, stamp, qpos = item
+        data.qpos[:] = qpos
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_camlight(model, data)
+        publishers[camera].publish(image_message(renderer.render(data, camera), stamp, f"{camera}_camera_color_optical_frame"))
+        sent[camera] += 1
+        counts[list(topics).index(camera)] = sent[camera]
+    renderer.close()
+    node.destroy_node()
+    rclpy.shutdown()
+
+
+class TwinNode(Node):
+    """Services ``~/reset`` (places carton and arm for the parameter ``seed``, which then counts up) and ``~/success`` (whether
+    the task is done; if not, why an episode that ended now would have failed)."""
+
+    def __init__(self) -> None:
+        super().__init__("twin")
+        self.declare_parameter("task", "pnp_milk", ParameterDescriptor(description="Task whose objects lie in the cell"))
+        self.declare_parameter(
+            "seed",
+            100000,
+            ParameterDescriptor(
+                description="Seed of the next ~/reset; counts up with every reset",
+                integer_range=[IntegerRange(from_value=0, to_value=2**31 - 1, step=1)],
+            ),
+        )
+        self.declare_parameter(
+            "max_yaw",
+            float(PnpMilk.max_yaw),
+            ParameterDescriptor(
+                description="Greatest turn of the carton, rad",
+                floating_point_range=[FloatingPointRange(from_value=0.0, to_value=float(np.pi))],
+            ),
+        )
+        contract = task_contract(self.get_parameter("task").value)
+        self._base_frame = contract.base_frame
+        max_yaw = float(self.get_parameter("max_yaw").value)
+        self._lock = threading.Lock()
+        self._target: tuple[np.ndarray, np.ndarray] | None = None
+        self._opening: float | None = None
+        self._target_time = 0.0
+        self._reset: threading.Event | None = None
+        self._answer = (False, "not started")
+        self._closing = threading.Event()
+        self._epoch = 0
+
+        self._stepped = SteppedCell(contract, PnpMilk(max_yaw), self._on_state, self._on_frame)
+        self._joint_publisher = self.create_publisher(JointState, contract.joint_states_topic, 10)
+        self._pose_publisher = self.create_publisher(PoseStamped, contract.pose_topic, 10)
+        self.create_subscription(PoseStamped, "target_pose", self._on_target, 1)
+        self.create_subscription(JointState, "gripper_target", self._on_gripper, 1)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_service(Trigger, "~/success", self._on_success)
+
+        topics = {name: self.resolve_topic_name(camera.topic) for name, camera in contract.cameras.items()}
+        spawn = multiprocessing.get_context("spawn")
+        self._frames = spawn.Queue(maxsize=4)
+        self._sent = spawn.Array("q", len(topics), lock=False)
+        self._cameras = spawn.Process(target=draw_frames, args=(self._frames, topics, self._sent, max_yaw), daemon=True)
+        self._cameras.start()
+
+        self._state_rate, self._holds, self._refused, self._skipped, self._lost = Rate(), 0, 0, 0, 0.0
+        self._camera_names = list(topics)
+        self._diagnostics = Diagnostics(self, self._report)
+        self._thread = threading.Thread(target=self._run, name="physics")
+        self._thread.start()
+
+    def destroy_node(self) -> None:
+        self._closing.set()
+        self._thread.join()
+        if self._cameras.is_alive():
+            try:
+                self._frames.put(None, timeout=0.2)
+            except queue.Full:
+                self._cameras.terminate()
+            self._cameras.join(0.8)
+        if self._cameras.is_alive():
+            self._cameras.kill()
+        self._frames.cancel_join_thread()
+        super().destroy_node()
+
+    # executor's thread
+
+    def _on_target(self, message: PoseStamped) -> None:
+        p, q = message.pose.position, message.pose.orientation
+        position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
+        length = float(np.linalg.norm(quaternion))
+        if not (np.all(np.isfinite(position)) and abs(length - 1.0) < 0.01):  # a NaN length fails too
+            self._refused += 1
+            return
+        with self._lock:
+            self._target, self._target_time = (position, quaternion / length), time.monotonic()
+
+    def _on_gripper(self, message: JointState) -> None:
+        if len(message.position) != 1 or not np.isfinite(message.position[0]):
+            self._refused += 1
+            return
+        with self._lock:
+            self._opening = float(message.position[0])
+
+    def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        done = threading.Event()
+        with self._lock:
+            self._reset = done
+        response.success = done.wait(2.0)
+        response.message = f"seed {self._seed}" if response.success else "physics did not answer within 2 s"
+        return response
+
+    def _on_success(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            response.success, response.message = self._answer
+        return response
+
+    # thread of physics
+
+    def _run(self) -> None:
+        rng_seed = int(self.get_parameter("seed").value)
+        self._place(rng_seed)
+        while not self._closing.is_set():
+            with self._lock:
+                reset, self._reset = self._reset, None
+                target, opening = self._target, self._opening
+                stale = time.monotonic() - self._target_time > STALE_AFTER
+            if reset is not None:
+                self._place(int(self.get_parameter("seed").value))
+                reset.set()
+                continue
+            cell = self._stepped.cell
+            if target is None or stale:
+                if target is not None:  # brake along the path of the filter and stay there
+                    self._holds += 1
+                    brake = cell.filter.velocity / (2 * cell.filter.limits.gain)
+                    self._hold = (cell.filter.position + brake, cell.filter.quaternion)
+                    with self._lock:
+                        self._target = None
+                target = self._hold
+            self._stepped.command(*target, cell.target_opening if opening is None else opening)
+            self._stepped.advance()  # to the next state sample or exposure
+            with self._lock:
+                success = self._stepped.success()
+                self._answer = (success, "success" if success else self._stepped.failure())
+            ahead = (self._epoch + self._stepped.stamp) / NANOSECONDS - self._now() / NANOSECONDS
+            if ahead > 0:
+                self._closing.wait(ahead)
+            elif ahead < -LATE:
+                self._lost -= ahead
+                self._epoch -= round(ahead * NANOSECONDS)
+
+    def _place(self, seed: int) -> None:
+        self._seed = seed
+        with self._lock:
+            self._target, self._opening = None, None
+        self._epoch = self._now()
+        self._stepped.reset(np.random.default_rng(seed))
+        self._hold = (self._stepped.cell.position, self._stepped.cell.quaternion)
+        self.set_parameters([rclpy.parameter.Parameter("seed", value=seed + 1)])
+
+    def _now(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    def _on_state(self, stamp: int) -> None:
+        data, stamp = self._stepped.cell.data, self._epoch + stamp
+        joints = JointState(header=header(stamp), name=[*ARM_JOINTS, *FINGER_JOINTS])
+        joints.position, joints.velocity = data.qpos[:9].tolist(), data.qvel[:9].tolist()
+        self._joint_publisher.publish(joints)
+        self._pose_publisher.publish(
+            pose_message(self._stepped.cell.position, self._stepped.cell.quaternion, stamp, self._base_frame)
+        )
+        self._state_rate.tick()
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.stamp < 0:
+            return
+        try:
+            self._frames.put_nowait((frame.camera, self._epoch + frame.stamp, frame.qpos))
+        except queue.Full:
+            self._skipped += 1
+
+    def _report(self) -> tuple[Any, str, dict[str, Any]]:
+        values = {
+            "state_hz": round(self._state_rate.hz(), 1),
+            **{f"frames_sent_{name}": self._sent[i] for i, name in enumerate(self._camera_names)},
+            "frames_skipped": self._skipped,
+            "targets_refused": self._refused,
+            "holds": self._holds,
+            "time_lost_s": round(self._lost, 3),
+        }
+        if not self._cameras.is_alive():
+            return DiagnosticStatus.ERROR, "camera process died: is OpenGL (EGL) installed? see the log above", values
+        if self._lost > 0:
+            return DiagnosticStatus.WARN, "physics lost time: the machine is overloaded", values
+        return DiagnosticStatus.OK, "running", values
+
+
+def main(args: list[str] | None = None) -> int:
+    return main_of(TwinNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
