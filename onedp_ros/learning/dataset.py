@@ -1,0 +1,137 @@
+"""Training windows from a replay buffer in Diffusion Policy's layout (zarr).
+
+Group ``data/``: one image array (N, H, W, 3) uint8 for each of the contract's cameras, ``state`` (N, 9) float32 and ``action``
+(N, 10) float32; group ``meta/``: ``episode_ends`` (E,) int64. The root attribute ``contract`` says what the arrays mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from onedp_ros.contract import Contract, Normalizer
+from onedp_ros.policy.policies import Batch
+
+PAD_BEFORE, PAD_AFTER = 1, 7
+"""Steps by which a window may reach over the ends of an episode (Diffusion Policy); the end values are repeated."""
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be trained on; the message names the file, the array and the remedy."""
+
+
+class WindowDataset:
+    """All windows of a replay buffer, in memory.
+
+    A window at step t holds the observations t-1 and t and the actions t-1 .. t+14 (for two observations and a horizon of 16),
+    so that action index 1 is the one of step t. Windows start up to one step before an episode and end up to seven after.
+
+    Args:
+        path: the zarr directory.
+        contract: when given, the data must have been made with it.
+
+    Raises:
+        DatasetError: not such a replay buffer.
+        ContractError: data of another contract; names the field.
+    """
+
+    def __init__(self, path: str | Path, contract: Contract | None = None) -> None:
+        if not Path(path).exists():
+            raise DatasetError(f"{path} does not exist; make it with 'onedp convert BAGS --out {path}'")
+        try:
+            root = zarr.open_group(str(path), mode="r")
+        except Exception as error:
+            raise DatasetError(f"{path} is not a zarr replay buffer ({error}); convert the bags again") from error
+        if "contract" not in root.attrs:
+            raise DatasetError(f"{path} has no 'contract' attribute; convert the bags again with 'onedp convert'")
+        self.contract = Contract.from_dict(root.attrs["contract"])
+        if contract is not None:
+            contract.require_same(self.contract, "the task", str(path))
+
+        def read(name: str, shape: tuple[int, ...], dtype: str) -> NDArray:
+            if name not in root:
+                raise DatasetError(f"{path} has no array '{name}'; convert the bags again")
+            array = root[name]
+            if array.shape[1:] != shape or array.dtype != np.dtype(dtype):
+                raise DatasetError(f"{path}: '{name}' is {array.dtype} {array.shape}, expected {dtype} (N, {', '.join(map(str, shape))})")
+            return np.ascontiguousarray(array[:])
+
+        c = self.contract
+        self.images = {n: read(f"data/{n}", (camera.height, camera.width, 3), "uint8") for n, camera in c.cameras.items()}
+        self.state = read("data/state", (c.state_dim,), "float32")
+        self.action = read("data/action", (c.action_dim,), "float32")
+        self.episode_ends = read("meta/episode_ends", (), "int64")
+        lengths = {"state": len(self.state), "action": len(self.action), **{n: len(i) for n, i in self.images.items()}}
+        ends = self.episode_ends
+        if len(ends) == 0 or np.any(np.diff(ends, prepend=0) <= 0) or any(n != ends[-1] for n in lengths.values()):
+            raise DatasetError(f"{path} is cut short: arrays of lengths {lengths}, episodes ending at {ends[-3:].tolist()}; convert again")
+        if not (np.isfinite(self.state).all() and np.isfinite(self.action).all()):
+            raise DatasetError(f"{path} holds NaN or infinity in its states or actions; convert the bags again")
+
+        # Rows of the arrays for each window, with the ends of the episode repeated.
+        observations, actions = [], []
+        offset_o, offset_a = np.arange(c.n_obs_steps), np.arange(c.horizon)
+        for first, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
+            starts = np.arange(first - PAD_BEFORE, max(end - c.horizon + PAD_AFTER, first - PAD_BEFORE) + 1)[:, None]
+            observations.append(np.clip(starts + offset_o, first, end - 1))
+            actions.append(np.clip(starts + offset_a, first, end - 1))
+        self.observation_rows = np.concatenate(observations)
+        self.action_rows = np.concatenate(actions)
+
+    def __len__(self) -> int:
+        return len(self.observation_rows)
+
+    def normalizer(self) -> Normalizer:
+        """The normaliser of this data's range."""
+        return Normalizer.fit(self.state, self.action)
+
+    def batch(self, windows: NDArray[np.integer], rng: np.random.Generator | None = None) -> Batch:
+        """Windows by index (B,) as uint8 images, cropped at random places or, without ``rng``, at the centre.
+
+        One place for each window and camera, shared by its observations.
+        """
+        height, width = self.contract.crop
+        rows = self.observation_rows[windows]
+        images = {}
+        for name, frames in self.images.items():
+            spare = np.array([frames.shape[1] - height, frames.shape[2] - width])
+            corners = np.tile(spare // 2, (len(rows), 1)) if rng is None else rng.integers(0, spare + 1, (len(rows), 2))
+            out = np.empty((*rows.shape, height, width, 3), np.uint8)
+            for i, (top, left) in enumerate(corners.tolist()):
+                for j, row in enumerate(rows[i].tolist()):
+                    out[i, j] = frames[row, top : top + height, left : left + width]
+            images[name] = torch.from_numpy(out)
+        state, action = self.state[rows], self.action[self.action_rows[windows]]
+        return Batch(images, torch.from_numpy(state), torch.from_numpy(action))
+
+    def batches(self, size: int, first: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Endless random batches of ``size``, from the ``first``-th on; those of ``world`` ranks are disjoint.
+
+        Batch number i depends on the seed, the rank and i alone, so that a resumed run sees what an uninterrupted one would.
+        Every epoch is a new order of all windows. The next batches are made in a thread while the last one is used.
+
+        Raises:
+            DatasetError: fewer windows than one batch of all ranks.
+        """
+        per_epoch = len(self) // (size * world)
+        if per_epoch == 0:
+            raise DatasetError(f"{len(self)} windows are fewer than a batch of {size * world}; reduce batch_size or record more")
+
+        def make(number: int) -> Batch:
+            epoch, position = divmod(number, per_epoch)
+            order = np.random.default_rng([seed, epoch]).permutation(len(self))
+            start = (position * world + rank) * size
+            return self.batch(order[start : start + size], np.random.default_rng([seed, number, rank]))
+
+        with ThreadPoolExecutor(1, "batches") as thread:
+            ahead = [thread.submit(make, first + i) for i in range(3)]
+            while True:
+                yield ahead.pop(0).result()
+                first += 1
+                ahead.append(thread.submit(make, first + 2))

@@ -1,0 +1,251 @@
+"""Pre-training of a diffusion policy: ``python -m onedp_ros.learning.train``, alone or under ``accelerate launch``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import nn
+from tqdm import tqdm
+
+from onedp_ros.contract import Contract
+from onedp_ros.learning.dataset import WindowDataset
+from onedp_ros.policy.checkpoint import CheckpointError, save_policy, write_atomically
+from onedp_ros.policy.networks import NetworkConfig
+from onedp_ros.policy.policies import Policy
+
+log = logging.getLogger(__name__)
+STATE = "state.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the pre-training; the defaults are Diffusion Policy's."""
+
+    steps: int
+    batch_size: int = 64
+    accumulation: int = 1
+    noise_samples: int = 1
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.95, 0.999)
+    weight_decay: float = 1e-6
+    warmup_steps: int = 500
+    max_grad_norm: float = float("inf")
+    ema_power: float = 0.75
+    ema_max: float = 0.9999
+    mixed_precision: str = "bf16"
+    compile: bool = False
+    save_every: int = 5000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("steps", "batch_size", "accumulation", "noise_samples", "save_every", "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}, expected a positive number")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"train.mixed_precision is '{self.mixed_precision}', expected 'no' or 'bf16'")
+
+
+def read_section(path: str | Path, section: str) -> dict[str, Any]:
+    """One section of a ``config/train`` file. ValueError when it is not there."""
+    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(data, Mapping) or not isinstance(data.get(section), Mapping):
+        raise ValueError(f"{path} has no section '{section}'; see config/train/compact.yaml")
+    return dict(data[section])
+
+
+def train(
+    data: str | Path,
+    out: str | Path,
+    network: NetworkConfig,
+    config: TrainConfig,
+    resume: bool = False,
+    contract: Contract | None = None,
+    stop_at: int | None = None,
+) -> dict[str, Any]:
+    """Train a diffusion policy and write its EMA weights as a checkpoint to ``out``.
+
+    ``out`` also gets ``state.safetensors`` every ``save_every`` steps, from which ``resume`` goes on to the same result as an
+    uninterrupted run, TensorBoard logs, and ``train.json``.
+
+    Args:
+        data: replay buffer (see :mod:`onedp_ros.learning.dataset`).
+        out: directory.
+        network: sizes.
+        config: settings.
+        resume: go on from ``out/state.safetensors``; begin when there is none.
+        contract: when given, the data must be of it.
+        stop_at: end early at this step, as if interrupted (the schedule stays that of ``config.steps``).
+
+    Returns:
+        What train.json holds: gradient steps, wall-clock (s), loss, and so on.
+    """
+    out = Path(out)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=out)
+    dataset = WindowDataset(data, contract)
+    set_seed(config.seed)
+    policy = Policy(dataset.contract, network, dataset.normalizer())
+    policy.encoders.to(memory_format=torch.channels_last)
+    if config.compile:
+        compile_networks(policy)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
+    model, optimizer = accelerator.prepare(policy, optimizer)
+    ema = EMAModel(policy.parameters(), config.ema_max, use_ema_warmup=True, power=config.ema_power, foreach=True)
+    ema.to(accelerator.device)
+
+    step, seconds = 0, 0.0
+    if resume and (out / STATE).exists():
+        step, seconds = load_state(out / STATE, policy, {"adam": optimizer}, ema, config, accelerator.device)
+        for _ in range(step):
+            schedule.step()
+        log.info("resuming %s at step %d", out, step)
+    accelerator.init_trackers("tensorboard")
+    micro = config.accumulation
+    batches = dataset.batches(config.batch_size, step * micro, config.seed, accelerator.process_index, accelerator.num_processes)
+    generator = torch.Generator(accelerator.device)
+    begin, loss_mean = time.monotonic() - seconds, float("nan")
+    end = min(config.steps, stop_at or config.steps)
+    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process, mininterval=2, smoothing=0.02)
+    while step < end:
+        generator.manual_seed(((config.seed * 1_000_003 + step) << 10) + accelerator.process_index)
+        total = torch.zeros((), device=accelerator.device)
+        for _ in range(micro):
+            loss = model(next(batches).to(accelerator.device), generator, config.noise_samples) / micro
+            accelerator.backward(loss)
+            total += loss.detach()
+        norm = accelerator.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        ema.step(policy.parameters())
+        step += 1
+        bar.update()
+        if step % 20 == 0 or step == end:
+            value = accelerator.reduce(total, "mean").item()
+            if value != value:
+                raise FloatingPointError(f"the loss is NaN at step {step}; reduce train.learning_rate and resume from {out / STATE}")
+            loss_mean = value if loss_mean != loss_mean else 0.9 * loss_mean + 0.1 * value
+            bar.set_postfix(loss=f"{loss_mean:.4f}")
+            accelerator.log({"loss": value, "grad_norm": float(norm), "learning_rate": schedule.get_last_lr()[0]}, step)
+        if (step % config.save_every == 0 or step == end) and accelerator.is_main_process:
+            seconds = time.monotonic() - begin
+            save_state(out / STATE, step, seconds, policy, {"adam": optimizer}, ema, config)
+            result = {
+                "gradient_steps": step,
+                "planned_steps": config.steps,
+                "wall_clock_s": round(seconds, 1),
+                "loss": loss_mean,
+                "windows": len(dataset),
+                "episodes": len(dataset.episode_ends),
+                "epochs": round(step * micro * config.batch_size * accelerator.num_processes / len(dataset), 2),
+                "processes": accelerator.num_processes,
+                "data": Path(data).name,
+                "train": dataclasses.asdict(config),
+            }
+            save_ema(out, policy, ema, result)
+            write_atomically(out / "train.json", (json.dumps(result, indent=2) + "\n").encode())
+    batches.close()
+    bar.close()
+    accelerator.end_training()
+    return json.loads((out / "train.json").read_text()) if (out / "train.json").exists() else {}
+
+
+def compile_networks(policy: Policy) -> None:
+    """Let torch.compile fuse the networks' layers, where a C++ compiler is there; they run as written otherwise."""
+    torch._dynamo.config.suppress_errors = True
+    for network in (*policy.encoders.values(), policy.unet):
+        network.compile()
+
+
+def save_ema(out: Path, policy: Policy, ema: EMAModel, training: dict[str, Any]) -> None:
+    """Write the averaged weights as a checkpoint, float32 (``onedp release`` halves them)."""
+    ema.store(policy.parameters())
+    ema.copy_to(policy.parameters())
+    save_policy(out, policy, training, torch.float32)
+    ema.restore(policy.parameters())
+
+
+def save_state(
+    path: Path, step: int, seconds: float, model: nn.Module, optimizers: dict[str, Any], ema: EMAModel, config: Any
+) -> None:
+    """All that a run needs to go on: one safetensors file, its header holding the step and the settings."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"ema.{i}": value for i, value in enumerate(ema.shadow_params)}
+    for name, optimizer in optimizers.items():
+        for i, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{i}.{slot}": value for slot, value in slots.items()}
+    header = {"step": step, "seconds": seconds, "ema_step": ema.optimization_step, "config": dataclasses.asdict(config)}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, save(tensors, metadata={"run": json.dumps(header)}))
+
+
+def load_state(
+    path: Path, model: nn.Module, optimizers: dict[str, Any], ema: EMAModel, config: Any, device: torch.device
+) -> tuple[int, float]:
+    """Inverse of :func:`save_state`: the step and seconds reached.
+
+    Raises:
+        CheckpointError: a damaged file, or a run with other settings; names the setting.
+    """
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            header = json.loads(file.metadata()["run"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it and train from the start") from error
+    for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items():
+        if header["config"].get(name) != value and name != "save_every":
+            raise CheckpointError(f"{path}: {name} was {header['config'].get(name)}, now {value}; resume with the former settings")
+    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    ema.shadow_params = [tensors[f"ema.{i}"] for i in range(len(ema.shadow_params))]
+    ema.optimization_step = header["ema_step"]
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Any]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith(f"{name}."):
+                _, i, slot = key.split(".")
+                state.setdefault(int(i), {})[slot] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return header["step"], header["seconds"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="replay buffer made by 'onedp convert' (zarr)")
+    parser.add_argument("--out", required=True, help="directory for the checkpoint, logs and train.json")
+    parser.add_argument("--config", default="config/train/compact.yaml", help="network and settings")
+    parser.add_argument("--steps", type=int, help="gradient steps, in place of the configured ones")
+    parser.add_argument("--resume", action="store_true", help="go on where a run in --out was interrupted")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = read_section(args.config, "train")
+    if args.steps:
+        settings["steps"] = args.steps
+    network = NetworkConfig.from_dict(read_section(args.config, "network"))
+    result = train(args.data, args.out, network, TrainConfig(**settings), args.resume)
+    print(json.dumps({k: v for k, v in result.items() if k != "train"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

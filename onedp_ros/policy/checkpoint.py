@@ -1,0 +1,161 @@
+"""Checkpoints: a directory with ``config.json`` (contract, network, method, normaliser, training, versions) and
+``model.safetensors``. Nothing in them is executed when they are loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load, save
+
+from onedp_ros.contract import Contract, Normalizer
+from onedp_ros.policy.networks import NetworkConfig
+from onedp_ros.policy.policies import Policy
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file, what is wrong and the remedy."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file is missing, truncated or not what config.json describes."""
+
+
+class IncompatibleCheckpointError(CheckpointError):
+    """The checkpoint is whole, but of another network or format than asked for."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by a file with ``data``; after a crash either the old or the new file is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def save_policy(path: str | Path, policy: Policy, training: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    """Write ``policy`` to the directory ``path``.
+
+    Args:
+        path: directory, made when missing; an older checkpoint in it is replaced.
+        policy: what to write.
+        training: how it was made (plain data), kept in config.json.
+        dtype: of the stored weights; float16 halves a released policy.
+    """
+    path = Path(path)
+    weights = save({name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in policy.state_dict().items()})
+    config = {
+        "format": FORMAT,
+        "method": policy.method,
+        "contract": policy.contract.to_dict(),
+        "network": policy.config.to_dict(),
+        "normalizer": policy.normalizer.to_dict(),
+        "training": training,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "safetensors", "numpy")},
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    write_atomically(path / WEIGHTS, weights)
+    write_atomically(path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config.json of the checkpoint directory ``path``. DamagedCheckpointError when it cannot be read."""
+    file = Path(path) / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{file} does not exist; give the directory that holds {CONFIG} and {WEIGHTS}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedCheckpointError(f"{file} is not valid JSON ({error}); fetch or save the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise DamagedCheckpointError(f"{file} holds {type(config).__name__}, expected a mapping; fetch or save the checkpoint again")
+    if missing := sorted({"format", "method", "contract", "network", "normalizer", "training", "weights_sha256"} - set(config)):
+        raise DamagedCheckpointError(f"{file} lacks {missing}; fetch or save the checkpoint again")
+    if config["format"] != FORMAT:
+        raise IncompatibleCheckpointError(f"{file} has format {config['format']}, this program reads {FORMAT}; use a matching version")
+    return config
+
+
+def load_policy(
+    path: str | Path,
+    method: str | None = None,
+    contract: Contract | None = None,
+    network: NetworkConfig | None = None,
+) -> Policy:
+    """Read a policy, float32, on the CPU, in evaluation mode.
+
+    Args:
+        path: checkpoint directory.
+        method: another sampler of the same weights, for example ``dp_ddim10`` of a ``dp_ddpm100`` checkpoint.
+        contract: when given, the checkpoint must have been made with it.
+        network: when given, the checkpoint must be of this network.
+
+    Raises:
+        DamagedCheckpointError: missing, truncated or altered files.
+        IncompatibleCheckpointError: another format, network or kind of method.
+        ContractError: another contract; names the field.
+    """
+    path = Path(path)
+    config = read_config(path)
+    try:
+        its_contract = Contract.from_dict(config["contract"])
+        its_network = NetworkConfig.from_dict(config["network"])
+        normalizer = Normalizer.from_dict(config["normalizer"])
+        policy = Policy(its_contract, its_network, normalizer, config["method"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedCheckpointError(f"{path / CONFIG}: {error}; fetch or save the checkpoint again") from error
+    if contract is not None:
+        contract.require_same(its_contract, "the task", str(path))
+    for field in dataclasses.fields(NetworkConfig) if network is not None else ():
+        ours, theirs = getattr(network, field.name), getattr(its_network, field.name)
+        if ours != theirs:
+            raise IncompatibleCheckpointError(f"{path}: network {field.name} is {theirs}, expected {ours}; use that network's checkpoint")
+    if method is not None and method != policy.method:
+        _check_method(path, policy.method, method)
+        policy = Policy(its_contract, its_network, normalizer, method)
+    weights = _read_weights(path / WEIGHTS, config["weights_sha256"])
+    expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise IncompatibleCheckpointError(
+            f"{path / WEIGHTS}: {len(wrong)} tensors do not fit the network in {CONFIG}, the first is '{wrong[0]}': "
+            f"{found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'none')}; the two files belong to different networks"
+        )
+    policy.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return policy.eval()
+
+
+def _check_method(path: Path, its: str, wanted: str) -> None:
+    if not (its.startswith("dp_") and wanted.startswith("dp_")):
+        raise IncompatibleCheckpointError(f"{path} holds weights of {its}, which cannot be used as {wanted}; give the {wanted} checkpoint")
+
+
+def _read_weights(file: Path, digest: str) -> dict[str, torch.Tensor]:
+    try:
+        data = file.read_bytes()
+        weights = load(data)
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{file} does not exist; fetch or save the checkpoint again") from error
+    except safetensors.SafetensorError as error:
+        raise DamagedCheckpointError(
+            f"{file} is truncated or not safetensors ({len(data)} bytes: {error}); fetch or save it again"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise DamagedCheckpointError(f"{file} is not the file that {CONFIG} was written with; fetch or save both again")
+    return weights

@@ -1,0 +1,188 @@
+"""Networks of Diffusion Policy (Chi et al. 2023, https://arxiv.org/abs/2303.04137): image encoder and conditional 1D U-Net."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes. The defaults are the paper's real-robot network: with two cameras, two observations and ten action values the U-Net
+    has 66.92 M parameters and each encoder 11.2 M. ``unet_channels`` needs multiples of 8, ``encoder_width`` of 16."""
+
+    encoder_width: int = 64
+    unet_channels: tuple[int, ...] = (256, 512, 1024)
+    kernel: int = 5
+    step_dim: int = 128
+    keypoints: int = 32
+    features: int = 64
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unet_channels", tuple(self.unet_channels))
+        if self.encoder_width < 16 or self.encoder_width % 16:
+            raise ValueError(f"encoder_width is {self.encoder_width}, expected a positive multiple of 16")
+        if not self.unet_channels or any(c < 8 or c % 8 for c in self.unet_channels):
+            raise ValueError(f"unet_channels is {list(self.unet_channels)}, expected positive multiples of 8")
+        if self.kernel % 2 == 0 or self.step_dim % 2 or min(self.kernel, self.step_dim, self.keypoints, self.features) < 1:
+            raise ValueError(f"expected an odd kernel, an even step_dim and positive sizes in {self}")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NetworkConfig:
+        """Inverse of :meth:`to_dict`. ValueError names a field that is missing or unknown."""
+        fields = {f.name for f in dataclasses.fields(cls)}
+        if set(data) != fields:
+            raise ValueError(f"network has the fields {sorted(data)}, expected {sorted(fields)}")
+        return cls(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON or YAML."""
+        return {**dataclasses.asdict(self), "unet_channels": list(self.unet_channels)}
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """In place of BatchNorm, whose running statistics do not go with an EMA of the weights."""
+    return nn.GroupNorm(channels // 16, channels)
+
+
+class ResidualBlock(nn.Module):
+    """The basic block of ResNet-18 (He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm1 = group_norm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = group_norm(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), group_norm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
+
+
+class SpatialSoftmax(nn.Module):
+    """(B, C, H, W) -> (B, 2 keypoints): the expected image position (x, y in [-1, 1]) of each keypoint's activation."""
+
+    def __init__(self, channels: int, keypoints: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, keypoints, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        height, width = h.shape[-2:]
+        attention = h.flatten(2).softmax(-1).unflatten(2, (height, width))
+        x_mean = attention.sum(2) @ torch.linspace(-1, 1, width, device=x.device, dtype=attention.dtype)
+        y_mean = attention.sum(3) @ torch.linspace(-1, 1, height, device=x.device, dtype=attention.dtype)
+        return torch.cat([x_mean, y_mean], dim=-1)
+
+
+class ImageEncoder(nn.Module):
+    """ResNet-18 from scratch, spatial softmax, linear layer: (B, 3, H, W) in [-1, 1] -> (B, features)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        w = config.encoder_width
+        self.stem = nn.Sequential(nn.Conv2d(3, w, 7, 2, 3, bias=False), group_norm(w), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        blocks: list[nn.Module] = []
+        inputs = w
+        for stage, outputs in enumerate((w, 2 * w, 4 * w, 8 * w)):
+            blocks += [ResidualBlock(inputs, outputs, 2 if stage else 1), ResidualBlock(outputs, outputs, 1)]
+            inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = SpatialSoftmax(inputs, config.keypoints)
+        self.head = nn.Linear(2 * config.keypoints, config.features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.head(self.pool(self.blocks(self.stem(x)))))
+
+
+class StepEmbedding(nn.Module):
+    """(B,) diffusion steps -> (B, dim): sine and cosine features, then a two-layer network."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
+
+    def forward(self, step: Tensor) -> Tensor:
+        half = self.dim // 2
+        frequency = torch.exp(torch.arange(half, device=step.device) * (-math.log(10000.0) / (half - 1)))
+        phase = step[:, None].float() * frequency
+        return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=-1))
+
+
+class ConvBlock(nn.Sequential):
+    """Conv1d, GroupNorm, Mish."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(8, outputs), nn.Mish())
+
+
+class FilmBlock(nn.Module):
+    """Residual block whose hidden layer is scaled and shifted by the condition: ``scale * h + bias``."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int, kernel: int) -> None:
+        super().__init__()
+        self.conv1 = ConvBlock(inputs, outputs, kernel)
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition, 2 * outputs))
+        self.conv2 = ConvBlock(outputs, outputs, kernel)
+        self.shortcut = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, bias = self.film(condition).unsqueeze(-1).chunk(2, dim=1)
+        return self.conv2(scale * self.conv1(x) + bias) + self.shortcut(x)
+
+
+class UNet(nn.Module):
+    """Conditional 1D U-Net over an action chunk.
+
+    Args:
+        action_dim: values in one action.
+        condition_dim: length of the flattened observations.
+        config: sizes.
+    """
+
+    def __init__(self, action_dim: int, condition_dim: int, config: NetworkConfig) -> None:
+        super().__init__()
+        channels, kernel = config.unet_channels, config.kernel
+        condition = config.step_dim + condition_dim
+        pairs = list(zip((action_dim, *channels[:-1]), channels, strict=True))
+        self.step = StepEmbedding(config.step_dim)
+        self.down = nn.ModuleList()
+        for level, (inputs, outputs) in enumerate(pairs):
+            halve = nn.Conv1d(outputs, outputs, 3, 2, padding=1) if level < len(pairs) - 1 else nn.Identity()
+            first, second = (FilmBlock(i, outputs, condition, kernel) for i in (inputs, outputs))
+            self.down.append(nn.ModuleList([first, second, halve]))
+        self.middle = nn.ModuleList(FilmBlock(channels[-1], channels[-1], condition, kernel) for _ in range(2))
+        self.up = nn.ModuleList()
+        for inputs, outputs in reversed(pairs[1:]):
+            double = nn.ConvTranspose1d(inputs, inputs, 4, 2, padding=1)
+            first, second = (FilmBlock(i, inputs, condition, kernel) for i in (2 * outputs, inputs))
+            self.up.append(nn.ModuleList([first, second, double]))
+        self.final = nn.Sequential(ConvBlock(channels[0], channels[0], kernel), nn.Conv1d(channels[0], action_dim, 1))
+
+    def forward(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        """Noisy chunks (B, horizon, action), steps (B,), conditions (B, condition) -> predicted noise (B, horizon, action).
+
+        The horizon must be divisible by two for every level but the first.
+        """
+        c = torch.cat([self.step(step), condition], dim=-1)
+        x = sample.transpose(1, 2)
+        skips: list[Tensor] = []
+        for first, second, halve in self.down:
+            x = second(first(x, c), c)
+            skips.append(x)
+            x = halve(x)
+        for block in self.middle:
+            x = block(x, c)
+        for first, second, double in self.up:
+            x = double(second(first(torch.cat([x, skips.pop()], dim=1), c), c))
+        return self.final(x).transpose(1, 2)

@@ -1,0 +1,139 @@
+"""Every method behind one interface: DDPM and DDIM sampling of a diffusion policy, and the one-step generators of OneDP.
+
+All share the networks, the normaliser and the encoding of observations; they differ in :meth:`Policy.sample`. A policy is used in
+three stages so that a camera frame is encoded once: ``encode_image``, ``condition``, ``sample``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from onedp_ros.contract import Contract, Normalizer
+from onedp_ros.policy.diffusion import STEPS, Denoiser, Diffusion, sample_ddim, sample_ddpm
+from onedp_ros.policy.networks import ImageEncoder, NetworkConfig, UNet
+
+GENERATOR_STEP = 65
+"""The timestep input of the one-step generators (OneDP, section 3); alpha 0.5054, sigma 0.8629."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Training windows. ``images``: uint8 (B, n_obs, H, W, 3) by camera, whole or cropped; ``state`` (B, n_obs, 9);
+    ``action`` (B, horizon, 10), index ``n_obs - 1`` being the action of the newest observation's step. Not normalised."""
+
+    images: Mapping[str, Tensor]
+    state: Tensor
+    action: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)  # noqa: E731
+        return Batch({name: move(image) for name, image in self.images.items()}, move(self.state), move(self.action))
+
+
+class Policy(nn.Module):
+    """A policy of one contract and network.
+
+    Args:
+        contract: what the policy sees and says.
+        config: network sizes.
+        normalizer: of the training data.
+        method: ``dp_ddpm100``, ``dp_ddimN`` (N network evaluations, 1 to 100), ``onedp_s`` or ``onedp_d``.
+    """
+
+    def __init__(self, contract: Contract, config: NetworkConfig, normalizer: Normalizer, method: str = "dp_ddpm100") -> None:
+        super().__init__()
+        self.contract, self.config, self.normalizer = contract, config, normalizer
+        self.method = method
+        self.nfe = evaluations(method)
+        self.diffusion = Diffusion()
+        self.encoders = nn.ModuleDict({name: ImageEncoder(config) for name in contract.cameras})
+        observation = config.features * len(contract.cameras) + contract.state_dim
+        self.unet = UNet(contract.action_dim, contract.n_obs_steps * observation, config)
+        for field in dataclasses.fields(normalizer):
+            self.register_buffer(field.name, torch.from_numpy(getattr(normalizer, field.name)), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.diffusion.alpha.device
+
+    def encode_image(self, camera: str, images: Tensor) -> Tensor:
+        """Images of one camera, uint8 (B, H, W, 3) -> features (B, 64). What lies outside the contract's central crop is cut."""
+        height, width = self.contract.crop
+        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+        crop = images[:, top : top + height, left : left + width]
+        # The permuted view of (B, H, W, C) is already in the channels-last order that convolutions like best.
+        return self.encoders[camera](crop.permute(0, 3, 1, 2).float() * (2 / 255) - 1)
+
+    def condition(self, features: Tensor, state: Tensor) -> Tensor:
+        """Features (B, n_obs, 64 cameras), in the contract's order of cameras, and raw states (B, n_obs, 9) -> (B, n_obs 137)."""
+        normal = (state - self.state_offset) / self.state_scale
+        return torch.cat([features, normal.to(features.dtype)], dim=-1).flatten(1)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Windows -> conditions (B, n_obs 137)."""
+        features = [self.encode_image(c, batch.images[c].flatten(0, 1)) for c in self.contract.cameras]
+        return self.condition(torch.cat(features, dim=-1).unflatten(0, batch.state.shape[:2]), batch.state)
+
+    def normalize_action(self, action: Tensor) -> Tensor:
+        return (action - self.action_offset) / self.action_scale
+
+    def sample(self, condition: Tensor, generator: torch.Generator | None = None, denoise: Denoiser | None = None) -> Tensor:
+        """Conditions (B, n_obs 137) -> action chunks (B, horizon, 10) in metres and 6D rotations.
+
+        ``denoise`` stands in for the U-Net where an inference engine runs it.
+        """
+        denoise = denoise or self.unet
+        shape = (len(condition), self.contract.horizon, self.contract.action_dim)
+        if self.method == "onedp_d":
+            start = torch.zeros(shape, device=self.device)
+        else:
+            start = torch.randn(shape, generator=generator, device=self.device)
+        if self.method.startswith("onedp"):
+            action = self.generate(start, condition, denoise).clamp(-1, 1)
+        elif self.method == "dp_ddpm100":
+            action = sample_ddpm(denoise, start, condition, generator)
+        else:
+            action = sample_ddim(denoise, start, condition, self.nfe)
+        return action * self.action_scale + self.action_offset
+
+    def generate(self, start: Tensor, condition: Tensor, denoise: Denoiser | None = None) -> Tensor:
+        """G(z, O) of OneDP: ``start`` (B, horizon, 10) -> normalised, unclipped chunks with one network evaluation."""
+        step = torch.full((len(start),), GENERATOR_STEP, device=start.device)
+        return self.diffusion.estimate(start, (denoise or self.unet)(start, step, condition), step)
+
+    @torch.no_grad()
+    def predict_action(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Windows -> action chunks (B, horizon, 10), float32."""
+        return self.sample(self.encode(batch), generator).float()
+
+    def compute_loss(self, batch: Batch, generator: torch.Generator | None = None, noise_samples: int = 1) -> Tensor:
+        """Mean squared error of the predicted noise, over ``noise_samples`` draws of step and noise for each window.
+
+        Several draws share one encoding of the images, which costs most of a step.
+        """
+        assert batch.action is not None
+        condition = self.encode(batch).repeat_interleave(noise_samples, 0)
+        clean = self.normalize_action(batch.action).repeat_interleave(noise_samples, 0)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        step = torch.randint(STEPS, (len(clean),), generator=generator, device=clean.device)
+        predicted = self.unet(self.diffusion.add_noise(clean, noise, step), step, condition)
+        return functional.mse_loss(predicted.float(), noise)
+
+    forward = compute_loss  # what distributed wrappers call
+
+
+def evaluations(method: str) -> int:
+    """Network evaluations of one prediction (NFE). ValueError for an unknown method."""
+    if method in ("onedp_s", "onedp_d"):
+        return 1
+    if method == "dp_ddpm100":
+        return STEPS
+    if (match := re.fullmatch(r"dp_ddim(\d+)", method)) and 1 <= int(match[1]) <= STEPS:
+        return int(match[1])
+    raise ValueError(f"unknown method '{method}', expected dp_ddpm100, dp_ddimN (N from 1 to {STEPS}), onedp_s or onedp_d")
