@@ -103,10 +103,10 @@ if command -v nvidia-smi >/dev/null; then
     pip_install torch
 else
     say "installing PyTorch for the CPU"
-    pip_install --extra-index-url "$torch_index" torch
+    pip_install --retries 1 --extra-index-url "$torch_index" torch
 fi
 say "installing the other packages"
-pip_install --no-deps franky-sim
 pip_install --no-build-isolation --editable ".[$extras]"
+pip_install --no-deps franky-sim # last: pip complains of its missing dependencies
 made_from .venv/bin/python >.venv/.made_from
 say "ready"
