@@ -141,14 +141,18 @@ class Targets:
         return bisect.bisect_right(self.pose_stamps, stamp) - 1, bisect.bisect_right(self.opening_stamps, stamp) - 1
 
 
-def grid_segments(stamps: NDArray[np.int64], step: int) -> list[NDArray[np.int64]]:
-    """Indices of the observations nearest to ``stamps[0] + k * step`` (ns), within half a step.
+def grid_segments(stamps: NDArray[np.int64], step: int, commanded: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Indices of the observations nearest to ``start + k * step`` (ns), within half a step.
 
-    Where there is none, the segment ends; the next begins at the first observation after the gap.
+    The grid starts at the first observation, or at one less than a step later that a command was given at (``commanded``):
+    an operator in lock step with the observations then has each command beside the observation it answers.
+    Where there is no observation, the segment ends; the next begins after the gap.
     """
     segments = []
     start = 0
     while start < len(stamps):
+        within_step = slice(start, int(np.searchsorted(stamps, stamps[start] + step)))
+        start += int(np.argmax(commanded[within_step]))
         chosen = [start]
         while True:
             wanted = stamps[start] + len(chosen) * step
@@ -199,15 +203,16 @@ def read_episodes(bag: str | Path, contract: Contract) -> tuple[list[Episode], C
         reason = f"it lacks the topics {missing}" if missing else f"nothing fits together: {dict(dropped)}"
         raise BagError(f"{bag} holds no complete step; {reason}")
 
+    stamps = np.array([o.stamp for o in kept], dtype=np.int64)
     episodes = []
-    for chosen in grid_segments(np.array([o.stamp for o in kept], dtype=np.int64), contract.dt_ns):
+    for chosen in grid_segments(stamps, contract.dt_ns, np.isin(stamps, targets.pose_stamps)):
         if len(chosen) < contract.n_obs_steps:
             dropped["steps in pieces shorter than the observation horizon"] += len(chosen)
             continue
         picked = [kept[i] for i in chosen]
         episodes.append(
             Episode(
-                stamps=np.array([o.stamp for o in picked], dtype=np.int64),
+                stamps=stamps[chosen],
                 images={name: np.stack([o.images[name] for o in picked]) for name in contract.cameras},
                 state=np.stack([o.state for o in picked]).astype(np.float32),
                 action=np.stack([targets.action(o.stamp) for o in picked]),
