@@ -6,6 +6,7 @@ Group ``data/``: one image array (N, H, W, 3) uint8 for each of the contract's c
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,21 @@ class DatasetError(ValueError):
     """A data set that cannot be trained on; the message names the file, the array and the remedy."""
 
 
+def _unpack(array: zarr.Array, file: Path) -> NDArray:
+    """The array as a file mapped into memory, written in pieces unless it is there from an earlier process or run."""
+    stamp = hashlib.sha256(np.ascontiguousarray(array[-1]).tobytes()).hexdigest()
+    done = file.with_suffix(".done")
+    if not (done.exists() and done.read_text() == stamp and np.load(file, mmap_mode="r").shape == array.shape):
+        done.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        out = np.lib.format.open_memmap(file, "w+", array.dtype, array.shape)
+        for first in range(0, array.shape[0], 1024):
+            out[first : first + 1024] = array[first : first + 1024]
+        out.flush()
+        done.write_text(stamp)
+    return np.load(file, mmap_mode="r")
+
+
 class WindowDataset:
     """All windows of a replay buffer, in memory.
 
@@ -35,13 +51,14 @@ class WindowDataset:
     Args:
         path: the zarr directory.
         contract: when given, the data must have been made with it.
+        cache: a directory for the unpacked images, mapped from there so that several processes of a machine share one copy.
 
     Raises:
         DatasetError: not such a replay buffer.
         ContractError: data of another contract; names the field.
     """
 
-    def __init__(self, path: str | Path, contract: Contract | None = None) -> None:
+    def __init__(self, path: str | Path, contract: Contract | None = None, cache: Path | None = None) -> None:
         if not Path(path).exists():
             raise DatasetError(f"{path} does not exist; make it with 'onedp convert BAGS --out {path}'")
         try:
@@ -59,8 +76,12 @@ class WindowDataset:
                 raise DatasetError(f"{path} has no array '{name}'; convert the bags again")
             array = root[name]
             if array.shape[1:] != shape or array.dtype != np.dtype(dtype):
-                raise DatasetError(f"{path}: '{name}' is {array.dtype} {array.shape}, expected {dtype} (N, {', '.join(map(str, shape))})")
-            return np.ascontiguousarray(array[:])
+                raise DatasetError(
+                    f"{path}: '{name}' is {array.dtype} {array.shape}, expected {dtype} (N, {', '.join(map(str, shape))})"
+                )
+            if cache is None or len(shape) < 3:
+                return np.ascontiguousarray(array[:])
+            return _unpack(array, cache / f"{Path(name).name}.npy")
 
         c = self.contract
         self.images = {n: read(f"data/{n}", (camera.height, camera.width, 3), "uint8") for n, camera in c.cameras.items()}
@@ -70,7 +91,9 @@ class WindowDataset:
         lengths = {"state": len(self.state), "action": len(self.action), **{n: len(i) for n, i in self.images.items()}}
         ends = self.episode_ends
         if len(ends) == 0 or np.any(np.diff(ends, prepend=0) <= 0) or any(n != ends[-1] for n in lengths.values()):
-            raise DatasetError(f"{path} is cut short: arrays of lengths {lengths}, episodes ending at {ends[-3:].tolist()}; convert again")
+            raise DatasetError(
+                f"{path} is cut short: arrays of lengths {lengths}, episodes ending at {ends[-3:].tolist()}; convert again"
+            )
         if not (np.isfinite(self.state).all() and np.isfinite(self.action).all()):
             raise DatasetError(f"{path} holds NaN or infinity in its states or actions; convert the bags again")
 

@@ -97,7 +97,12 @@ def train(
     """
     out = Path(out)
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=out)
-    dataset = WindowDataset(data, contract)
+    # Gradients of the processes are averaged, so the result is that of one process with the whole batch.
+    share, rest = divmod(config.batch_size, accelerator.num_processes)
+    if rest:
+        raise ValueError(f"train.batch_size {config.batch_size} is not a multiple of the {accelerator.num_processes} processes")
+    with accelerator.local_main_process_first():
+        dataset = WindowDataset(data, contract, out / "cache" if accelerator.num_processes > 1 else None)
     set_seed(config.seed)
     policy = Policy(dataset.contract, network, dataset.normalizer())
     policy.encoders.to(memory_format=torch.channels_last)
@@ -119,11 +124,13 @@ def train(
         log.info("resuming %s at step %d", out, step)
     accelerator.init_trackers("tensorboard")
     micro = config.accumulation
-    batches = dataset.batches(config.batch_size, step * micro, config.seed, accelerator.process_index, accelerator.num_processes)
+    batches = dataset.batches(share, step * micro, config.seed, accelerator.process_index, accelerator.num_processes)
     generator = torch.Generator(accelerator.device)
     begin, loss_mean = time.monotonic() - seconds, float("nan")
     end = min(config.steps, stop_at or config.steps)
-    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process, mininterval=2, smoothing=0.02)
+    bar = tqdm(
+        total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process, mininterval=2, smoothing=0.02
+    )
     while step < end:
         generator.manual_seed(((config.seed * 1_000_003 + step) << 10) + accelerator.process_index)
         total = torch.zeros((), device=accelerator.device)
@@ -141,7 +148,9 @@ def train(
         if step % 20 == 0 or step == end:
             value = accelerator.reduce(total, "mean").item()
             if value != value:
-                raise FloatingPointError(f"the loss is NaN at step {step}; reduce train.learning_rate and resume from {out / STATE}")
+                raise FloatingPointError(
+                    f"the loss is NaN at step {step}; reduce train.learning_rate and resume from {out / STATE}"
+                )
             loss_mean = value if loss_mean != loss_mean else 0.9 * loss_mean + 0.1 * value
             bar.set_postfix(loss=f"{loss_mean:.4f}")
             accelerator.log({"loss": value, "grad_norm": float(norm), "learning_rate": schedule.get_last_lr()[0]}, step)
@@ -155,7 +164,7 @@ def train(
                 "loss": loss_mean,
                 "windows": len(dataset),
                 "episodes": len(dataset.episode_ends),
-                "epochs": round(step * micro * config.batch_size * accelerator.num_processes / len(dataset), 2),
+                "epochs": round(step * micro * config.batch_size / len(dataset), 2),
                 "processes": accelerator.num_processes,
                 "data": Path(data).name,
                 "train": dataclasses.asdict(config),
@@ -212,7 +221,7 @@ def load_state(
     except Exception as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it and train from the start") from error
     for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items():
-        if header["config"].get(name) != value and name != "save_every":
+        if header["config"].get(name) != value and name not in ("save_every", "steps"):
             raise CheckpointError(f"{path}: {name} was {header['config'].get(name)}, now {value}; resume with the former settings")
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     ema.shadow_params = [tensors[f"ema.{i}"] for i in range(len(ema.shadow_params))]

@@ -83,11 +83,15 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DamagedCheckpointError(f"{file} is not valid JSON ({error}); fetch or save the checkpoint again") from error
     if not isinstance(config, dict):
-        raise DamagedCheckpointError(f"{file} holds {type(config).__name__}, expected a mapping; fetch or save the checkpoint again")
+        raise DamagedCheckpointError(
+            f"{file} holds {type(config).__name__}, expected a mapping; fetch or save the checkpoint again"
+        )
     if missing := sorted({"format", "method", "contract", "network", "normalizer", "training", "weights_sha256"} - set(config)):
         raise DamagedCheckpointError(f"{file} lacks {missing}; fetch or save the checkpoint again")
     if config["format"] != FORMAT:
-        raise IncompatibleCheckpointError(f"{file} has format {config['format']}, this program reads {FORMAT}; use a matching version")
+        raise IncompatibleCheckpointError(
+            f"{file} has format {config['format']}, this program reads {FORMAT}; use a matching version"
+        )
     return config
 
 
@@ -124,7 +128,9 @@ def load_policy(
     for field in dataclasses.fields(NetworkConfig) if network is not None else ():
         ours, theirs = getattr(network, field.name), getattr(its_network, field.name)
         if ours != theirs:
-            raise IncompatibleCheckpointError(f"{path}: network {field.name} is {theirs}, expected {ours}; use that network's checkpoint")
+            raise IncompatibleCheckpointError(
+                f"{path}: network {field.name} is {theirs}, expected {ours}; use that network's checkpoint"
+            )
     if method is not None and method != policy.method:
         _check_method(path, policy.method, method)
         policy = Policy(its_contract, its_network, normalizer, method)
@@ -143,7 +149,9 @@ def load_policy(
 
 def _check_method(path: Path, its: str, wanted: str) -> None:
     if not (its.startswith("dp_") and wanted.startswith("dp_")):
-        raise IncompatibleCheckpointError(f"{path} holds weights of {its}, which cannot be used as {wanted}; give the {wanted} checkpoint")
+        raise IncompatibleCheckpointError(
+            f"{path} holds weights of {its}, which cannot be used as {wanted}; give the {wanted} checkpoint"
+        )
 
 
 def _read_weights(file: Path, digest: str) -> dict[str, torch.Tensor]:
