@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,9 +66,7 @@ class Camera:
         """
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ContractError(
-                f"{self.topic}: image is {image.dtype} {image.shape}, expected uint8 (H, W, 3); publish a colour stream such as rgb8"
-            )
+            raise ContractError(f"{self.topic}: image is {image.dtype} {image.shape}, expected uint8 (H, W, 3); publish rgb8")
         height, width = image.shape[:2]
         if (height, width) == (self.height, self.width):
             return image
@@ -105,7 +104,7 @@ class Contract:
                 raise ContractError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.n_obs_steps - 1 + self.n_action_steps > self.horizon:
             raise ContractError(
-                f"n_action_steps {self.n_action_steps} after {self.n_obs_steps} observations does not fit the horizon {self.horizon}"
+                f"n_action_steps {self.n_action_steps} after {self.n_obs_steps} observations exceeds the horizon {self.horizon}"
             )
         if not self.cameras:
             raise ContractError("cameras is empty, expected at least one camera")
@@ -171,7 +170,7 @@ class Contract:
         for name, value in mine.items():
             if its[name] != value:
                 raise ContractError(
-                    f"{ours} and {theirs} differ in '{name}': {value!r} against {its[name]!r}; use the task file that the data and the "
+                    f"{ours} and {theirs} differ in '{name}': {value!r} against {its[name]!r}; use the task file the data and the "
                     f"checkpoint were made with, or make them again"
                 )
 
@@ -192,7 +191,9 @@ def encode_state(position: Floats, quaternion: Floats, fingers: Sequence[float])
     """
     state = np.concatenate([position, quaternion, fingers]).astype(np.float64)
     if not np.all(np.isfinite(state)):
-        raise ContractError(f"state holds NaN or infinity in {[n for n, v in zip(STATE_NAMES, state, strict=True) if not np.isfinite(v)]}")
+        raise ContractError(
+            f"state holds NaN or infinity in {[n for n, v in zip(STATE_NAMES, state, strict=True) if not np.isfinite(v)]}"
+        )
     length = np.linalg.norm(state[3:7])
     if abs(length - 1.0) > 0.05:
         raise ContractError(f"orientation has length {length:.3f}, expected a unit quaternion")
@@ -311,6 +312,7 @@ class ObservationAssembler:
         self._poses = _Samples()
         self._fingers = _Samples()
         self._pending: deque[tuple[int, dict[str, Image], dict[str, int]]] = deque()
+        self._last_set = -math.inf  # stamp of the newest set
 
     def add_image(self, camera: str, stamp: int, image: Image) -> None:
         """Take a frame (already rgb8, any size that the contract admits). ContractError for a wrong image."""
@@ -325,9 +327,11 @@ class ObservationAssembler:
                 self.dropped[f"no {name} frame within slop"] += 1
                 return
             chosen[name] = best
-        if max(s for s, _ in chosen.values()) > stamp:
-            self.dropped[f"{camera} frame late"] += 1  # its set left already, with the newer frame
+        stamp = max(s for s, _ in chosen.values())
+        if stamp <= self._last_set:
+            self.dropped[f"{camera} frame late"] += 1  # a set as new as this one left already
             return
+        self._last_set = stamp
         self._pending.append((stamp, {n: f for n, (_, f) in chosen.items()}, {n: s for n, (s, _) in chosen.items()}))
 
     def add_pose(self, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> None:
