@@ -141,7 +141,7 @@ def load_policy(
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise IncompatibleCheckpointError(
             f"{path / WEIGHTS}: {len(wrong)} tensors do not fit the network in {CONFIG}, the first is '{wrong[0]}': "
-            f"{found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'none')}; the two files belong to different networks"
+            f"{found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'none')}; the files belong to different networks"
         )
     policy.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return policy.eval()

@@ -101,7 +101,10 @@ class ImageEncoder(nn.Module):
         self.head = nn.Linear(2 * config.keypoints, config.features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.head(self.pool(self.blocks(self.stem(x)))))
+        h = self.blocks(self.stem(x))
+        # Keypoints are places within the image: bfloat16 would round them to half a pixel.
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.relu(self.head(self.pool(h.float())))
 
 
 class StepEmbedding(nn.Module):
