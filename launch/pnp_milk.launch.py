@@ -1,0 +1,13 @@
+"""Pick the milk: ros2 launch onedp_ros pnp_milk.launch.py robot:=twin method:=onedp_s (``--show-args`` lists the rest)."""
+
+from pathlib import Path
+
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+from launch import LaunchDescription
+
+
+def generate_launch_description() -> LaunchDescription:
+    source = PythonLaunchDescriptionSource(str(Path(__file__).with_name("task.launch.py")))
+    return LaunchDescription([IncludeLaunchDescription(source, launch_arguments={"task": "pnp_milk"}.items())])

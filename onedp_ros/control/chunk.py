@@ -1,0 +1,77 @@
+"""Action chunks and the schedule that samples them by time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onedp_ros.contract import NANOSECONDS, Contract, Floats, decode_action
+from onedp_ros.geometry import slerp
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What the arm is told: position (3,) m and quaternion xyzw (4,) in the base frame, opening between the fingers, m."""
+
+    position: NDArray[np.float64]
+    quaternion: NDArray[np.float64]
+    opening: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionChunk:
+    """A prediction: ``positions`` (horizon, 3) m, ``quaternions`` (horizon, 4) xyzw and ``openings`` (horizon,) m, each for its
+    time in ``stamps`` (horizon,) ns; ``stamp`` (ns) is that of the observation it was made from."""
+
+    stamp: int
+    stamps: NDArray[np.int64]
+    positions: Floats
+    quaternions: Floats
+    openings: Floats
+
+    @classmethod
+    def from_actions(cls, contract: Contract, stamp: int, actions: Floats) -> ActionChunk:
+        """A policy's output (horizon, 10) for the observation at ``stamp``. ContractError for NaN or what is no rotation."""
+        return cls(stamp, contract.action_stamps(stamp), *decode_action(actions))
+
+    def at(self, time: int) -> Target:
+        """The target at ``time`` (ns): position and opening linear, orientation on the shortest arc, ends held."""
+        last = len(self.stamps) - 1
+        i = int(np.clip(np.searchsorted(self.stamps, time, side="right") - 1, 0, max(last - 1, 0)))
+        j = min(i + 1, last)
+        span = int(self.stamps[j] - self.stamps[i])
+        a = min(max((time - int(self.stamps[i])) / span, 0.0), 1.0) if span else 0.0
+        return Target(
+            position=(1 - a) * self.positions[i] + a * self.positions[j],
+            quaternion=slerp(self.quaternions[i], self.quaternions[j], a),
+            opening=float((1 - a) * self.openings[i] + a * self.openings[j]),
+        )
+
+
+class ChunkSchedule:
+    """Holds the newest chunk and says what it wants now.
+
+    Sampled at ``now + lead`` by time, never by counting: actions whose time has passed are dropped by themselves.
+
+    Args:
+        lead: how far ahead of the clock to sample, s; covers the way from here to the arm.
+        stale_after: s after its arrival a chunk is no longer followed.
+    """
+
+    def __init__(self, lead: float, stale_after: float) -> None:
+        self._lead, self._stale_after = round(lead * NANOSECONDS), round(stale_after * NANOSECONDS)
+        self.chunk: ActionChunk | None = None
+        self._arrived = 0
+
+    def add(self, chunk: ActionChunk, now: int) -> None:
+        """Follow ``chunk``, which arrived at ``now`` (ns), from now on."""
+        self.chunk, self._arrived = chunk, now
+
+    def sample(self, now: int) -> Target | None:
+        """The target for ``now`` (ns), or None when stale: no chunk, none for ``stale_after``, or the last one has run out."""
+        if self.chunk is None or not 0 <= now - self._arrived <= self._stale_after:
+            return None
+        time = now + self._lead
+        return self.chunk.at(time) if time <= self.chunk.stamps[-1] else None

@@ -1,0 +1,187 @@
+"""Between the policy and the arm: rejects chunks that are not to be followed, bounds every target, stops when none comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import ArrayLike, NDArray
+
+from onedp_ros.contract import NANOSECONDS
+from onedp_ros.control.chunk import ActionChunk, Target
+from onedp_ros.geometry import quaternion_from_rotation_vector, quaternion_multiply, rotation_difference
+
+Array = NDArray[np.float64]
+
+LONGEST_STEP = 0.05  # s: a longer pause between two targets does not allow a longer way
+SMOOTHING = 0.05  # s: time over which the speed is averaged that a stop begins with
+AT_REST = 1e-3  # m/s and rad/s
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetyLimits:
+    """Bounds of targets. Base frame; metres, radians, seconds. The section ``safety`` of ``config/robot/<robot>.yaml``."""
+
+    workspace_min: tuple[float, float, float]
+    workspace_max: tuple[float, float, float]
+    linear_speed: float
+    angular_speed: float
+    linear_deceleration: float
+    angular_deceleration: float
+    opening: tuple[float, float]
+    stale_after: float
+    max_chunk_age: float
+    future_tolerance: float
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            values = np.atleast_1d(np.asarray(getattr(self, field.name), dtype=np.float64))
+            if not np.all(np.isfinite(values)):
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}, expected finite numbers")
+            if values.size == 1 and values[0] <= 0:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}, expected a positive number")
+        if len(self.workspace_min) != 3 or len(self.workspace_max) != 3:
+            raise ValueError("workspace_min and workspace_max need three numbers each: x, y, z in metres")
+        if not np.all(np.less(self.workspace_min, self.workspace_max)):
+            raise ValueError(f"workspace_min {self.workspace_min} is not below workspace_max {self.workspace_max}")
+        if len(self.opening) != 2 or not self.opening[0] < self.opening[1]:
+            raise ValueError(f"opening is {self.opening}, expected two rising numbers")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SafetyLimits:
+        """Plain data -> limits. ValueError names a missing, unknown or senseless field."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(data, Mapping) or set(data) != names:
+            found = sorted(data) if isinstance(data, Mapping) else data
+            raise ValueError(f"safety limits hold {found}, expected exactly {sorted(names)}")
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> SafetyLimits:
+        """The section ``safety`` of a robot file. ValueError names file and field."""
+        with open(path, encoding="utf-8") as file:
+            data = yaml.safe_load(file)
+        try:
+            return cls.from_dict(data["safety"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; see config/robot/twin.yaml for a complete one") from error
+
+
+class SafetyGate:
+    """Checks chunks and limits targets. ``rejected`` and ``limited`` count by reason.
+
+    Whatever comes in, every target that comes out is finite, has a unit quaternion, lies in the workspace, and is no farther from
+    the one before than the speed limits allow.
+    """
+
+    def __init__(self, limits: SafetyLimits) -> None:
+        self.limits = limits
+        self.rejected: Counter[str] = Counter()
+        self.limited: Counter[str] = Counter()
+        self._low, self._high = np.array(limits.workspace_min), np.array(limits.workspace_max)
+        self._stamp: int | None = None
+        self.target: Target | None = None
+        self._velocity, self._angular_velocity = np.zeros(3), np.zeros(3)
+
+    def start(self, position: ArrayLike, quaternion: ArrayLike, opening: float) -> Target:
+        """Begin at rest at the measured pose, (3,) m and (4,) xyzw: the first target.
+
+        Raises:
+            ValueError: the pose is not finite, no rotation, or outside the workspace.
+        """
+        p, q = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
+        length = float(np.linalg.norm(q))
+        if not (np.all(np.isfinite(p)) and abs(length - 1.0) < 0.05):
+            raise ValueError(f"measured pose {p.tolist()}, {q.tolist()} is not a pose; check the robot's state publisher")
+        if np.any(p < self._low) or np.any(p > self._high):
+            raise ValueError(
+                f"end effector at {p.round(3).tolist()} m is outside the workspace {self._low.tolist()} to {self._high.tolist()}; "
+                f"move it inside, or widen the workspace in the robot's file"
+            )
+        self.target = Target(p.copy(), q / length, min(max(float(opening), self.limits.opening[0]), self.limits.opening[1]))
+        self._velocity, self._angular_velocity = np.zeros(3), np.zeros(3)
+        return self.target
+
+    def check(self, chunk: ActionChunk, now: int) -> bool:
+        """Whether the chunk, which arrived at ``now`` (ns), may be followed; counts the reason if not."""
+        reason = self._fault(chunk, now)
+        if reason is not None:
+            self.rejected[reason] += 1
+            return False
+        self._stamp = chunk.stamp
+        return True
+
+    def _fault(self, chunk: ActionChunk, now: int) -> str | None:
+        tolerance = self.limits.future_tolerance * NANOSECONDS
+        arrays = (chunk.positions, chunk.quaternions, chunk.openings)
+        if not all(np.all(np.isfinite(a)) for a in arrays):
+            return "not_finite"
+        if np.any(np.abs(np.linalg.norm(chunk.quaternions, axis=-1) - 1.0) > 0.01):
+            return "not_a_rotation"
+        if len(chunk.stamps) < 2 or np.any(np.diff(chunk.stamps) <= 0):
+            return "times_not_rising"
+        if chunk.stamp - now > tolerance:
+            return "from_the_future"
+        if now - chunk.stamp > self.limits.max_chunk_age * NANOSECONDS:
+            return "too_old"
+        if self._stamp is not None and chunk.stamp < self._stamp <= now + tolerance:  # else the clock itself went back
+            return "out_of_order"
+        return None
+
+    def limit(self, target: Target, dt: float) -> Target:
+        """The target to send ``dt`` (s) after the last one: towards ``target`` (finite), within workspace and speeds."""
+        last, dt = self._last(), min(max(dt, 0.0), LONGEST_STEP)
+        inside = np.clip(target.position, self._low, self._high)
+        self.limited["workspace"] += bool(np.any(np.abs(inside - target.position) > 1e-9))
+        step, fast = _shortened(inside - last.position, self.limits.linear_speed * dt)
+        self.limited["linear_speed"] += fast
+        turn, fast = _shortened(rotation_difference(target.quaternion, last.quaternion), self.limits.angular_speed * dt)
+        self.limited["angular_speed"] += fast
+        opening = min(max(target.opening, self.limits.opening[0]), self.limits.opening[1])
+        self.limited["opening"] += abs(opening - target.opening) > 1e-9
+        if dt > 0:
+            share = min(dt / SMOOTHING, 1.0)
+            self._velocity = self._velocity + share * (step / dt - self._velocity)
+            self._angular_velocity = self._angular_velocity + share * (turn / dt - self._angular_velocity)
+        return self._advance(step, turn, opening)
+
+    def stop(self, dt: float) -> Target:
+        """The target to send ``dt`` (s) after the last one when there is nothing to follow: slows down, then stays."""
+        dt = min(max(dt, 0.0), LONGEST_STEP)
+        self._velocity = _slowed(self._velocity, self.limits.linear_deceleration * dt)
+        self._angular_velocity = _slowed(self._angular_velocity, self.limits.angular_deceleration * dt)
+        return self._advance(self._velocity * dt, self._angular_velocity * dt, self._last().opening)
+
+    @property
+    def moving(self) -> bool:
+        """Whether a stop is still under way."""
+        return bool(max(np.linalg.norm(self._velocity), np.linalg.norm(self._angular_velocity)) > AT_REST)
+
+    def _last(self) -> Target:
+        if self.target is None:
+            raise RuntimeError("safety gate has no measured pose to begin from; call start() first")
+        return self.target
+
+    def _advance(self, step: Array, turn: Array, opening: float) -> Target:
+        last = self._last()
+        quaternion = quaternion_multiply(quaternion_from_rotation_vector(turn), last.quaternion)
+        position = np.clip(last.position + step, self._low, self._high)
+        self.target = Target(position, quaternion / math.sqrt(float(quaternion @ quaternion)), opening)
+        return self.target
+
+
+def _shortened(vector: Array, most: float) -> tuple[Array, bool]:
+    length = float(np.linalg.norm(vector))
+    return (vector * (most / length), True) if length > most else (vector, False)
+
+
+def _slowed(velocity: Array, loss: float) -> Array:
+    speed = float(np.linalg.norm(velocity))
+    return velocity * max(1.0 - loss / speed, 0.0) if speed > 0 else velocity

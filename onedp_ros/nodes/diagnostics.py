@@ -1,0 +1,89 @@
+"""What a node says about itself on /diagnostics, and the meters it reads off."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+
+PERIOD = 0.5  # s
+
+Report = tuple[Any, str, dict[str, Any]]  # level, message, values
+
+
+class Diagnostics:
+    """Publishes ``report()`` twice a second: level (``DiagnosticStatus.OK`` …), message (what is wrong and what to do), values."""
+
+    def __init__(self, node: Node, report: Callable[[], Report]) -> None:
+        self._node, self._report = node, report
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._timer = node.create_timer(PERIOD, self.publish)
+
+    def publish(self) -> None:
+        """Publish now, besides the timer."""
+        level, message, values = self._report()
+        status = DiagnosticStatus(level=level, name=self._node.get_name(), message=message, hardware_id="onedp_ros")
+        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(array)
+
+
+class Rate:
+    """Events per second over the last seconds."""
+
+    def __init__(self, window: float = 3.0) -> None:
+        self._window = window
+        self._times: deque[float] = deque(maxlen=2048)
+
+    def tick(self) -> None:
+        """An event happened."""
+        self._times.append(time.monotonic())
+
+    def hz(self) -> float:
+        """0 when fewer than two events lie in the window, or none in its last third."""
+        now = time.monotonic()
+        while self._times and now - self._times[0] > self._window:
+            self._times.popleft()
+        if len(self._times) < 2 or now - self._times[-1] > self._window / 3:
+            return 0.0
+        return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
+
+
+class Percentiles:
+    """Of the last ten thousand values."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=10_000)
+
+    def add(self, value: float) -> None:
+        self._values.append(value)
+
+    def clear(self) -> None:
+        self._values.clear()
+
+    def values(self, key: str) -> dict[str, float]:
+        """``{key}_p50``, ``{key}_p95`` and ``{key}_p99``; nothing before the first value."""
+        if not self._values:
+            return {}
+        low, mid, high = np.percentile(np.fromiter(self._values, dtype=np.float64), (50, 95, 99))
+        return {f"{key}_p50": round(float(low), 2), f"{key}_p95": round(float(mid), 2), f"{key}_p99": round(float(high), 2)}
+
+
+def counted(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts by reason as values: ``{prefix}.{reason}``."""
+    return {f"{prefix}.{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())}
+
+
+def worst(*findings: tuple[Any, str] | None, fine: str) -> tuple[Any, str]:
+    """The highest level among the findings, with the messages of that level; OK and ``fine`` when there are none."""
+    found = [f for f in findings if f is not None]
+    if not found:
+        return DiagnosticStatus.OK, fine
+    level = max(level for level, _ in found)
+    return level, "; ".join(message for its, message in found if its == level)

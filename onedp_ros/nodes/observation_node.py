@@ -1,0 +1,145 @@
+"""Cameras and robot state -> observations: one stamp for a whole set, the state interpolated to it.
+
+One thread: callbacks hand messages to an ObservationAssembler and publish what it completes. Bad input never leaves a callback; it
+is counted in /diagnostics and logged with the remedy.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image, JointState
+
+from onedp_ros.contract import NANOSECONDS, ContractError, Observation, ObservationAssembler
+from onedp_ros.data.messages import feed, stamp_ns
+from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.messages import image_message, state_message
+from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.process import main_of
+
+STATE_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes what any publisher offers
+
+
+class ObservationNode(Node):
+    """Camera, joint and pose topics of the contract -> observation/{camera}/image, observation/state."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("observation_node", **kwargs)
+        self.contract = declare_contract(self)
+        transport = declare(self, "image_transport", "raw", "How the cameras publish: raw, or compressed (topic/compressed)")
+        if transport not in ("raw", "compressed"):
+            raise ValueError(f"image_transport is '{transport}', expected raw or compressed")
+        self._timeout = declare(self, "timeout", 0.5, "Silence after which a topic counts as stopped, s", 0.05, 10.0)
+        self._tolerance = declare(self, "future_tolerance", 0.05, "How far a stamp may lie ahead of this clock, s", 0.0, 1.0)
+
+        self._assembler = ObservationAssembler(self.contract)
+        self._started = time.monotonic()
+        self._heard: dict[str, float] = {}
+        self._received: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._problem: tuple[float, str] = (float("-inf"), "")
+        self._published, self._last_published = 0, self._started
+        self._rate, self._latency = Rate(), Percentiles()
+
+        self._image_publishers = {
+            name: self.create_publisher(Image, f"observation/{name}/image", qos_profile_sensor_data)
+            for name in self.contract.cameras
+        }
+        self._state_publisher = self.create_publisher(JointState, "observation/state", qos_profile_sensor_data)
+        self._cameras = {}
+        for name, camera in self.contract.cameras.items():
+            topic = camera.topic if transport == "raw" else f"{camera.topic}/compressed"
+            self._cameras[name] = topic
+            self._listen(Image if transport == "raw" else CompressedImage, topic, qos_profile_sensor_data)
+        self._listen(JointState, self.contract.joint_states_topic, STATE_QOS)
+        self._listen(PoseStamped, self.contract.pose_topic, STATE_QOS)
+        self._diagnostics = Diagnostics(self, self._report)
+
+    def _listen(self, message_type: Any, topic: str, qos: QoSProfile) -> None:
+        self._received[topic] = 0
+        self.create_subscription(message_type, topic, functools.partial(self._take, topic), qos)
+
+    def _take(self, topic: str, message: Any) -> None:
+        self._heard[topic] = time.monotonic()
+        self._received[topic] += 1
+        now = self.get_clock().now().nanoseconds
+        try:
+            ahead = stamp_ns(message) - now
+            if ahead > self._tolerance * NANOSECONDS:
+                self._refuse(
+                    topic,
+                    "from_the_future",
+                    f"{topic}: stamp is {ahead / 1e9:.3f} s ahead; synchronise the clocks (chrony, use_sim_time)",
+                )
+                return
+            feed(self._assembler, topic, message)
+            for observation in self._assembler.pop():
+                self._publish(observation)
+        except ContractError as error:
+            self._refuse(topic, "against_the_contract", str(error))
+
+    def _refuse(self, topic: str, reason: str, text: str) -> None:
+        self._refused[f"{topic} {reason}"] += 1
+        self._problem = (time.monotonic(), text)
+        self.get_logger().warning(text, throttle_duration_sec=2.0)
+
+    def _publish(self, observation: Observation) -> None:
+        for name, publisher in self._image_publishers.items():
+            publisher.publish(image_message(observation.images[name], observation.stamp, f"{name}_camera_color_optical_frame"))
+        self._state_publisher.publish(state_message(observation.state, observation.stamp, self.contract.base_frame))
+        self._published += 1
+        self._last_published = time.monotonic()
+        self._rate.tick()
+        self._latency.add((self.get_clock().now().nanoseconds - observation.stamp) / 1e6)
+
+    def _report(self) -> Report:
+        now = time.monotonic()
+        silent = [t for t in self._received if now - self._heard.get(t, self._started) > self._timeout]
+        idle = now - self._last_published > 2 * self._timeout
+        recent_problem = self._problem[1] if now - self._problem[0] < 2.0 else ""
+        missing = [
+            f"{topic}: "
+            + (f"no message for {now - self._heard[topic]:.1f} s" if topic in self._heard else "no message yet")
+            + "; check that its driver runs and publishes under this name (ros2 topic hz)"
+            for topic in silent
+        ]
+        level, text = worst(
+            (DiagnosticStatus.ERROR, "; ".join(missing)) if missing else None,
+            (DiagnosticStatus.ERROR if idle else DiagnosticStatus.WARN, recent_problem) if recent_problem else None,
+            (DiagnosticStatus.ERROR, f"topics come but no set is complete: {dict(self._assembler.dropped)}; check stamps and slop")
+            if idle and not missing and not recent_problem
+            else None,
+            fine="running",
+        )
+        frames = {f"frames_received_{name}": self._received[topic] for name, topic in self._cameras.items()}
+        return (
+            level,
+            text,
+            {
+                "observation_hz": round(self._rate.hz(), 1),
+                "observations": self._published,
+                "frames_received": sum(frames.values()),
+                **frames,
+                **self._latency.values("observation_latency_ms"),
+                "dropped": sum(self._assembler.dropped.values()),
+                **counted("dropped", self._assembler.dropped),
+                "refused": sum(self._refused.values()),
+                **counted("refused", self._refused),
+            },
+        )
+
+
+def main(args: list[str] | None = None) -> int:
+    return main_of(ObservationNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Declaring a node's parameters with description and range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from onedp_ros.contract import Contract
+from onedp_ros.resources import task_contract
+
+
+def declare(node: Node, name: str, default: Any, description: str, low: float | None = None, high: float | None = None) -> Any:
+    """Declare a parameter that is read once, at start, and return its value. ``low`` and ``high`` bound a number."""
+    descriptor = ParameterDescriptor(description=description, read_only=True)
+    if low is not None and high is not None:
+        if isinstance(default, float):
+            descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
+        else:
+            descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]
+    return node.declare_parameter(name, default, descriptor).value
+
+
+def declare_contract(node: Node) -> Contract:
+    """Declare ``task`` and read its contract."""
+    task = declare(node, "task", "pnp_milk", "Task: the name of a file in config/tasks, or the path of a task file")
+    return Contract.from_yaml(task) if task.endswith((".yaml", ".yml")) else task_contract(task)

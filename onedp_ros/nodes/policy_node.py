@@ -1,0 +1,270 @@
+"""Observations -> action chunks. A lifecycle node: configure loads, checks and warms up; active, it predicts.
+
+Two threads: the executor's stores observations and ticks; a worker loads and predicts (engines release the interpreter lock).
+A tick that finds the last prediction still running is skipped and counted, never queued.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image, JointState
+from trajectory_msgs.msg import MultiDOFJointTrajectory
+
+from onedp_ros.contract import NANOSECONDS, STATE_NAMES, ContractError, Observation, ObservationHistory
+from onedp_ros.control.chunk import ActionChunk
+from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.messages import chunk_message, observation_from_messages
+from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.process import main_of
+from onedp_ros.ros_standins import Subscriber, TimeSynchronizer
+
+WARM_UP = 10  # predictions
+GRACE = 1.0  # s without observations after activation before that is an error
+
+
+def load_bundle(path: str, **options: Any) -> Any:
+    """:func:`onedp_ros.policy.inference.load_predictor`, imported when needed: it brings torch."""
+    from onedp_ros.policy.inference import load_predictor
+
+    return load_predictor(path, **options)
+
+
+class PolicyNode(LifecycleNode):
+    """observation/{camera}/image, observation/state -> action/chunk.
+
+    Args:
+        load: makes the predictor, with the signature of :func:`onedp_ros.policy.inference.load_predictor`.
+    """
+
+    def __init__(self, load: Callable[..., Any] = load_bundle, **kwargs: Any) -> None:
+        super().__init__("policy_node", **kwargs)
+        self._load = load
+        self.contract = declare_contract(self)
+        self._model = declare(self, "model", "", "Directory of the policy: config.json and model.safetensors")
+        self._method = declare(self, "method", "", "onedp_s, onedp_d, dp_ddpm100 or dp_ddimN; empty: what the model was made for")
+        self._engine = declare(self, "engine", "auto", "Inference engine: auto, torch, cuda, openvino or openvino_bf16")
+        self._threads = declare(self, "threads", 0, "Processor threads of the engine; 0: its own choice", 0, 256)
+        self._seed = declare(self, "seed", 0, "Seed of the policy's noise", 0, 2**31 - 1)
+        self._tick_rate = declare(self, "rate", 64.0, "Predictions a second; a little above the cameras' 60 Hz", 0.1, 500.0)
+        self._max_age = declare(self, "max_observation_age", 0.2, "Age over which an observation is not acted upon, s", 0.01, 10.0)
+        self._autostart = declare(self, "autostart", False, "Configure and activate at start; a failure ends the process")
+
+        self._pool = ThreadPoolExecutor(1, "inference")  # one thread: engines keep their own pools for each that calls
+        self._running: Future[None] | None = None
+        self._predictor: Any = None
+        self._subscribers: list[Any] = []
+        self._publisher: Any = None
+        self._ticker: Any = None
+        self._forget()
+        self._diagnostics = Diagnostics(self, self._report)
+
+    def start(self) -> None:
+        """Configure and activate. RuntimeError when either fails; the log above says why."""
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                raise RuntimeError(self._fault or "the policy could not be started")
+
+    def _forget(self) -> None:
+        self._history = ObservationHistory(self.contract)
+        self._rejected: Counter[str] = Counter()
+        self._ticks = self._skipped = self._starved = self._chunks = self._observations = self._failures = 0
+        self._active_since: float | None = None
+        self._heard = float("-inf")
+        self._fault = ""
+        self._problem: tuple[float, str] = (float("-inf"), "")
+        self._rate, self._inference, self._latency = Rate(), Percentiles(), Percentiles()
+
+    # transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._forget()
+        try:
+            self._predictor = self._pool.submit(self._prepare).result()
+        except Exception as error:  # whatever it is, the node stays unconfigured and says so
+            self._fault = str(error)
+            self.get_logger().error(f"cannot use the policy '{self._model}': {error}")
+            return TransitionCallbackReturn.FAILURE
+        self._publisher = self.create_lifecycle_publisher(MultiDOFJointTrajectory, "action/chunk", 1)
+        topics = [(Image, f"observation/{name}/image") for name in self.contract.cameras]
+        topics.append((JointState, "observation/state"))
+        self._subscribers = [Subscriber(self, t, topic, qos_profile=qos_profile_sensor_data) for t, topic in topics]
+        self._synchronizer = TimeSynchronizer(self._subscribers, 10)
+        self._synchronizer.registerCallback(self._on_set)
+        p = self._predictor
+        self.get_logger().info(f"{p.method} (NFE {p.nfe}), {p.network} network on {p.engine}, parity {p.parity}: ready")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._active_since = time.monotonic()
+        self._ticker = self.create_timer(1.0 / self._tick_rate, self._tick)
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._pause()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._release()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._pause()
+        self._release()
+        return super().on_shutdown(state)
+
+    def destroy_node(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        super().destroy_node()
+
+    def _prepare(self) -> Any:
+        if not self._model and self._load is load_bundle:
+            raise ValueError("parameter 'model' is empty; give the directory of a policy, for example models/pnp_milk/onedp_s")
+        predictor = self._load(
+            self._model,
+            method=self._method or None,
+            engine=self._engine,
+            seed=self._seed,
+            contract=self.contract,
+            threads=self._threads or None,
+        )
+        self.contract.require_same(predictor.contract, "the task", self._model)
+        contract, rng = self.contract, np.random.default_rng(0)
+        for _ in range(WARM_UP):
+            images = {n: rng.integers(0, 255, (c.height, c.width, 3), dtype=np.uint8) for n, c in contract.cameras.items()}
+            state = np.zeros(len(STATE_NAMES), np.float32)
+            predictor.predict([[Observation(0, images, dict.fromkeys(images, 0), state)] * contract.n_obs_steps])
+        return predictor
+
+    def _pause(self) -> None:
+        if self._ticker is not None:
+            self.destroy_timer(self._ticker)
+        if self._running is not None:
+            self._running.result()
+        self._ticker = self._running = self._active_since = None
+
+    def _release(self) -> None:
+        for subscriber in self._subscribers:
+            self.destroy_subscription(subscriber.sub)
+        self._subscribers = []
+        if self._publisher is not None:
+            self.destroy_lifecycle_publisher(self._publisher)
+        self._publisher = self._predictor = None
+        self._history = ObservationHistory(self.contract)
+
+    # executor's thread
+
+    def _on_set(self, *messages: Any) -> None:
+        try:
+            images = dict(zip(self.contract.cameras, messages[:-1], strict=True))
+            self._history.add(observation_from_messages(self.contract, images, messages[-1]))
+        except ContractError as error:
+            self._reject("observation_against_the_contract", str(error))
+            return
+        self._observations += 1
+        self._heard = time.monotonic()
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        if self._running is not None and not self._running.done():
+            self._skipped += 1
+            return
+        window = self._history.window()
+        age = float("inf") if window is None else (self._now() - window[-1].stamp) / NANOSECONDS
+        if window is None or age > self._max_age:
+            self._starved += 1
+            return
+        self._running = self._pool.submit(self._predict, window)
+
+    # worker
+
+    def _predict(self, window: list[Observation]) -> None:
+        begin = time.perf_counter()
+        try:
+            actions = self._predictor.predict([window])[0]
+            chunk = ActionChunk.from_actions(self.contract, window[-1].stamp, actions)
+        except ContractError as error:
+            self._reject("chunk_against_the_contract", str(error))
+            return
+        except Exception as error:  # an engine's own errors have no common base
+            self._failures += 1
+            self._reject("inference_failed", f"inference failed: {error}")
+            return
+        self._inference.add(1e3 * (time.perf_counter() - begin))
+        self._publisher.publish(chunk_message(chunk, self.contract.base_frame))
+        self._latency.add((self._now() - chunk.stamp) / 1e6)
+        self._chunks += 1
+        self._rate.tick()
+
+    def _reject(self, reason: str, text: str) -> None:
+        self._rejected[reason] += 1
+        self._problem = (time.monotonic(), text)
+        self.get_logger().error(text, throttle_duration_sec=2.0)
+
+    def _now(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    def _report(self) -> Report:
+        now, active = time.monotonic(), self._active_since
+        hungry = active is not None and now - max(self._heard, active) > max(GRACE, self._max_age)
+        inference = self._inference.values("inference_ms")
+        period = 1e3 / self._tick_rate
+        slow = bool(inference) and inference["inference_ms_p50"] > 1.2 * period
+        level, text = worst(
+            (DiagnosticStatus.ERROR, f"not configured: {self._fault}") if self._fault else None,
+            (DiagnosticStatus.ERROR, "no observation/state with images of its stamp; see observation_node") if hungry else None,
+            (DiagnosticStatus.ERROR, self._problem[1]) if now - self._problem[0] < 2.0 else None,
+            (
+                DiagnosticStatus.WARN,
+                f"inference takes {inference['inference_ms_p50']} ms, a tick {period:.1f} ms; lower 'rate' or take a faster engine",
+            )
+            if slow
+            else None,
+            fine="running" if active is not None else "not active",
+        )
+        predictor = self._predictor
+        facts = (
+            {k: getattr(predictor, k) for k in ("engine", "network", "method", "nfe", "parity")} if predictor is not None else {}
+        )
+        return (
+            level,
+            text,
+            {
+                "active": active is not None,
+                "policy_hz": round(self._rate.hz(), 2),
+                "chunks": self._chunks,
+                "ticks": self._ticks,
+                "ticks_skipped": self._skipped,
+                "ticks_starved": self._starved,
+                "observations": self._observations,
+                **inference,
+                **self._latency.values("chunk_latency_ms"),
+                **counted("rejected", self._rejected),
+                **facts,
+            },
+        )
+
+
+def make_node(load: Callable[..., Any] = load_bundle) -> PolicyNode:
+    """The node, started when its parameter ``autostart`` is set."""
+    node = PolicyNode(load)
+    if node.get_parameter("autostart").value:
+        node.start()
+    return node
+
+
+def main(args: list[str] | None = None) -> int:
+    return main_of(make_node, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

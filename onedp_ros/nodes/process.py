@@ -1,0 +1,51 @@
+"""The main function of a node's process."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+SHUTDOWN = 1.3  # s after which a process ends that was told to, whatever it is still doing
+
+
+def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) -> int:
+    """Run one node until SIGINT or SIGTERM. Exit status: 0 when told to end, 1 when the node failed."""
+    rclpy.init(args=None if args is None else list(args))
+    context = rclpy.get_default_context()
+    status = [0]
+    threading.Thread(target=_insist, args=(context, status), daemon=True).start()
+    node = None
+    try:
+        node = make_node()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except Exception as error:
+        if context.ok():  # else the error is only that of a call cut short by the shutdown
+            if not isinstance(error, (OSError, ValueError, RuntimeError)):
+                raise
+            print(f"{node.get_name() if node else 'node'}: {error}", file=sys.stderr)  # ours name the thing and the remedy
+            status[0] = 1
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return status[0]
+
+
+def _insist(context: rclpy.Context, status: list[int]) -> None:
+    """Loading a policy or a long inference cannot be interrupted, but a robot's user who says stop means it."""
+    while context.ok():
+        time.sleep(0.1)
+    time.sleep(SHUTDOWN)
+    sys.stdout.flush()
+    os._exit(status[0])
