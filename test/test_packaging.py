@@ -1,0 +1,85 @@
+"""What is installed: nodes, launch files, configuration and models, as colcon does it."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "onedp_ros"
+NODES = ("observation_node", "policy_node", "action_node", "twin_node")
+
+
+def test_one_version_everywhere() -> None:
+    version = ElementTree.parse(ROOT / "package.xml").getroot().findtext("version")
+    assert f'version="{version}"' in (ROOT / "setup.py").read_text()
+
+
+def test_every_entry_point_has_a_module() -> None:
+    for module in ("cli", *(f"nodes.{node}" for node in NODES)):
+        assert importlib.util.find_spec(f"{PACKAGE}.{module}"), module
+
+
+def test_every_dependency_is_pinned() -> None:
+    """Names in setup.py, without their versions and extras, each have exact versions in constraints.txt."""
+
+    def normal(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    pins = {normal(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    setup = (ROOT / "setup.py").read_text()
+    dependencies = re.findall(
+        r'"([A-Za-z][\w.-]*)(?:\[\w+\])?(?:[<>=][^"]*)?"', setup[setup.index("install_requires") : setup.index("entry_points")]
+    )
+    assert {"torch", "mujoco", "pytest"} <= set(dependencies)
+    assert {normal(name) for name in dependencies} - pins - {"ros", "test"} == set()
+
+
+def test_messages_that_are_imported_are_declared() -> None:
+    declared = {tag.text for tag in ElementTree.parse(ROOT / "package.xml").getroot().iter("exec_depend")}
+    imported: set[str] = set()
+    for file in [*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "launch").rglob("*.py")]:
+        imported |= set(
+            re.findall(
+                r"^\s*(?:from|import) (\w+_(?:msgs|srvs|interfaces)|rclpy|cv_bridge|launch(?:_ros)?|message_filters)\b",
+                file.read_text(),
+                re.MULTILINE,
+            )
+        )
+    assert {"rclpy", "sensor_msgs"} <= imported
+    assert imported - declared == set()
+
+
+@pytest.mark.skipif(not shutil.which("colcon", path=str(Path(sys.executable).parent)), reason="colcon is not installed")
+def test_colcon_installs_nodes_launch_files_configuration_and_models(tmp_path: Path) -> None:
+    colcon = Path(sys.executable).parent / "colcon"
+    places = ["--base-paths", ROOT, "--build-base", tmp_path / "build", "--install-base", tmp_path / "install"]
+    built = subprocess.run(
+        [colcon, "--log-base", tmp_path / "log", "build", *places], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    prefix = tmp_path / "install" / PACKAGE
+    assert (prefix / "share/ament_index/resource_index/packages" / PACKAGE).is_file()
+    share = prefix / "share" / PACKAGE
+    for folder in ("launch", "config", "models"):
+        files = [p.relative_to(ROOT) for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        missing = [str(file) for file in files if not (share / file).is_file()]
+        assert not missing
+    assert (share / "config/tasks/pnp_milk.yaml").is_file()
+    for name in ("onedp", *NODES):
+        assert (prefix / "lib" / PACKAGE / name).stat().st_mode & 0o111
+    site = next((prefix / "lib").glob("python*/site-packages"))
+    found = subprocess.run(
+        [sys.executable, "-c", "from onedp_ros import resources; print(resources.__file__, resources.resource('config', 'dds'))"],
+        env={"PYTHONPATH": str(site)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == [str(site / PACKAGE / "resources.py"), str(share / "config/dds")]

@@ -1,0 +1,170 @@
+"""The stand-ins for cv_bridge and message_filters give what the true ones give.
+
+Where the true ones import, these tests run against both.
+"""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import rclpy
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image, JointState
+
+from onedp_ros import ros_standins
+from onedp_ros.contract import ContractError
+from onedp_ros.data.messages import decode_image
+from onedp_ros.ros_standins import (
+    StandinCvBridge,
+    StandinCvBridgeError,
+    StandinSubscriber,
+    StandinTimeSynchronizer,
+)
+
+BRIDGES = list({StandinCvBridge: StandinCvBridgeError, ros_standins.CvBridge: ros_standins.CvBridgeError}.items())
+SYNCHRONIZERS = list({StandinTimeSynchronizer, ros_standins.TimeSynchronizer})
+SUBSCRIBERS = list({StandinSubscriber, ros_standins.Subscriber})
+
+RGB = np.random.default_rng(0).integers(0, 255, (6, 5, 3), dtype=np.uint8)
+ALPHA = np.full((6, 5, 1), 255, np.uint8)
+PICTURES = {
+    "rgb8": RGB,
+    "bgr8": RGB[..., ::-1],
+    "rgba8": np.concatenate([RGB, ALPHA], axis=2),
+    "bgra8": np.concatenate([RGB[..., ::-1], ALPHA], axis=2),
+}
+
+
+def message(encoding: str, picture: np.ndarray, padding: int = 0) -> Image:
+    rows = np.ascontiguousarray(picture).reshape(picture.shape[0], -1)
+    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=7)
+    image = Image(height=picture.shape[0], width=picture.shape[1], encoding=encoding, step=rows.shape[1])
+    image.data.frombytes(rows.tobytes())
+    return image
+
+
+@pytest.mark.parametrize(("bridge", "error"), BRIDGES)
+class TestCvBridge:
+    @pytest.mark.parametrize("padding", [0, 3])
+    @pytest.mark.parametrize("desired", list(PICTURES))
+    @pytest.mark.parametrize("encoding", list(PICTURES))
+    def test_colour_encodings_convert_into_each_other(
+        self, bridge: Any, error: Any, encoding: str, desired: str, padding: int
+    ) -> None:
+        if padding % PICTURES[encoding].shape[2] == 0 or bridge is StandinCvBridge:
+            image = bridge().imgmsg_to_cv2(message(encoding, PICTURES[encoding], padding), desired)
+            np.testing.assert_array_equal(image, PICTURES[desired])
+            assert image.dtype == np.uint8
+
+    def test_grey_is_two_dimensional_and_spreads_to_colour(self, bridge: Any, error: Any) -> None:
+        grey = RGB[..., 0]
+        assert np.array_equal(bridge().imgmsg_to_cv2(message("mono8", grey)), grey)
+        assert np.array_equal(bridge().imgmsg_to_cv2(message("mono8", grey), "rgb8"), np.repeat(grey[..., None], 3, axis=2))
+        expected = cv2.cvtColor(RGB, cv2.COLOR_RGB2GRAY)
+        assert np.array_equal(bridge().imgmsg_to_cv2(message("rgb8", RGB), "mono8"), expected)
+
+    def test_image_becomes_a_message_and_an_image_again(self, bridge: Any, error: Any) -> None:
+        made = bridge().cv2_to_imgmsg(RGB, "rgb8")
+        assert (made.height, made.width, made.step, made.encoding) == (6, 5, 15, "rgb8")
+        assert made == message("rgb8", RGB)
+        assert bridge().cv2_to_imgmsg(RGB).encoding == "8UC3"
+        assert bridge().cv2_to_imgmsg(RGB, "rgb8", header=made.header).header == made.header
+
+    def test_compressed_image_is_bgr_unless_asked_otherwise(self, bridge: Any, error: Any) -> None:
+        encoded = CompressedImage(format="png")
+        encoded.data.frombytes(cv2.imencode(".png", RGB[..., ::-1])[1].tobytes())
+        assert np.array_equal(bridge().compressed_imgmsg_to_cv2(encoded), RGB[..., ::-1])
+        assert np.array_equal(bridge().compressed_imgmsg_to_cv2(encoded, "rgb8"), RGB)
+
+    def test_what_cannot_be_converted_is_a_cv_bridge_error(self, bridge: Any, error: Any) -> None:
+        with pytest.raises(error, match="nonsense"):
+            bridge().imgmsg_to_cv2(message("nonsense", RGB), "rgb8")
+        with pytest.raises(error):
+            bridge().imgmsg_to_cv2(message("rgb8", RGB), "nonsense")
+        with pytest.raises(error, match="rgba8"):
+            bridge().cv2_to_imgmsg(RGB, "rgba8")
+        with pytest.raises(TypeError):
+            bridge().cv2_to_imgmsg([1, 2])
+        short = message("rgb8", RGB)
+        short.data = short.data[:-1]
+        with pytest.raises(TypeError):  # the true one's error is NumPy's
+            bridge().imgmsg_to_cv2(short, "rgb8")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [message("32FC1", RGB), Image(encoding="rgb8", height=6, width=5, step=15), CompressedImage(format="jpeg", data=b"no jpeg")],
+)
+def test_image_that_cannot_be_decoded_names_the_topic(wrong: Any) -> None:
+    with pytest.raises(ContractError, match="front_camera: "):
+        decode_image(wrong, "front_camera")
+
+
+def stamped(nanoseconds: int) -> JointState:
+    joint_state = JointState()
+    joint_state.header.stamp.sec, joint_state.header.stamp.nanosec = divmod(nanoseconds, 1_000_000_000)
+    return joint_state
+
+
+class Source:
+    """What a synchroniser asks of a subscriber."""
+
+    def registerCallback(self, cb: Callable[..., None], *args: Any) -> None:
+        self.send = lambda message: cb(message, *args)
+
+
+@pytest.mark.parametrize("synchronizer", SYNCHRONIZERS)
+def test_messages_of_one_stamp_come_together_in_the_order_of_the_subscribers(synchronizer: Any) -> None:
+    first, second = Source(), Source()
+    received: list[tuple[int, int, bool]] = []
+    sync = synchronizer([first, second], 3)
+    a = {stamp: stamped(stamp) for stamp in range(10)}
+    b = {stamp: stamped(stamp) for stamp in range(10)}
+    sync.registerCallback(
+        lambda x, y, extra: received.append((x.header.stamp.nanosec, y.header.stamp.nanosec, x is a[x.header.stamp.nanosec])),
+        "extra",
+    )
+    first.send(a[1])
+    assert not received
+    second.send(b[1])
+    assert received == [(1, 1, True)]
+    second.send(b[1])  # its partner is used up
+    assert received == [(1, 1, True)]
+    for stamp in (2, 3, 4, 5):  # more than the queue holds: 2 is forgotten
+        first.send(a[stamp])
+    for stamp in (2, 5, 3):
+        second.send(b[stamp])
+    assert received[1:] == [(5, 5, True), (3, 3, True)]
+
+
+@pytest.fixture
+def node() -> Iterator[Any]:
+    context = Context()
+    rclpy.init(context=context, domain_id=83)
+    made = rclpy.create_node("standins", context=context)
+    yield made
+    made.destroy_node()
+    context.shutdown()
+
+
+@pytest.mark.parametrize("subscriber", SUBSCRIBERS)
+def test_subscriber_passes_on_what_a_publisher_sends(node: Any, subscriber: Any) -> None:
+    received: list[SimpleNamespace] = []
+    filtered = subscriber(node, JointState, "joints", qos_profile=qos_profile_sensor_data)
+    filtered.registerCallback(lambda message, name: received.append(SimpleNamespace(message=message, name=name)), "a")
+    publisher = node.create_publisher(JointState, "joints", qos_profile_sensor_data)
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    for _ in range(500):
+        publisher.publish(stamped(5))
+        executor.spin_once(timeout_sec=0.02)
+        if received:
+            break
+    executor.shutdown()
+    assert received[0].name == "a"
+    assert received[0].message == stamped(5)
