@@ -86,6 +86,7 @@ def convert(
     skipped = {str(bag): reason for bag, reason in broken.items()}
     unsuccessful = 0
     sources: list[tuple[Path, dict[str, Any]]] = []
+    named_by = "the task file"
     for bag in found:
         try:
             metadata = read_metadata(bag)
@@ -94,8 +95,9 @@ def convert(
             continue
         if noted := metadata.get("contract"):
             theirs = Contract.from_dict(noted)
-            contract = contract or theirs
-            contract.require_same(theirs, "the task file" if contract is not theirs else str(bag), str(bag))
+            if contract is None:
+                contract, named_by = theirs, str(bag)
+            contract.require_same(theirs, named_by, str(bag))
         if metadata.get("success") is False and not keep_unsuccessful:
             unsuccessful += 1
             continue
@@ -145,9 +147,17 @@ def convert(
             sync(Path(folder, name))
     partial.rename(out)
     sync(out.parent)
-    steps = data.steps
-    recorded = steps * contract.dt
-    return Report(str(out), len(entries), steps, recorded, time.monotonic() - begin, skipped, unsuccessful, gaps, dict(dropped))
+    return Report(
+        out=str(out),
+        episodes=len(entries),
+        steps=data.steps,
+        recorded_s=data.steps * contract.dt,
+        wall_s=time.monotonic() - begin,
+        skipped=skipped,
+        unsuccessful=unsuccessful,
+        gaps=gaps,
+        dropped=dict(dropped),
+    )
 
 
 def _notes(metadata: dict[str, Any]) -> dict[str, Any]:
