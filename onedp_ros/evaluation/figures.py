@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import imageio.v2 as imageio
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import NDArray
 
 
 def plot_starts(summary: dict[str, Any], path: Path) -> None:
@@ -24,4 +27,60 @@ def plot_starts(summary: dict[str, Any], path: Path) -> None:
     axes.set_title(f"{summary['task']}, {summary['method']}: {summary['success_rate']:.0%} of {summary['episodes']}")
     axes.legend(loc="upper right")
     figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_video(frames: Mapping[str, Sequence[tuple[int, NDArray[np.uint8]]]], path: Path, fps: int = 30, zoom: int = 3) -> None:
+    """Cameras side by side. ``frames``: by camera, (stamp ns, (H, W, 3) uint8 RGB) in order; the newest of each is shown."""
+    stamps = {name: np.array([s for s, _ in items]) for name, items in frames.items()}
+    begin, end = max(s[0] for s in stamps.values()), min(s[-1] for s in stamps.values())
+    with imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=8) as writer:
+        for now in np.arange(begin, end, 1e9 / fps):
+            row = [frames[n][int(np.searchsorted(stamps[n], now, side="right")) - 1][1] for n in frames]
+            writer.append_data(np.concatenate(row, axis=1).repeat(zoom, 0).repeat(zoom, 1))
+
+
+def plot_timeline(
+    *,
+    measured: Sequence[tuple[int, NDArray[np.float64]]],
+    target: Sequence[tuple[int, NDArray[np.float64]]],
+    opening: Sequence[tuple[int, float]],
+    opening_target: Sequence[tuple[int, float]],
+    chunks: Sequence[tuple[int, int]],
+    summary: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """One episode over time: tool position and opening, commanded and measured, and each chunk's age on arrival and period.
+
+    Samples are (stamp ns, value), positions (3,) m, openings m; chunks are (arrival ns, stamp ns).
+    """
+    begin = measured[0][0]
+
+    def times(samples: Sequence[tuple[int, Any]]) -> NDArray[np.float64]:
+        return (np.array([s for s, *_ in samples], dtype=np.int64) - begin) * 1e-9
+
+    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(11, 8), sharex=True, layout="constrained")
+    for samples, style, name in ((measured, "-", "measured"), (target, "--", "target")):
+        values = np.array([v for _, v in samples])
+        for axis, colour in enumerate(("tab:red", "tab:green", "tab:blue")):
+            top.plot(times(samples), values[:, axis], style, color=colour, linewidth=1.2, label=f"{'xyz'[axis]} {name}")
+    top.set(ylabel="tool position (m)", title="{method}, {network} network, {engine}".format(**summary))
+    top.legend(ncol=2, fontsize=8, loc="upper right")
+    middle.plot(times(opening), 1e3 * np.array([v for _, v in opening]), color="tab:purple", label="measured")
+    middle.plot(times(opening_target), 1e3 * np.array([v for _, v in opening_target]), "--", color="tab:orange", label="target")
+    middle.set(ylabel="opening (mm)")
+    middle.legend(fontsize=8)
+    arrival = np.array([at for at, _ in chunks], dtype=np.int64)
+    age = (arrival - np.array([s for _, s in chunks], dtype=np.int64)) * 1e-6
+    bottom.plot(times(chunks), age, ".", markersize=3, label="age of the newest camera frame when its chunk arrives")
+    bottom.plot(times(chunks)[1:], np.diff(arrival) * 1e-6, ".", markersize=3, label="period of chunks")
+    bottom.axhline(1e3 / 60, color="grey", linewidth=0.8, label="60 Hz")
+    latency = summary["latency_ms"]
+    bottom.set(ylabel="ms", xlabel="time (s)", ylim=(0, max(60.0, float(np.percentile(age, 99.5)))))
+    bottom.set_title(
+        f"policy {summary['policy_hz']:.1f} Hz, camera to target p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms",
+        fontsize=10,
+    )
+    bottom.legend(fontsize=8, loc="upper right")
+    figure.savefig(path, dpi=110)
     plt.close(figure)

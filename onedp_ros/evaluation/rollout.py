@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import os
 import platform
 import time
@@ -121,7 +122,10 @@ def evaluate(
     results: list[Episode] = []
     facts: dict[str, Any] = {}
     initial = (model, method, engine, threads, max_yaw, contract)
-    with ProcessPoolExecutor(jobs, initializer=_start, initargs=initial) as pool, tqdm(total=episodes, unit="episode") as bar:
+    with (
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, initial) as pool,
+        tqdm(total=episodes, unit="episode") as bar,
+    ):
         for run in [pool.submit(_run, s, action_steps, max_time) for s in range(seed, seed + episodes)]:
             episode, facts = run.result()
             results.append(episode)
@@ -151,7 +155,7 @@ def table(summary: dict[str, Any]) -> str:
     low, high = summary["ci95"]
     mean = "-" if summary["mean_time_s"] is None else f"{summary['mean_time_s']:.2f} s"
     rows = {
-        "policy": f"{summary['task']}, {summary['method']}, NFE {summary['nfe']}, {summary['network']} network, {summary['engine']}",
+        "policy": "{task}, {method}, NFE {nfe}, {network} network, {engine}".format(**summary),
         "episodes": f"{summary['episodes']}, seeds from {summary['seed']}, {summary['action_steps']} actions a chunk",
         "success": f"{summary['success_rate']:.3f} (95 %: {low:.3f} to {high:.3f}), mean time {mean}",
         "speed": f"inference p50 {summary['inference_ms_p50']:.1f} ms, whole run {summary['wall_s']:.0f} s",

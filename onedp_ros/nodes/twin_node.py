@@ -20,7 +20,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
@@ -29,8 +29,8 @@ from std_srvs.srv import Trigger
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate
 from onedp_ros.nodes.messages import header, image_message, pose_message
+from onedp_ros.nodes.parameters import declare, declare_contract
 from onedp_ros.nodes.process import main_of
-from onedp_ros.resources import task_contract
 from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS, CellRenderer, build_model
 from onedp_ros.twin.environment import Frame, SteppedCell
 from onedp_ros.twin.pnp_milk import PnpMilk
@@ -70,26 +70,12 @@ class TwinNode(Node):
 
     def __init__(self) -> None:
         super().__init__("twin")
-        self.declare_parameter("task", "pnp_milk", ParameterDescriptor(description="Task whose objects lie in the cell"))
-        self.declare_parameter(
-            "seed",
-            100000,
-            ParameterDescriptor(
-                description="Seed of the next ~/reset; counts up with every reset",
-                integer_range=[IntegerRange(from_value=0, to_value=2**31 - 1, step=1)],
-            ),
-        )
-        self.declare_parameter(
-            "max_yaw",
-            float(PnpMilk.max_yaw),
-            ParameterDescriptor(
-                description="Greatest turn of the carton, rad",
-                floating_point_range=[FloatingPointRange(from_value=0.0, to_value=float(np.pi))],
-            ),
-        )
-        contract = task_contract(self.get_parameter("task").value)
+        contract = declare_contract(self)
+        max_yaw = declare(self, "max_yaw", PnpMilk.max_yaw, "Greatest turn of the carton, rad", 0.0, float(np.pi))
+        seeds = IntegerRange(from_value=0, to_value=2**31 - 1, step=1)
+        description = "Seed of the next ~/reset; counts up with every reset"
+        self.declare_parameter("seed", 100000, ParameterDescriptor(description=description, integer_range=[seeds]))
         self._base_frame = contract.base_frame
-        max_yaw = float(self.get_parameter("max_yaw").value)
         self._lock = threading.Lock()
         self._target: tuple[np.ndarray, np.ndarray] | None = None
         self._opening: float | None = None
@@ -169,40 +155,47 @@ class TwinNode(Node):
     # thread of physics
 
     def _run(self) -> None:
-        rng_seed = int(self.get_parameter("seed").value)
-        self._place(rng_seed)
-        while not self._closing.is_set():
-            with self._lock:
-                reset, self._reset = self._reset, None
-                target, opening = self._target, self._opening
-                stale = time.monotonic() - self._target_time > STALE_AFTER
-            if reset is not None:
-                self._place(int(self.get_parameter("seed").value))
-                reset.set()
-                continue
-            cell = self._stepped.cell
-            if target is None or stale:
-                if target is not None:  # brake along the path of the filter and stay there
-                    self._holds += 1
-                    brake = cell.filter.velocity / (2 * cell.filter.limits.gain)
-                    self._hold = (cell.filter.position + brake, cell.filter.quaternion)
-                    with self._lock:
-                        self._target = None
-                target = self._hold
-            self._stepped.command(*target, cell.target_opening if opening is None else opening)
-            self._stepped.advance()  # to the next state sample or exposure
-            with self._lock:
-                success = self._stepped.success()
-                self._answer = (success, "success" if success else self._stepped.failure())
-            ahead = (self._epoch + self._stepped.stamp) / NANOSECONDS - self._now() / NANOSECONDS
-            if ahead > 0:
-                self._closing.wait(ahead)
-            elif ahead < -LATE:
-                self._lost -= ahead
-                self._epoch -= round(ahead * NANOSECONDS)
+        try:
+            self._place()
+            while not self._closing.is_set():
+                self._advance()
+        except Exception:  # a publisher fails when the context goes down first
+            if self.context.ok():
+                raise
 
-    def _place(self, seed: int) -> None:
-        self._seed = seed
+    def _advance(self) -> None:
+        """Take the newest command and go on to the next state sample or exposure."""
+        with self._lock:
+            reset, self._reset = self._reset, None
+            target, opening = self._target, self._opening
+            stale = time.monotonic() - self._target_time > STALE_AFTER
+        if reset is not None:
+            self._place()
+            reset.set()
+            return
+        cell = self._stepped.cell
+        if target is not None and stale:  # brake along the filter's path and stay there
+            self._holds += 1
+            brake = cell.filter.velocity / (2 * cell.filter.limits.gain)
+            self._hold = (cell.filter.position + brake, cell.filter.quaternion)
+            with self._lock:
+                self._target = target = None
+        position, quaternion = self._hold if target is None else target
+        self._stepped.command(position, quaternion, cell.target_opening if opening is None else opening)
+        self._stepped.advance()
+        success = self._stepped.success()
+        answer = (success, "success" if success else self._stepped.failure())
+        with self._lock:
+            self._answer = answer
+        ahead = (self._epoch + self._stepped.stamp - self._now()) / NANOSECONDS
+        if ahead > 0:
+            self._closing.wait(ahead)
+        elif ahead < -LATE:
+            self._lost -= ahead
+            self._epoch -= round(ahead * NANOSECONDS)
+
+    def _place(self) -> None:
+        seed = self._seed = int(self.get_parameter("seed").value)
         with self._lock:
             self._target, self._opening = None, None
         self._epoch = self._now()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -100,7 +101,10 @@ def collect(
     out.mkdir(parents=True, exist_ok=True)
     failures: Counter[str] = Counter()
     kept = tried = 0
-    with ProcessPoolExecutor(jobs) as pool, tqdm(total=episodes, unit="episode", desc=f"collect {task}") as bar:
+    with (
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
+        tqdm(total=episodes, unit="episode", desc=f"collect {task}") as bar,
+    ):
         while kept < episodes:
             seeds = range(seed + tried, seed + tried + episodes - kept)
             paths = [out / f"episode_{s:06d}" for s in seeds]

@@ -1,0 +1,183 @@
+"""The cell, the task, the expert, the gymnasium environment and the collection of demonstrations."""
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import onedp_ros.twin  # noqa: F401 (registers the environment)
+from onedp_ros.contract import ContractError, ObservationAssembler, encode_action
+from onedp_ros.data.bags import read_bag
+from onedp_ros.data.messages import feed
+from onedp_ros.geometry import gripper_down, rotation_angle, tool_yaw
+from onedp_ros.resources import task_contract
+from onedp_ros.twin.cell import Cell
+from onedp_ros.twin.collect import collect, demonstrate
+from onedp_ros.twin.environment import PnpMilkEnv, SteppedCell
+from onedp_ros.twin.pnp_milk import AREA_CENTRE, AREA_SIZE, BOX, Expert, PnpMilk, carton, failure, in_box
+
+CONTRACT = task_contract("pnp_milk")
+
+
+@pytest.fixture(scope="module")
+def cell() -> Cell:
+    return Cell(PnpMilk())
+
+
+def test_arm_reaches_cartesian_targets(cell: Cell) -> None:
+    cell.reset(np.random.default_rng(0))
+    goal, orientation = np.array([0.45, 0.15, 0.25]), gripper_down(0.4)
+    cell.set_target(goal, orientation, 0.02)
+    cell.step(2500)
+    assert np.linalg.norm(cell.position - goal) < 0.002
+    assert rotation_angle(cell.quaternion, orientation) < 0.02
+    assert cell.fingers.sum() == pytest.approx(0.02, abs=0.002)
+
+
+def test_hand_takes_real_time(cell: Cell) -> None:
+    cell.reset(np.random.default_rng(0))
+    cell.set_target(cell.position, cell.quaternion, 0.0)
+    cell.step(300)
+    assert 0.04 < cell.fingers.sum() < 0.07  # 0.1 m/s, and the fingers lag
+    cell.step(700)
+    assert cell.fingers.sum() < 0.003
+
+
+def test_carton_starts_in_the_area(cell: Cell) -> None:
+    starts = []
+    for seed in range(50):
+        cell.reset(np.random.default_rng(seed))
+        centre, yaw, tilt = carton(cell)
+        starts.append([*centre[:2], yaw])
+        assert tilt < 1e-6
+    spread = np.array(starts)
+    assert np.all(np.abs(spread[:, :2] - AREA_CENTRE) <= AREA_SIZE / 2)
+    assert np.all(np.abs(spread[:, 2]) <= np.deg2rad(30) + 1e-9)
+    assert np.ptp(spread[:, 2]) > np.deg2rad(40)
+    cell.reset(np.random.default_rng(7))
+    again = carton(cell)[0]
+    cell.reset(np.random.default_rng(7))
+    assert np.array_equal(again, carton(cell)[0])
+
+
+@pytest.mark.parametrize("max_yaw", [30.0, 180.0])
+def test_expert_succeeds_from_home(max_yaw: float) -> None:
+    stepped, expert = SteppedCell(CONTRACT, PnpMilk(float(np.deg2rad(max_yaw)))), Expert()
+    for seed in range(4):
+        stepped.reset(np.random.default_rng(seed))
+        while not stepped.success() and stepped.cell.time < 10:
+            stepped.step(*expert.act(stepped.cell))
+        assert stepped.success(), (seed, stepped.failure())
+
+
+def test_expert_recovers_from_off_path_starts() -> None:
+    stepped, expert = SteppedCell(CONTRACT, PnpMilk()), Expert()
+    for seed in range(10):
+        stepped.reset(np.random.default_rng(seed), recovery=True)
+        while not stepped.success() and stepped.cell.time < 10:
+            stepped.step(*expert.act(stepped.cell))
+        assert stepped.success(), (seed, stepped.failure())
+
+
+def test_success_needs_release_and_the_box(cell: Cell) -> None:
+    cell.reset(np.random.default_rng(0))
+    task = PnpMilk()
+    assert not task.success(cell)
+    assert failure(cell, lifted=False) == "never grasped"
+    assert failure(cell, lifted=True) == "dropped outside the box"
+    task.place(cell, np.array([*BOX, 0.045]), 0.3)
+    cell.step(500)
+    assert in_box(cell) and task.success(cell)
+    task.place(cell, np.array([BOX[0], BOX[1] + 0.12, 0.036]), 0.0)
+    cell.step(500)
+    assert not task.success(cell)
+
+
+def test_unreachable_pose_is_named(cell: Cell) -> None:
+    with pytest.raises(ValueError, match=r"\[2\.0, 0\.0, 0\.3\]"):
+        cell.inverse_kinematics(np.array([2.0, 0.0, 0.3]), gripper_down(0.0))
+
+
+def test_environment_passes_the_checker() -> None:
+    environment = gymnasium.make("onedp_ros/PnpMilk-v0", render_mode="rgb_array")
+    check_env(environment.unwrapped, skip_render_check=True)
+    assert environment.render().shape == (120, 320, 3)
+    environment.close()
+
+
+def test_environment_rewards_the_expert_and_times_out() -> None:
+    environment = PnpMilkEnv(max_time=0.2)
+    environment.reset(seed=100000)
+    action = encode_action(np.array([0.5, 0.0, 0.4]), gripper_down(0.0), 0.08)
+    for _ in range(4):
+        _, reward, terminated, truncated, info = environment.step(action)
+    assert (reward, terminated, truncated) == (0.0, False, True)
+    assert info["failure"] == "never grasped"
+    environment.max_time, expert = 20.0, Expert()
+    environment.reset(seed=100000)
+    while not terminated:
+        _, reward, terminated, truncated, _ = environment.step(encode_action(*expert.act(environment.stepped.cell)))
+        assert not truncated
+    assert reward == 1.0
+    with pytest.raises(ContractError, match="NaN"):
+        environment.step(np.full(10, np.nan, np.float32))
+    environment.close()
+
+
+def test_images_show_the_carton_move() -> None:
+    stepped = SteppedCell(CONTRACT, PnpMilk())
+    stepped.reset(np.random.default_rng(1))
+    first = stepped.observe()
+    assert first.image_stamps["wrist"] != first.image_stamps["front"]  # staggered
+    assert {image.shape for image in first.images.values()} == {(120, 160, 3)}
+    stepped.reset(np.random.default_rng(2))
+    assert np.abs(first.images["front"].astype(int) - stepped.observe().images["front"]).max() > 60
+    stepped.close()
+
+
+def test_demonstration_equals_what_the_environment_shows(tmp_path: Path) -> None:
+    """Sets assembled from a bag are those that the lock-step cell shows a policy: same stamps, images and states."""
+    success, _ = demonstrate(CONTRACT, 3, tmp_path / "bag", recoveries=0.0, max_yaw=PnpMilk.max_yaw)
+    assert success
+    assembler = ObservationAssembler(CONTRACT)
+    sets, targets = {}, []
+    for topic, stamp, message in read_bag(tmp_path / "bag"):
+        if topic == "target_pose":
+            p, q = message.pose.position, message.pose.orientation
+            targets.append((stamp, np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])))
+        feed(assembler, topic, message)
+        sets.update({o.stamp: o for o in assembler.pop()})
+    rng = np.random.default_rng(3)
+    nudged = [bool(rng.uniform() < 0.0), bool(rng.uniform() < 0.5)][1]
+    stepped = SteppedCell(CONTRACT, PnpMilk())
+    stepped.reset(rng)
+    compared = 0
+    for stamp, position, quaternion in targets[:40]:
+        observation = stepped.observe()
+        assert stamp == observation.stamp == stepped.stamp
+        if stamp in sets:
+            live = sets[stamp]
+            assert dict(live.image_stamps) == dict(observation.image_stamps)
+            for name in CONTRACT.cameras:
+                assert np.array_equal(live.images[name], observation.images[name])
+            assert np.allclose(live.state, observation.state, atol=1e-6)
+            compared += 1
+        if nudged:
+            break
+        stepped.step(position, quaternion, 0.08)
+        if abs(tool_yaw(stepped.cell.quaternion)) > 1 or stepped.cell.touching("milk"):
+            break
+    assert nudged or compared > 10
+    stepped.close()
+
+
+def test_collect_keeps_successes_and_goes_on(tmp_path: Path) -> None:
+    first = collect(tmp_path, 2, jobs=1)
+    assert first["successes"] == 2
+    written = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    again = collect(tmp_path, 3, jobs=1)
+    assert again["successes"] == 3
+    kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert len(kept) == 3 and kept.items() >= written.items()
