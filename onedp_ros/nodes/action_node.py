@@ -1,6 +1,6 @@
 """Action chunks -> targets for the arm, sampled by time and kept within the safety limits.
 
-One thread: callbacks store, a timer at ``target_rate`` sends. A fresh chunk sends at once and restarts the timer's period.
+One thread: a timer at ``target_rate`` sends. A fresh chunk sends at once and restarts the timer's period.
 Disabled, nothing is published. Enabling begins at rest at the measured pose.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
@@ -25,11 +24,11 @@ from onedp_ros.data.messages import pose_arrays
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import chunk_from_message, header, pose_message
 from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
 from onedp_ros.resources import resource
 
 POSE_TIMEOUT = 0.5  # s: a measured pose older than this is no place to begin from
-POSE_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes what any publisher offers
 
 
 class ActionNode(Node):
@@ -65,19 +64,14 @@ class ActionNode(Node):
         self._pose_publisher = self.create_publisher(PoseStamped, "target_pose", 1)
         self._gripper_publisher = self.create_publisher(JointState, "gripper_target", 1)
         self.create_subscription(MultiDOFJointTrajectory, "action/chunk", self._on_chunk, 1)
-        self.create_subscription(PoseStamped, self.contract.pose_topic, self._on_pose, POSE_QOS)
+        self._measured = PolledSubscriber(self, PoseStamped, self.contract.pose_topic, depth=1)
+        self._measured.registerCallback(self._on_pose)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self._timer = self.create_timer(1.0 / target_rate, self._send)
         self._diagnostics = Diagnostics(self, self._report)
 
     def _on_pose(self, message: PoseStamped) -> None:
         self._pose, self._pose_time = message, time.monotonic()
-        if self._enable_pending:
-            self._enable_pending = False
-            try:
-                self._enable()
-            except ValueError as error:
-                self._warn(f"not enabled: {error}")
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enable_pending = False
@@ -95,6 +89,7 @@ class ActionNode(Node):
     def _enable(self) -> None:
         """Begin at rest at the measured pose. ValueError when it is not known or not a place to begin."""
         topic = self.contract.pose_topic
+        self._measured.poll()
         if self._pose is None or time.monotonic() - self._pose_time > POSE_TIMEOUT:
             raise ValueError(f"no {topic} within {POSE_TIMEOUT} s; start the robot's node and check the topic's name")
         if self._pose.header.frame_id != self.contract.base_frame:
@@ -103,6 +98,15 @@ class ActionNode(Node):
         self._enabled, self._followed, self._sent_time = True, False, time.monotonic()
         self._enter("waiting")
         self._publish(target)
+
+    def _enable_at_start(self) -> None:
+        self._measured.poll()
+        if self._pose is not None:
+            self._enable_pending = False
+            try:
+                self._enable()
+            except ValueError as error:
+                self._warn(f"not enabled: {error}")
 
     def _on_chunk(self, message: MultiDOFJointTrajectory) -> None:
         self._chunks += 1
@@ -122,6 +126,8 @@ class ActionNode(Node):
             self._send()
 
     def _send(self) -> None:
+        if self._enable_pending:
+            self._enable_at_start()
         if not self._enabled:
             return
         now, clock = self._now(), time.monotonic()
@@ -162,6 +168,7 @@ class ActionNode(Node):
         return self.get_clock().now().nanoseconds
 
     def _report(self) -> Report:
+        self._measured.poll()
         now = time.monotonic()
         for_seconds = now - self._state_since
         stopped = self._state in ("stopping", "holding")

@@ -1,7 +1,7 @@
 """Cameras and robot state -> observations: one stamp for a whole set, the state interpolated to it.
 
-One thread: callbacks hand messages to an ObservationAssembler and publish what it completes. Bad input never leaves a callback; it
-is counted in /diagnostics and logged with the remedy.
+One thread: each frame, and then the robot's state, goes to an ObservationAssembler; what it completes is published. Bad input never
+leaves a callback; it is counted in /diagnostics and logged with the remedy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from onedp_ros.contract import NANOSECONDS, ContractError, Observation, ObservationAssembler
@@ -23,9 +23,11 @@ from onedp_ros.data.messages import feed, stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import image_message, state_message
 from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
 
-STATE_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes what any publisher offers
+STATE_DEPTH = 100  # robot states between two frames: at 1 kHz, 100 ms
+POLL_PERIOD, POLLS = 0.002, 10  # s; how often and how many times the robot's state is looked for after a frame
 
 
 class ObservationNode(Node):
@@ -58,14 +60,34 @@ class ObservationNode(Node):
         for name, camera in self.contract.cameras.items():
             topic = camera.topic if transport == "raw" else f"{camera.topic}/compressed"
             self._cameras[name] = topic
-            self._listen(Image if transport == "raw" else CompressedImage, topic, qos_profile_sensor_data)
-        self._listen(JointState, self.contract.joint_states_topic, STATE_QOS)
-        self._listen(PoseStamped, self.contract.pose_topic, STATE_QOS)
+            kind = Image if transport == "raw" else CompressedImage
+            self.create_subscription(kind, topic, functools.partial(self._on_frame, topic), qos_profile_sensor_data)
+        self._robot = []
+        for kind, topic in ((JointState, self.contract.joint_states_topic), (PoseStamped, self.contract.pose_topic)):
+            subscriber = PolledSubscriber(self, kind, topic, STATE_DEPTH)
+            subscriber.registerCallback(functools.partial(self._take, topic))
+            self._robot.append(subscriber)
+        self._topics = [*self._cameras.values(), self.contract.joint_states_topic, self.contract.pose_topic]
+        self._polls = 0
+        self._poller = self.create_timer(POLL_PERIOD, self._poll)
         self._diagnostics = Diagnostics(self, self._report)
 
-    def _listen(self, message_type: Any, topic: str, qos: QoSProfile) -> None:
-        self._received[topic] = 0
-        self.create_subscription(message_type, topic, functools.partial(self._take, topic), qos)
+    def _on_frame(self, topic: str, message: Any) -> None:
+        self._take(topic, message)
+        self._polls = 0
+        self._poller.reset()
+        self._poll()
+
+    def _poll(self) -> None:
+        """Take the robot's states and publish what they complete; go on every 2 ms until something is, or the frame is given up."""
+        for subscriber in self._robot:
+            subscriber.poll()
+        complete = self._assembler.pop()
+        for observation in complete:
+            self._publish(observation)
+        self._polls += 1
+        if complete or self._polls >= POLLS:
+            self._poller.cancel()
 
     def _take(self, topic: str, message: Any) -> None:
         self._heard[topic] = time.monotonic()
@@ -81,8 +103,6 @@ class ObservationNode(Node):
                 )
                 return
             feed(self._assembler, topic, message)
-            for observation in self._assembler.pop():
-                self._publish(observation)
         except ContractError as error:
             self._refuse(topic, "against_the_contract", str(error))
 
@@ -101,8 +121,10 @@ class ObservationNode(Node):
         self._latency.add((self.get_clock().now().nanoseconds - observation.stamp) / 1e6)
 
     def _report(self) -> Report:
+        for subscriber in self._robot:
+            subscriber.poll()
         now = time.monotonic()
-        silent = [t for t in self._received if now - self._heard.get(t, self._started) > self._timeout]
+        silent = [t for t in self._topics if now - self._heard.get(t, self._started) > self._timeout]
         idle = now - self._last_published > 2 * self._timeout
         recent_problem = self._problem[1] if now - self._problem[0] < 2.0 else ""
         missing = [

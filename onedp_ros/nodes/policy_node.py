@@ -1,6 +1,6 @@
 """Observations -> action chunks. A lifecycle node: configure loads, checks and warms up; active, it predicts.
 
-Two threads: the executor's stores observations and ticks; a worker loads and predicts (engines release the interpreter lock).
+Two threads: the executor's ticks and takes the observations; a worker loads and predicts (engines release the interpreter lock).
 A tick that finds the last prediction still running is skipped and counted, never queued.
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
@@ -25,10 +24,12 @@ from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import chunk_message, observation_from_messages
 from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
-from onedp_ros.ros_standins import Subscriber, TimeSynchronizer
+from onedp_ros.ros_standins import TimeSynchronizer
 
 WARM_UP = 10  # predictions
+QUEUE = 30  # observations that wait between two ticks
 GRACE = 1.0  # s without observations after activation before that is an error
 
 
@@ -62,7 +63,7 @@ class PolicyNode(LifecycleNode):
         self._pool = ThreadPoolExecutor(1, "inference")  # one thread: engines keep their own pools for each that calls
         self._running: Future[None] | None = None
         self._predictor: Any = None
-        self._subscribers: list[Any] = []
+        self._subscribers: list[PolledSubscriber] = []
         self._publisher: Any = None
         self._ticker: Any = None
         self._forget()
@@ -97,8 +98,8 @@ class PolicyNode(LifecycleNode):
         self._publisher = self.create_lifecycle_publisher(MultiDOFJointTrajectory, "action/chunk", 1)
         topics = [(Image, f"observation/{name}/image") for name in self.contract.cameras]
         topics.append((JointState, "observation/state"))
-        self._subscribers = [Subscriber(self, t, topic, qos_profile=qos_profile_sensor_data) for t, topic in topics]
-        self._synchronizer = TimeSynchronizer(self._subscribers, 10)
+        self._subscribers = [PolledSubscriber(self, kind, topic, QUEUE) for kind, topic in topics]
+        self._synchronizer = TimeSynchronizer(self._subscribers, QUEUE)
         self._synchronizer.registerCallback(self._on_set)
         p = self._predictor
         self.get_logger().info(f"{p.method} (NFE {p.nfe}), {p.network} network on {p.engine}, parity {p.parity}: ready")
@@ -154,7 +155,7 @@ class PolicyNode(LifecycleNode):
 
     def _release(self) -> None:
         for subscriber in self._subscribers:
-            self.destroy_subscription(subscriber.sub)
+            subscriber.destroy()
         self._subscribers = []
         if self._publisher is not None:
             self.destroy_lifecycle_publisher(self._publisher)
@@ -174,10 +175,14 @@ class PolicyNode(LifecycleNode):
         self._heard = time.monotonic()
 
     def _tick(self) -> None:
+        for subscriber in self._subscribers:
+            subscriber.poll()
         self._ticks += 1
-        if self._running is not None and not self._running.done():
-            self._skipped += 1
-            return
+        if self._running is not None:
+            if not self._running.done():
+                self._skipped += 1
+                return
+            self._running.result()  # an error that nobody expected ends the node
         window = self._history.window()
         age = float("inf") if window is None else (self._now() - window[-1].stamp) / NANOSECONDS
         if window is None or age > self._max_age:

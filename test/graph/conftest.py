@@ -1,0 +1,195 @@
+"""Real rclpy graphs for tests: every test has a ROS domain of its own; waiting is by condition."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2: a sourced distribution, or its wheels (make venv)")
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image, JointState
+
+from onedp_ros.contract import NANOSECONDS
+from onedp_ros.geometry import gripper_down
+from onedp_ros.nodes.messages import header, image_message, pose_message
+from onedp_ros.resources import task_contract
+
+MS = 1_000_000
+
+
+def free_domain() -> int:
+    """A ROS domain whose first participant's port nobody has bound."""
+    for domain in random.SystemRandom().sample(range(1, 100), 99):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", 7400 + 250 * domain + 10))
+            except OSError:
+                continue
+        return domain
+    raise RuntimeError("no free ROS domain")
+
+
+class Source:
+    """Two cameras at 30 Hz, staggered, and a robot at 200 Hz whose hand moves along x by 0.1 m/s from where it was at ``zero``.
+
+    Change the attributes to spoil what is published; ``offset`` (ns) shifts all stamps.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.contract = task_contract("pnp_milk")
+        self.zero = time.time_ns()
+        self.offset = 0
+        self.silent: set[str] = set()
+        self.change_image: Callable[[Image], None] = lambda message: None
+        self.change_joints: Callable[[JointState], None] = lambda message: None
+        self.change_pose: Callable[[PoseStamped], None] = lambda message: None
+        self.frames: dict[tuple[str, int], int] = {}
+        self._cameras = {
+            name: node.create_publisher(Image, camera.topic, qos_profile_sensor_data)
+            for name, camera in self.contract.cameras.items()
+        }
+        self._joints = node.create_publisher(JointState, self.contract.joint_states_topic, 10)
+        self._pose = node.create_publisher(PoseStamped, self.contract.pose_topic, 10)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def position(self, stamp: int) -> np.ndarray:
+        return np.array([0.4 + 0.1 * ((stamp - self.zero) / NANOSECONDS % 2.0), 0.0, 0.3])
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        begin, step = time.monotonic(), 0
+        while not self._closing.wait(max(0.0, begin + step * 0.005 - time.monotonic())):
+            stamp = time.time_ns() + self.offset
+            pose = pose_message(self.position(stamp), gripper_down(0.2), stamp, self.contract.base_frame)
+            joints = JointState(header=header(stamp), name=["fr3_joint1", *self.contract.finger_joints], position=[0.5, 0.02, 0.02])
+            self.change_pose(pose)
+            self.change_joints(joints)
+            if "pose" not in self.silent:
+                self._pose.publish(pose)
+            if "joints" not in self.silent:
+                self._joints.publish(joints)
+            if step % 3 == 0:  # every 15 ms, in turn
+                name = list(self._cameras)[step // 3 % 2]
+                if name not in self.silent:
+                    value = step // 3 % 251
+                    image = image_message(np.full((120, 160, 3), value, np.uint8), stamp)
+                    self.change_image(image)
+                    self.frames[name, stamp] = value
+                    self._cameras[name].publish(image)
+            step += 1
+
+
+class Rig:
+    """A context of its own, a node that listens and publishes for the test, and nodes under test spun in a thread."""
+
+    def __init__(self) -> None:
+        self.domain = free_domain()
+        self.context = rclpy.Context()
+        rclpy.init(args=[], context=self.context, domain_id=self.domain)
+        self.node = Node("test_rig", context=self.context, start_parameter_services=False)
+        self.received: dict[str, list[Any]] = defaultdict(list)
+        self.status: dict[str, Any] = {}
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self._nodes: list[Node] = []
+        self._executors: list[SingleThreadedExecutor] = []
+        self._threads: list[threading.Thread] = []
+        self._sources: list[Source] = []
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+
+    def add(self, make: Callable[..., Node], **parameters: Any) -> Any:
+        """Make a node with parameters and spin it in a thread of its own."""
+        overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+        node = make(context=self.context, parameter_overrides=overrides)
+        executor = SingleThreadedExecutor(context=self.context)
+        executor.add_node(node)
+
+        self._nodes.append(node)
+        self._executors.append(executor)
+        self._threads.append(threading.Thread(target=executor.spin))
+        self._threads[-1].start()
+        return node
+
+    def source(self) -> Source:
+        self._sources.append(Source(self.node))
+        return self._sources[-1]
+
+    def listen(self, message_type: Any, topic: str) -> list[Any]:
+        """The messages of a topic, as they come; the list grows."""
+        self.node.create_subscription(message_type, topic, self.received[topic].append, qos_profile_sensor_data)
+        return self.received[topic]
+
+    def until(self, condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
+        """Take messages until ``condition()`` holds, and return its value. A failure after ``timeout`` s says ``what``."""
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {timeout} s in vain for {what}; status: {self.describe()}")
+            self._executor.spin_once(timeout_sec=0.05)
+        return value
+
+    def more(self, messages: list[Any], count: int, what: str) -> list[Any]:
+        """Wait for ``count`` further messages of a list that grows, and return them."""
+        have = len(messages)
+        self.until(lambda: len(messages) >= have + count, what)
+        return messages[have:]
+
+    def value(self, node: str, key: str) -> float:
+        """A number of a node's diagnostics; 0 when it is not there."""
+        status = self.status.get(node)
+        return float({v.key: v.value for v in status.values}.get(key, 0)) if status else 0.0
+
+    def level(self, node: str, level: bytes, words: str) -> bool:
+        """Whether the node's last status has the level, and a message with these words."""
+        status = self.status.get(node)
+        return status is not None and status.level == level and words in status.message
+
+    def error(self, node: str, words: str) -> bool:
+        return self.level(node, DiagnosticStatus.ERROR, words)
+
+    def describe(self) -> dict[str, Any]:
+        return {name: (s.level, s.message, {v.key: v.value for v in s.values}) for name, s in self.status.items()}
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.status[status.name] = status
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
+        for executor in self._executors:
+            executor.shutdown()
+        for thread in self._threads:
+            thread.join()
+        for node in (*self._nodes, self.node):
+            node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    yield made
+    made.close()

@@ -1,0 +1,171 @@
+"""Nodes as processes: started together, watched, and stopped without a trace."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from onedp_ros import graph, runner
+from onedp_ros.graph import NodeProcess, graph_environment, task_graph
+from onedp_ros.runner import NodeDiedError, Supervisor
+
+PROCESSES = [
+    NodeProcess("eyes", "observation_node", {"task": "pnp_milk"}),
+    NodeProcess("hand", "action_node", {"task": "pnp_milk", "robot": "twin", "target_rate": 50.0, "enabled": False}),
+]
+GENEROUS = 6.0  # s: nodes get 1.6 s; the machine may be busy
+
+
+def supervisor(rig, tmp_path, processes=PROCESSES):
+    # the rig's own participant has no shared-memory profile, which does not keep them from talking
+    return Supervisor(processes, tmp_path, {"ROS_DOMAIN_ID": str(rig.domain)})
+
+
+def gone(pids):
+    return all(not psutil.pid_exists(p) or psutil.Process(p).status() == psutil.STATUS_ZOMBIE for p in pids)
+
+
+def wait_until(condition, timeout=20.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_nodes_run_with_their_names_and_parameters_and_stop_together(rig, tmp_path):
+    with supervisor(rig, tmp_path) as running:
+        pids = [child.pid for child in running.children.values()]
+        rig.until(lambda: {"eyes", "hand"} <= set(rig.status), "both nodes")
+        running.check()
+        profiles = [p for p in Path(f"/proc/{pids[0]}/environ").read_text().split("\0") if "PROFILES_FILE" in p]
+        assert profiles == [f"FASTRTPS_DEFAULT_PROFILES_FILE={graph_environment({})['FASTRTPS_DEFAULT_PROFILES_FILE']}"]
+        children = [c.pid for p in pids for c in psutil.Process(p).children(recursive=True)]
+        begin = time.monotonic()
+    assert time.monotonic() - begin < GENEROUS
+    assert gone(pids + children)
+
+
+def test_nodes_end_by_themselves_when_told_to(rig, tmp_path):
+    with supervisor(rig, tmp_path) as running:
+        rig.until(lambda: {"eyes", "hand"} <= set(rig.status), "both nodes")
+        for number, child in zip((signal.SIGINT, signal.SIGTERM), running.children.values(), strict=True):
+            child.send_signal(number)
+            assert child.wait(GENEROUS) == 0
+
+
+def test_a_node_that_dies_is_named_with_its_last_words(rig, tmp_path):
+    broken = NodeProcess("hand", "action_node", {"task": "pnp_milk", "robot": "octopus"})
+    with supervisor(rig, tmp_path, [PROCESSES[0], broken]) as running:
+        pids = [child.pid for child in running.children.values()]
+        wait_until(lambda: running.children["hand"].poll() is not None)
+        with pytest.raises(NodeDiedError, match=r"hand ended with exit status 1(.|\n)*octopus\.yaml"):
+            running.check()
+    assert gone(pids)
+
+
+def test_nothing_is_left_behind_when_the_parent_is_killed(rig, tmp_path):
+    script = (
+        "import time\nfrom test_runner import PROCESSES, Supervisor\n"
+        "with Supervisor(PROCESSES) as s:\n    print(*[c.pid for c in s.children.values()], flush=True)\n    time.sleep(60)"
+    )
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(rig.domain), "PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        pids = [int(p) for p in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        rig.until(lambda: {"eyes", "hand"} <= set(rig.status), "both nodes")
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    wait_until(lambda: gone(pids))
+
+
+def test_a_supervisor_that_cannot_start_all_leaves_none(tmp_path, monkeypatch):
+    started = []
+
+    def command(process):
+        if process.name == "hand":
+            raise FileNotFoundError("no python")
+        return ["sleep", "60"]
+
+    original = subprocess.Popen
+
+    def record(*args, **kwargs):
+        started.append(original(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(runner, "command", command)
+    monkeypatch.setattr(runner.subprocess, "Popen", record)
+    with pytest.raises(FileNotFoundError), Supervisor(PROCESSES, tmp_path):
+        pass
+    assert len(started) == 1
+    assert started[0].poll() is not None
+
+
+def run_command(rig, *arguments):
+    script = f"import sys; from onedp_ros.runner import main; sys.exit(main({list(arguments)!r}))"
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(rig.domain), "PYTHONPATH": str(Path.cwd())}
+    return subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_ctrl_c_stops_onedp_run_and_nothing_is_left_behind(rig, tmp_path):
+    """With a model that is none: policy_node still loads when Ctrl-C comes, or has just failed; either way all ends."""
+    process = run_command(rig, "pnp_milk", "--robot", "twin", "--model", str(tmp_path))
+    try:
+        assert process.stdout is not None
+        assert "running twin, observation_node, policy_node, action_node" in process.stdout.readline()
+        children = [c.pid for c in psutil.Process(process.pid).children(recursive=True)]
+        assert len(children) >= 4
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(GENEROUS) == 0
+        assert time.monotonic() - begin < GENEROUS
+        assert gone(children)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_graph_of_a_task_names_what_it_lacks(tmp_path):
+    processes = task_graph("pnp_milk", model=tmp_path, method="dp_ddim10", seed=3)
+    assert [p.name for p in processes] == ["twin", "observation_node", "policy_node", "action_node"]
+    policy = processes[2].parameters
+    assert (policy["model"], policy["method"], policy["seed"], policy["autostart"]) == (str(tmp_path), "dp_ddim10", 3, True)
+    with pytest.raises(ValueError, match="octopus"):
+        task_graph("pnp_milk", robot="octopus", model=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"juggle\.yaml"):
+        task_graph("juggle", model=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"])
+def test_a_profile_that_the_user_chose_stays(name):
+    assert graph_environment({name: "mine.xml"}) == {}
+
+
+def test_command_lines_carry_values_of_every_type():
+    line = runner.command(NodeProcess("x", "policy_node", {"rate": 64.0, "autostart": True, "model": "/a b/c", "seed": 1}))
+    assert line[1:] == [
+        *("-m", "onedp_ros.nodes.policy_node", "--ros-args", "-r", "__node:=x"),
+        *("-p", "rate:=64.0", "-p", "autostart:=true", "-p", 'model:="/a b/c"', "-p", "seed:=1"),
+    ]
+
+
+def test_teacher_weights_serve_every_sampler(monkeypatch):
+    asked = []
+    monkeypatch.setattr(graph, "resource", lambda *parts: asked.append(parts) or Path("x"))
+    for method in ("dp_ddim10", "dp_ddpm100", "onedp_d"):
+        task_graph("pnp_milk", method=method)
+    assert [parts for parts in asked if parts[0] == "models"] == [
+        ("models", "pnp_milk", "teacher"),
+        ("models", "pnp_milk", "teacher"),
+        ("models", "pnp_milk", "onedp_d"),
+    ]
