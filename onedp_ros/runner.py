@@ -18,7 +18,7 @@ from typing import IO
 
 from onedp_ros.graph import METHODS, ROBOTS, NodeProcess, graph_environment, task_graph
 
-STOP_TIME = 1.6  # s that nodes get to end by themselves
+STOP_TIME = 1.4  # s that nodes get to end by themselves
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -126,12 +126,19 @@ class Supervisor:
             for child in self.children.values():
                 _signal_group(child, signal.SIGKILL)  # a node that ended may have left children
                 child.wait()
+            deadline = time.monotonic() + 0.3
+            while any(_signal_group(child, 0) for child in self.children.values()) and time.monotonic() < deadline:
+                time.sleep(0.01)
             self.children.clear()
 
 
-def _signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
+def _signal_group(child: subprocess.Popen[bytes], number: int) -> bool:
+    """Signal a child's process group; number 0 only asks. Whether there is such a group."""
+    try:
         os.killpg(child.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _on_terminate(number: int, frame: object) -> None:

@@ -6,6 +6,7 @@ A tick that finds the last prediction still running is skipped and counted, neve
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -136,7 +137,7 @@ class PolicyNode(LifecycleNode):
             engine=self._engine,
             seed=self._seed,
             contract=self.contract,
-            threads=self._threads or None,
+            threads=self._threads,
         )
         self.contract.require_same(predictor.contract, "the task", self._model)
         contract, rng = self.contract, np.random.default_rng(0)
@@ -268,7 +269,9 @@ def make_node(load: Callable[..., Any] = load_bundle) -> PolicyNode:
 
 
 def main(args: list[str] | None = None) -> int:
-    return main_of(make_node, args)
+    status = main_of(make_node, args)
+    sys.stdout.flush()
+    os._exit(status)  # nothing is left to do, and taking torch and the engine down would cost up to a second
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
-SHUTDOWN = 1.3  # s after which a process ends that was told to, whatever it is still doing
+SHUTDOWN = 1.0  # s after which a process ends that was told to, whatever it is still doing
 
 
 def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) -> int:
