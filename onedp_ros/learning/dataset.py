@@ -27,11 +27,10 @@ class DatasetError(ValueError):
     """A data set that cannot be trained on; the message names the file, the array and the remedy."""
 
 
-def _unpack(array: zarr.Array, file: Path) -> NDArray:
+def _unpack(array: zarr.Array, file: Path, stamp: str) -> NDArray:
     """The array as a file mapped into memory, written in pieces unless it is there from an earlier process or run."""
-    stamp = hashlib.sha256(np.ascontiguousarray(array[-1]).tobytes()).hexdigest()
     done = file.with_suffix(".done")
-    if not (done.exists() and done.read_text() == stamp and np.load(file, mmap_mode="r").shape == array.shape):
+    if not (done.exists() and done.read_text() == stamp):
         done.unlink(missing_ok=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         out = np.lib.format.open_memmap(file, "w+", array.dtype, array.shape)
@@ -51,14 +50,15 @@ class WindowDataset:
     Args:
         path: the zarr directory.
         contract: when given, the data must have been made with it.
-        cache: a directory for the unpacked images, mapped from there so that several processes of a machine share one copy.
+        unpack: keep the images unpacked in ``<path without .zarr>.cache`` and map them from there, so that processes and later
+            runs share one copy. Read into memory otherwise.
 
     Raises:
         DatasetError: not such a replay buffer.
         ContractError: data of another contract; names the field.
     """
 
-    def __init__(self, path: str | Path, contract: Contract | None = None, cache: Path | None = None) -> None:
+    def __init__(self, path: str | Path, contract: Contract | None = None, unpack: bool = False) -> None:
         if not Path(path).exists():
             raise DatasetError(f"{path} does not exist; make it with 'onedp convert BAGS --out {path}'")
         try:
@@ -79,15 +79,16 @@ class WindowDataset:
                 raise DatasetError(
                     f"{path}: '{name}' is {array.dtype} {array.shape}, expected {dtype} (N, {', '.join(map(str, shape))})"
                 )
-            if cache is None or len(shape) < 3:
+            if not unpack or len(shape) < 3:
                 return np.ascontiguousarray(array[:])
-            return _unpack(array, cache / f"{Path(name).name}.npy")
+            return _unpack(array, Path(path).with_suffix(".cache") / f"{Path(name).name}.npy", stamp)
 
         c = self.contract
-        self.images = {n: read(f"data/{n}", (camera.height, camera.width, 3), "uint8") for n, camera in c.cameras.items()}
         self.state = read("data/state", (c.state_dim,), "float32")
         self.action = read("data/action", (c.action_dim,), "float32")
         self.episode_ends = read("meta/episode_ends", (), "int64")
+        stamp = hashlib.sha256(b"".join(a.tobytes() for a in (self.state, self.action, self.episode_ends))).hexdigest()
+        self.images = {n: read(f"data/{n}", (camera.height, camera.width, 3), "uint8") for n, camera in c.cameras.items()}
         lengths = {"state": len(self.state), "action": len(self.action), **{n: len(i) for n, i in self.images.items()}}
         ends = self.episode_ends
         if len(ends) == 0 or np.any(np.diff(ends, prepend=0) <= 0) or any(n != ends[-1] for n in lengths.values()):

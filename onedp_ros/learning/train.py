@@ -54,11 +54,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("steps", "batch_size", "accumulation", "noise_samples", "save_every", "learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name} is {getattr(self, name)}, expected a positive number")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"train.mixed_precision is '{self.mixed_precision}', expected 'no' or 'bf16'")
+        settings_error(self, ("steps", "batch_size", "accumulation", "noise_samples", "save_every", "learning_rate"))
+
+
+def settings_error(config: Any, positive: Sequence[str]) -> None:
+    """ValueError that names the first of ``positive`` settings that is not, or an unknown precision."""
+    for name in (*positive, "max_grad_norm"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected a positive number")
+    if config.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"mixed_precision is '{config.mixed_precision}', expected 'no' or 'bf16'")
 
 
 def read_section(path: str | Path, section: str) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def train(
     if rest:
         raise ValueError(f"train.batch_size {config.batch_size} is not a multiple of the {accelerator.num_processes} processes")
     with accelerator.local_main_process_first():
-        dataset = WindowDataset(data, contract, out / "cache" if accelerator.num_processes > 1 else None)
+        dataset = WindowDataset(data, contract, unpack=True)
     set_seed(config.seed)
     policy = Policy(dataset.contract, network, dataset.normalizer())
     policy.encoders.to(memory_format=torch.channels_last)

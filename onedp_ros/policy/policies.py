@@ -12,14 +12,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from onedp_ros.contract import Contract, Normalizer
-from onedp_ros.policy.diffusion import STEPS, Denoiser, Diffusion, sample_ddim, sample_ddpm
+from onedp_ros.policy.diffusion import STEPS, Denoiser, Diffusion, denoising_loss, generate, sample_ddim, sample_ddpm
 from onedp_ros.policy.networks import ImageEncoder, NetworkConfig, UNet
-
-GENERATOR_STEP = 65
-"""The timestep input of the one-step generators (OneDP, section 3); alpha 0.5054, sigma 0.8629."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +85,21 @@ class Policy(nn.Module):
         ``denoise`` stands in for the U-Net where an inference engine runs it.
         """
         denoise = denoise or self.unet
-        shape = (len(condition), self.contract.horizon, self.contract.action_dim)
-        if self.method == "onedp_d":
-            start = torch.zeros(shape, device=self.device)
-        else:
-            start = torch.randn(shape, generator=generator, device=self.device)
+        start = self.start(len(condition), generator)
         if self.method.startswith("onedp"):
-            action = self.generate(start, condition, denoise).clamp(-1, 1)
+            action = generate(self.diffusion, denoise, start, condition).clamp(-1, 1)
         elif self.method == "dp_ddpm100":
             action = sample_ddpm(denoise, start, condition, generator)
         else:
             action = sample_ddim(denoise, start, condition, self.nfe)
         return action * self.action_scale + self.action_offset
 
-    def generate(self, start: Tensor, condition: Tensor, denoise: Denoiser | None = None) -> Tensor:
-        """G(z, O) of OneDP: ``start`` (B, horizon, 10) -> normalised, unclipped chunks with one network evaluation."""
-        step = torch.full((len(start),), GENERATOR_STEP, device=start.device)
-        return self.diffusion.estimate(start, (denoise or self.unet)(start, step, condition), step)
+    def start(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """What sampling begins from, (count, horizon, 10): z ~ N(0, I), or zeros for the deterministic generator."""
+        shape = (count, self.contract.horizon, self.contract.action_dim)
+        if self.method == "onedp_d":
+            return torch.zeros(shape, device=self.device)
+        return torch.randn(shape, generator=generator, device=self.device)
 
     @torch.no_grad()
     def predict_action(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
@@ -122,8 +116,7 @@ class Policy(nn.Module):
         clean = self.normalize_action(batch.action).repeat_interleave(noise_samples, 0)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         step = torch.randint(STEPS, (len(clean),), generator=generator, device=clean.device)
-        predicted = self.unet(self.diffusion.add_noise(clean, noise, step), step, condition)
-        return functional.mse_loss(predicted.float(), noise)
+        return denoising_loss(self.diffusion, self.unet, clean, condition, step, noise)
 
     forward = compute_loss  # what distributed wrappers call
 

@@ -1,0 +1,325 @@
+"""Running a policy: one call for every engine, each camera frame encoded once.
+
+Engines: ``torch`` (eager), ``cuda`` (CUDA graphs), ``openvino`` (float32) and ``openvino_bf16``. An engine is used only when its
+output agrees with eager PyTorch on fixed inputs; ``auto`` takes the fastest of those.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from onedp_ros.contract import Contract, Image, Observation
+from onedp_ros.policy.checkpoint import load_policy
+from onedp_ros.policy.diffusion import generate
+from onedp_ros.policy.networks import NetworkConfig
+from onedp_ros.policy.policies import Policy
+
+log = logging.getLogger(__name__)
+
+PARITY_BOUND = 0.05
+"""Greatest difference from eager PyTorch, in normalised action units (half the range of the data's positions), of an engine that
+may be used. bfloat16 reaches about 0.01."""
+
+ENGINES = ("torch", "cuda", "openvino", "openvino_bf16")
+
+
+class EngineError(RuntimeError):
+    """An engine that is not available here or does not agree with eager PyTorch; the message says what to use instead."""
+
+
+class Engine(Protocol):
+    """Runs the networks of a policy. Tensors are on ``device``."""
+
+    device: torch.device
+
+    def encode(self, camera: str, images: Tensor) -> Tensor:
+        """Images uint8 (B, H, W, 3), of the contract's size -> features (B, 64)."""
+
+    def denoise(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        """As the U-Net's forward."""
+
+
+class TorchEngine:
+    """Eager PyTorch, on the device of the policy."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.device = policy, policy.device
+
+    def encode(self, camera: str, images: Tensor) -> Tensor:
+        return self.policy.encode_image(camera, images)
+
+    def denoise(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        return self.policy.unet(sample, step, condition)
+
+
+class CudaEngine:
+    """PyTorch on a GPU, each network recorded once per batch size as a CUDA graph: at batch 1 launching kernels is what costs."""
+
+    def __init__(self, policy: Policy) -> None:
+        if not torch.cuda.is_available():
+            raise EngineError("engine 'cuda' needs an NVIDIA GPU that PyTorch can use; choose 'auto', 'openvino' or 'torch'")
+        self.device = torch.device("cuda")
+        self.policy = copy.deepcopy(policy).to(self.device)
+        self.graphs: dict[tuple[str, int], Callable[..., Tensor]] = {}
+
+    def encode(self, camera: str, images: Tensor) -> Tensor:
+        return self._run(camera, lambda i: self.policy.encode_image(camera, i), images)
+
+    def denoise(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        return self._run("unet", self.policy.unet, sample, step, condition)
+
+    def _run(self, name: str, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        key = (name, len(inputs[0]))
+        if key not in self.graphs:
+            self.graphs[key] = torch.cuda.make_graphed_callables(network, tuple(i.clone() for i in inputs))
+        return self.graphs[key](*inputs).clone()  # the graph writes its next output to the same memory
+
+
+class OpenVinoEngine:
+    """OpenVINO on the CPU. Models for one item have fixed shapes; larger batches share a model of any batch size."""
+
+    def __init__(self, policy: Policy, precision: str, threads: int | None) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise EngineError("engine 'openvino' needs the package openvino; 'pip install openvino', or choose 'torch'") from error
+        self.device = torch.device("cpu")
+        self._openvino, self._core = openvino, openvino.Core()
+        self._options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            self._options["INFERENCE_NUM_THREADS"] = str(threads)
+        policy = copy.deepcopy(policy).cpu().eval()
+        c = policy.contract
+        condition = c.n_obs_steps * (policy.config.features * len(c.cameras) + c.state_dim)
+        self._models = {
+            "unet": self._convert(
+                policy.unet, torch.zeros(2, c.horizon, c.action_dim), torch.zeros(2, dtype=torch.int64), torch.zeros(2, condition)
+            )
+        }
+        for name, camera in c.cameras.items():
+            images = torch.zeros(2, camera.height, camera.width, 3, dtype=torch.uint8)
+            self._models[name] = self._convert(_Encoder(policy, name), images)
+        self._requests = {(name, True): self._compile(model, 1) for name, model in self._models.items()}
+
+    def _convert(self, network: nn.Module, *example: Tensor):
+        shapes = [self._openvino.PartialShape([-1, *e.shape[1:]]) for e in example]
+        return self._openvino.convert_model(network, example_input=example, input=shapes)
+
+    def _compile(self, model, batch: int):
+        model = model.clone()
+        model.reshape({i: [batch, *list(i.partial_shape)[1:]] for i in model.inputs})
+        return self._core.compile_model(model, "CPU", self._options).create_infer_request()
+
+    def encode(self, camera: str, images: Tensor) -> Tensor:
+        return self._run(camera, images)
+
+    def denoise(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        return self._run("unet", sample, step, condition)
+
+    def _run(self, name: str, *inputs: Tensor) -> Tensor:
+        key = (name, len(inputs[0]) == 1)
+        if key not in self._requests:
+            self._requests[key] = self._compile(self._models[name], -1)
+        arrays = [np.ascontiguousarray(i.numpy()) for i in inputs]
+        return torch.from_numpy(self._requests[key].infer(arrays, share_inputs=True)[0].copy())
+
+
+class _Encoder(nn.Module):
+    """One camera's way from uint8 images to features, as a network of its own."""
+
+    def __init__(self, policy: Policy, camera: str) -> None:
+        super().__init__()
+        self.policy, self.camera = policy, camera
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.policy.encode_image(self.camera, images)
+
+
+class Predictor:
+    """A policy on an engine. Made by :func:`load_predictor`.
+
+    Attributes:
+        contract: what the policy sees and says.
+        method: for example ``onedp_s``.
+        nfe: network evaluations of one prediction.
+        engine: name of the engine in use.
+        network: sizes of the networks.
+        parity: greatest difference of the engine from eager PyTorch at load, in normalised action units.
+    """
+
+    def __init__(self, policy: Policy, runner: Engine, engine: str, parity: float, seed: int) -> None:
+        self.policy = policy.to(runner.device)
+        self.contract: Contract = policy.contract
+        self.method: str = policy.method
+        self.nfe: int = policy.nfe
+        self.network: NetworkConfig = policy.config
+        self.engine, self.parity = engine, parity
+        self._runner = runner
+        self._features: dict[str, OrderedDict[bytes, Tensor]] = {name: OrderedDict() for name in self.contract.cameras}
+        self._random = torch.Generator(runner.device)
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Start the random numbers again, so that the same windows give the same chunks."""
+        self._random.manual_seed(seed)
+
+    @torch.inference_mode()
+    def predict(self, windows: Sequence[Sequence[Observation]]) -> NDArray[np.float32]:
+        """Windows of ``n_obs_steps`` observations, oldest first -> action chunks (B, horizon, 10).
+
+        Frames seen in the last calls are not encoded again.
+
+        Raises:
+            ValueError: a window with another number of observations.
+        """
+        for window in windows:
+            if len(window) != self.contract.n_obs_steps:
+                raise ValueError(f"a window has {len(window)} observations, expected n_obs_steps = {self.contract.n_obs_steps}")
+        features = torch.cat([self._encode(camera, windows) for camera in self.contract.cameras], dim=-1)
+        state = torch.from_numpy(np.array([[o.state for o in window] for window in windows], np.float32))
+        condition = self.policy.condition(features, state.to(self._runner.device))
+        return self.policy.sample(condition, self._random, self._runner.denoise).float().cpu().numpy()
+
+    def _encode(self, camera: str, windows: Sequence[Sequence[Observation]]) -> Tensor:
+        """Features (B, n_obs, 64) of one camera, from the cache where the frame is there."""
+        known = self._features[camera]
+        images = [[o.images[camera] for o in window] for window in windows]
+        keys = [[image.tobytes() for image in row] for row in images]
+        new: dict[bytes, Image] = {
+            k: i for ks, row in zip(keys, images, strict=True) for k, i in zip(ks, row, strict=True) if k not in known
+        }
+        if new:
+            frames = torch.from_numpy(np.stack(list(new.values()))).to(self._runner.device)
+            known.update(zip(new, self._runner.encode(camera, frames), strict=True))
+        features = torch.stack([torch.stack([known[k] for k in row]) for row in keys])
+        for key in (k for row in keys for k in row):
+            known.move_to_end(key)
+        while len(known) > 4 * len(windows) + 16:
+            known.popitem(last=False)
+        return features
+
+
+def load_predictor(
+    path: str | Path,
+    method: str | None = None,
+    engine: str = "auto",
+    seed: int = 0,
+    contract: Contract | None = None,
+    threads: int | None = None,
+) -> Predictor:
+    """Load a checkpoint and start an engine for it.
+
+    Args:
+        path: checkpoint directory.
+        method: another sampler of the same weights, for example ``dp_ddim10``.
+        engine: one of ``ENGINES``, or ``auto``: the fastest that agrees with eager PyTorch.
+        seed: of the policy's random numbers.
+        contract: when given, the checkpoint must have been made with it.
+        threads: CPU threads of the engine; all cores when not given.
+
+    Raises:
+        EngineError: the engine is not there or differs from eager by more than ``PARITY_BOUND``.
+        CheckpointError, ContractError: see :func:`onedp_ros.policy.checkpoint.load_policy`.
+    """
+    if engine != "auto" and engine not in ENGINES:
+        raise EngineError(f"unknown engine '{engine}', expected auto or one of {', '.join(ENGINES)}")
+    policy = load_policy(path, method, contract)
+    if threads:
+        torch.set_num_threads(threads)
+    if engine != "auto":
+        runner = _start(engine, policy, threads)
+        difference = parity(policy, runner)
+        if not difference <= PARITY_BOUND:
+            raise EngineError(
+                f"engine '{engine}' differs from eager PyTorch by {difference:.3g} (normalised action), more than {PARITY_BOUND}; "
+                f"choose 'auto' or 'torch'"
+            )
+        return Predictor(policy, runner, engine, difference, seed)
+
+    best: tuple[float, Engine, str, float] | None = None
+    for name in ("cuda", "torch") if torch.cuda.is_available() else ("openvino_bf16", "openvino", "torch"):
+        try:
+            runner = _start(name, policy, threads)
+            difference = parity(policy, runner)
+        except Exception as error:  # a broken engine must not keep the policy from running on another
+            log.warning("engine %s cannot be used: %s", name, error)
+            continue
+        seconds = _clock(policy, runner)
+        log.info("engine %s: %.1f ms, difference from eager %.2g", name, 1e3 * seconds, difference)
+        if difference <= PARITY_BOUND and (best is None or seconds < best[0]):
+            best = (seconds, runner, name, difference)
+    if best is None:
+        raise EngineError(f"no engine runs {path}; the first warnings say why")
+    return Predictor(policy, *best[1:], seed)
+
+
+def _start(name: str, policy: Policy, threads: int | None) -> Engine:
+    if name == "torch":
+        return TorchEngine(policy)
+    if name == "cuda":
+        return CudaEngine(policy)
+    return OpenVinoEngine(policy, "bf16" if name.endswith("bf16") else "f32", threads)
+
+
+@torch.inference_mode()
+def parity(policy: Policy, runner: Engine, windows: int = 4) -> float:
+    """Greatest difference of ``runner`` from eager PyTorch, over actions that one evaluation makes of fixed inputs.
+
+    In normalised action units. Batches of one and of several are compared. NaN when either has NaN.
+    """
+
+    def actions(engine: Engine, first: int, last: int) -> Tensor:
+        part = [i[first:last].to(engine.device) for i in inputs]
+        images, state, z = part[:-2], part[-2], part[-1]
+        features = [engine.encode(c, i) for c, i in zip(policy.contract.cameras, images, strict=True)]
+        repeated = torch.cat(features, -1)[:, None].expand(-1, policy.contract.n_obs_steps, -1)
+        condition = copy.deepcopy(policy).to(engine.device).condition(repeated, state)
+        return generate(policy.diffusion, engine.denoise, z, condition).clamp(-1, 1).cpu()
+
+    inputs = _example(policy, windows)
+    eager = TorchEngine(policy)
+    differences = [(actions(eager, *part) - actions(runner, *part)).abs().max() for part in ((0, 1), (0, windows))]
+    return float(torch.stack(differences).max())
+
+
+def _example(policy: Policy, windows: int) -> list[Tensor]:
+    """Fixed inputs: smooth images for each camera, states within the data's range, z."""
+    random = torch.Generator().manual_seed(0)
+    c = policy.contract
+    inputs: list[Tensor] = []
+    for camera in c.cameras.values():
+        coarse = 255 * torch.rand(windows, 3, 6, 8, generator=random)
+        smooth = nn.functional.interpolate(coarse, (camera.height, camera.width), mode="bilinear")
+        inputs.append(smooth.permute(0, 2, 3, 1).to(torch.uint8).contiguous())
+    normal = 2 * torch.rand(windows, c.n_obs_steps, c.state_dim, generator=random) - 1
+    inputs.append(normal * torch.from_numpy(policy.normalizer.state_scale) + torch.from_numpy(policy.normalizer.state_offset))
+    inputs.append(torch.randn(windows, c.horizon, c.action_dim, generator=random))
+    return inputs
+
+
+@torch.inference_mode()
+def _clock(policy: Policy, runner: Engine, repeats: int = 15) -> float:
+    """Median time (s) of one frame of each camera and one evaluation."""
+    *images, state, z = (i[:1].to(runner.device) for i in _example(policy, 1))
+    step = torch.full((1,), 65, device=runner.device)
+    size = policy.contract.n_obs_steps * (policy.config.features * len(images) + state.shape[-1])
+    condition = torch.zeros(1, size, device=runner.device)
+    times = []
+    for _ in range(repeats + 3):
+        begin = time.perf_counter()
+        for camera, image in zip(policy.contract.cameras, images, strict=True):
+            runner.encode(camera, image)
+        runner.denoise(z, step, condition).cpu()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times[3:]))

@@ -1,0 +1,153 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from onedp_ros.contract import Camera, Contract, Normalizer
+from onedp_ros.policy.diffusion import STEPS, Diffusion, sample_ddim, sample_ddpm
+from onedp_ros.policy.networks import NetworkConfig
+from onedp_ros.policy.policies import Batch, Policy, evaluations
+
+SMALL = NetworkConfig(encoder_width=16, unet_channels=(8, 16, 32), step_dim=8)
+
+
+def batch_of(contract, count, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    n = contract.n_obs_steps
+    images = {
+        name: torch.randint(0, 256, (count, n, c.height, c.width, 3), dtype=torch.uint8, generator=random)
+        for name, c in contract.cameras.items()
+    }
+    state = torch.rand(count, n, contract.state_dim, generator=random)
+    return Batch(images, state, torch.rand(count, contract.horizon, contract.action_dim, generator=random))
+
+
+@pytest.fixture
+def policy(small_contract, normalizer):
+    torch.manual_seed(0)
+    return Policy(small_contract, SMALL, normalizer).eval()
+
+
+def test_forward_process_has_the_papers_values_at_65():
+    diffusion = Diffusion()
+    assert float(diffusion.alpha[65]) == pytest.approx(0.5054, abs=1e-4)
+    assert float(diffusion.sigma[65]) == pytest.approx(0.8629, abs=1e-4)
+    torch.testing.assert_close(diffusion.alpha**2 + diffusion.sigma**2, torch.ones(STEPS))
+
+
+def test_estimate_undoes_the_noise():
+    diffusion, step = Diffusion(), torch.tensor([0, 65, 95])
+    clean, noise = torch.randn(3, 4, 2), torch.randn(3, 4, 2)
+    noisy = diffusion.add_noise(clean, noise, step)
+    torch.testing.assert_close(diffusion.estimate(noisy, noise, step), clean, atol=1e-3, rtol=1e-3)
+
+
+def test_samplers_recover_data_from_its_exact_noise_predictor():
+    """All data at one point: the exact prediction is (x - alpha point) / sigma, and every sampler must end at the point."""
+    diffusion, point = Diffusion(), torch.linspace(-0.9, 0.9, 20).view(1, 10, 2)
+
+    def denoise(x, step, condition):
+        return (x - diffusion.alpha[step].view(-1, 1, 1) * point) / diffusion.sigma[step].view(-1, 1, 1)
+
+    start, nothing = torch.randn(5, 10, 2), torch.zeros(5, 0)
+    for sample in (
+        sample_ddpm(denoise, start, nothing, torch.Generator().manual_seed(0)),
+        sample_ddim(denoise, start, nothing, 10),
+        sample_ddim(denoise, start, nothing, 100),
+    ):
+        torch.testing.assert_close(sample, point.expand(5, 10, 2), atol=2e-3, rtol=0)
+
+
+def test_ddim_uses_evenly_spaced_steps_down_to_zero():
+    seen = []
+    sample_ddim(lambda x, step, c: seen.append(int(step[0])) or x, torch.randn(1, 4, 1), torch.zeros(1, 0), 10)
+    assert seen == list(range(90, -1, -10))
+    assert float(DDIMScheduler(set_alpha_to_one=True).final_alpha_cumprod) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "nfe"), [("dp_ddpm100", 100), ("dp_ddim10", 10), ("dp_ddim1", 1), ("dp_ddim16", 16), ("onedp_s", 1), ("onedp_d", 1)]
+)
+def test_every_method_has_one_interface_and_its_number_of_evaluations(small_contract, normalizer, method, nfe):
+    policy = Policy(small_contract, SMALL, normalizer, method).eval()
+    calls = []
+    policy.unet.register_forward_hook(lambda *_: calls.append(1))
+    action = policy.predict_action(batch_of(small_contract, 3), torch.Generator().manual_seed(1))
+    assert action.shape == (3, small_contract.horizon, small_contract.action_dim)
+    assert action.dtype == torch.float32
+    assert torch.isfinite(action).all()
+    assert len(calls) == nfe == policy.nfe
+    again = policy.predict_action(batch_of(small_contract, 3), torch.Generator().manual_seed(1))
+    torch.testing.assert_close(again, action, rtol=0, atol=0)
+
+
+def test_only_the_stochastic_generator_depends_on_the_seed(small_contract, normalizer):
+    batch = batch_of(small_contract, 2)
+    for method, same in (("onedp_d", True), ("onedp_s", False)):
+        policy = Policy(small_contract, SMALL, normalizer, method).eval()
+        one, other = (policy.predict_action(batch, torch.Generator().manual_seed(s)) for s in (0, 1))
+        assert torch.equal(one, other) == same
+
+
+@pytest.mark.parametrize("method", ["dp_ddim0", "dp_ddim101", "dp_ddpm10", "onedp", ""])
+def test_an_unknown_method_is_named(method):
+    with pytest.raises(ValueError, match=f"'{method}'"):
+        evaluations(method)
+
+
+def test_actions_leave_unnormalised(small_contract, normalizer):
+    shifted = dataclasses.replace(normalizer, action_offset=normalizer.action_offset + 5)
+    one, other = (Policy(small_contract, SMALL, n, "onedp_d").eval() for n in (normalizer, shifted))
+    other.load_state_dict(one.state_dict())
+    batch = batch_of(small_contract, 1)
+    torch.testing.assert_close(other.predict_action(batch), one.predict_action(batch) + 5)
+
+
+def test_stages_equal_the_whole(policy):
+    """Encoding frame by frame and joining the features is what predict_action does."""
+    batch = batch_of(policy.contract, 2)
+    with torch.no_grad():
+        features = torch.stack(
+            [torch.cat([policy.encode_image(c, batch.images[c][:, i]) for c in policy.contract.cameras], -1) for i in range(2)],
+            dim=1,
+        )
+        action = policy.sample(policy.condition(features, batch.state), torch.Generator().manual_seed(3))
+    torch.testing.assert_close(action, policy.predict_action(batch, torch.Generator().manual_seed(3)), rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_central_crop_is_seen(policy):
+    camera = next(iter(policy.contract.cameras))
+    (height, width), size = policy.contract.crop, policy.contract.cameras[camera]
+    top, left = (size.height - height) // 2, (size.width - width) // 2
+    image = torch.randint(0, 256, (1, size.height, size.width, 3), dtype=torch.uint8)
+    inside = image[:, top : top + height, left : left + width]
+    border = torch.zeros_like(image)
+    border[:, top : top + height, left : left + width] = inside
+    with torch.no_grad():
+        seen = [policy.encode_image(camera, i) for i in (image, border, inside)]
+    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
+    torch.testing.assert_close(seen[0], seen[2])
+
+
+def test_loss_falls_when_a_batch_is_learned(policy):
+    policy.train()
+    batch, optimizer = batch_of(policy.contract, 4), torch.optim.Adam(policy.parameters(), 3e-3)
+    losses = []
+    for step in range(30):
+        loss = policy.compute_loss(batch, torch.Generator().manual_seed(step), noise_samples=8)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert 0.8 < losses[0] < 1.3
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+
+
+def test_cameras_of_the_contract_decide_the_encoders(normalizer, small_contract):
+    one = Contract(**{**vars(small_contract), "cameras": {"wrist": Camera("w", 40, 48)}})
+    policy = Policy(one, SMALL, normalizer)
+    assert list(policy.encoders) == ["wrist"]
+    assert isinstance(normalizer, Normalizer)
+    assert policy.predict_action(batch_of(one, 2)).shape == (2, 16, 10)
