@@ -1,0 +1,56 @@
+"""The launch files, where launch_ros imports: they start what ``onedp run`` starts."""
+
+import importlib.util
+
+import pytest
+
+from onedp_ros.graph import task_graph
+from onedp_ros.resources import resource
+
+pytest.importorskip("launch_ros", reason="launch_ros is not in the wheels; it comes with a ROS 2 distribution")
+
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, SetEnvironmentVariable
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription
+
+
+def description(name):
+    spec = importlib.util.spec_from_file_location(name.replace(".", "_"), resource("launch", name))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.generate_launch_description()
+
+
+def expand(entity, context):
+    """All that a description comes down to, with its arguments' defaults or what the context says."""
+    found = []
+    for child in (
+        entity.entities
+        if isinstance(entity, LaunchDescription)
+        else [entity]
+        if isinstance(entity, Node)
+        else entity.visit(context) or []
+    ):
+        found.append(child)
+        if isinstance(child, DeclareLaunchArgument | SetEnvironmentVariable):
+            child.visit(context)
+        elif not isinstance(child, Node):
+            found += expand(child, context)
+    return found
+
+
+@pytest.mark.parametrize("name", ["task.launch.py", "pnp_milk.launch.py"])
+def test_starts_what_onedp_run_starts(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE", raising=False)
+    monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)
+    context = LaunchContext()
+    context.launch_configurations.update({"model": str(tmp_path), "method": "onedp_d", "enabled": "false"})
+    found = expand(description(name), context)
+    nodes = [e for e in found if isinstance(e, Node)]
+    expected = task_graph("pnp_milk", robot="twin", method="onedp_d", model=tmp_path, enabled=False)
+    assert [n.node_executable for n in nodes] == [p.executable for p in expected]
+    assert [n._Node__node_name for n in nodes] == [p.name for p in expected]
+    assert context.environment["FASTRTPS_DEFAULT_PROFILES_FILE"].endswith("shared_memory.xml")
+    assert any(isinstance(e, IncludeLaunchDescription) for e in found) == (name != "task.launch.py")
