@@ -220,7 +220,7 @@ def load_state(
         CheckpointError: a damaged file, or a run with other settings; names the setting.
     """
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
+        with safe_open(path, "pt", device=str(device.type)) as file:
             header = json.loads(file.metadata()["run"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
