@@ -86,7 +86,7 @@ def _run(seed: int, action_steps: int, max_time: float) -> tuple[Episode, dict[s
     assert _worker is not None
     predictor, stepped = _worker
     facts = {k: getattr(predictor, k) for k in ("method", "nfe", "engine", "network")}
-    predictor.seed(seed)
+    predictor.reset(seed)
     return rollout(predictor, stepped, seed, action_steps, max_time), facts
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -87,39 +89,24 @@ class CudaEngine:
 
 
 class OpenVinoEngine:
-    """OpenVINO on the CPU. Models for one item have fixed shapes; larger batches share a model of any batch size."""
+    """OpenVINO on the CPU. Encoders and U-Net are models of their own and keep dynamic shapes: with static ones OpenVINO 2026.4
+    crashes while it compiles the encoder."""
 
-    def __init__(self, policy: Policy, precision: str, threads: int | None) -> None:
+    def __init__(self, policy: Policy, precision: str, threads: int) -> None:
+        # openvino then uses its own stub: the real module forks processes that report to a server
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         try:
             import openvino
         except ImportError as error:
             raise EngineError("engine 'openvino' needs the package openvino; 'pip install openvino', or choose 'torch'") from error
         self.device = torch.device("cpu")
-        self._openvino, self._core = openvino, openvino.Core()
-        self._options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-        if threads:
-            self._options["INFERENCE_NUM_THREADS"] = str(threads)
+        options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        core = openvino.Core()
         policy = copy.deepcopy(policy).cpu().eval()
-        c = policy.contract
-        condition = c.n_obs_steps * (policy.config.features * len(c.cameras) + c.state_dim)
-        self._models = {
-            "unet": self._convert(
-                policy.unet, torch.zeros(2, c.horizon, c.action_dim), torch.zeros(2, dtype=torch.int64), torch.zeros(2, condition)
-            )
-        }
-        for name, camera in c.cameras.items():
-            images = torch.zeros(2, camera.height, camera.width, 3, dtype=torch.uint8)
-            self._models[name] = self._convert(_Encoder(policy, name), images)
-        self._requests = {(name, True): self._compile(model, 1) for name, model in self._models.items()}
-
-    def _convert(self, network: nn.Module, *example: Tensor):
-        shapes = [self._openvino.PartialShape([-1, *e.shape[1:]]) for e in example]
-        return self._openvino.convert_model(network, example_input=example, input=shapes)
-
-    def _compile(self, model, batch: int):
-        model = model.clone()
-        model.reshape({i: [batch, *list(i.partial_shape)[1:]] for i in model.inputs})
-        return self._core.compile_model(model, "CPU", self._options).create_infer_request()
+        self._requests = {}
+        for name, (network, example) in _networks(policy).items():
+            model = openvino.convert_model(network, example_input=example)
+            self._requests[name] = core.compile_model(model, "CPU", options).create_infer_request()
 
     def encode(self, camera: str, images: Tensor) -> Tensor:
         return self._run(camera, images)
@@ -128,11 +115,19 @@ class OpenVinoEngine:
         return self._run("unet", sample, step, condition)
 
     def _run(self, name: str, *inputs: Tensor) -> Tensor:
-        key = (name, len(inputs[0]) == 1)
-        if key not in self._requests:
-            self._requests[key] = self._compile(self._models[name], -1)
         arrays = [np.ascontiguousarray(i.numpy()) for i in inputs]
-        return torch.from_numpy(self._requests[key].infer(arrays, share_inputs=True)[0].copy())
+        return torch.from_numpy(self._requests[name].infer(arrays, share_inputs=True)[0].copy())
+
+
+def _networks(policy: Policy) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    """U-Net and encoders by name, with example inputs."""
+    c = policy.contract
+    condition = c.n_obs_steps * (policy.config.features * len(c.cameras) + c.state_dim)
+    example = (torch.zeros(2, c.horizon, c.action_dim), torch.zeros(2, dtype=torch.int64), torch.zeros(2, condition))
+    networks: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"unet": (policy.unet, example)}
+    for name, camera in c.cameras.items():
+        networks[name] = (_Encoder(policy, name), (torch.zeros(2, camera.height, camera.width, 3, dtype=torch.uint8),))
+    return networks
 
 
 class _Encoder(nn.Module):
@@ -154,7 +149,7 @@ class Predictor:
         method: for example ``onedp_s``.
         nfe: network evaluations of one prediction.
         engine: name of the engine in use.
-        network: sizes of the networks.
+        network: ``paper``, ``compact``, or the sizes.
         parity: greatest difference of the engine from eager PyTorch at load, in normalised action units.
     """
 
@@ -163,7 +158,7 @@ class Predictor:
         self.contract: Contract = policy.contract
         self.method: str = policy.method
         self.nfe: int = policy.nfe
-        self.network: NetworkConfig = policy.config
+        self.network = network_name(policy.config)
         self.engine, self.parity = engine, parity
         self._runner = runner
         self._features: dict[str, OrderedDict[bytes, Tensor]] = {name: OrderedDict() for name in self.contract.cameras}
@@ -210,13 +205,20 @@ class Predictor:
         return features
 
 
+def network_name(config: NetworkConfig) -> str:
+    """``paper``, ``compact``, or the sizes."""
+    known = {(64, (256, 512, 1024)): "paper", (16, (64, 128, 256)): "compact"}
+    sizes = (config.encoder_width, config.unet_channels)
+    return known.get(sizes, f"ResNet-18 width {sizes[0]}, U-Net {list(sizes[1])}")
+
+
 def load_predictor(
     path: str | Path,
     method: str | None = None,
     engine: str = "auto",
     seed: int = 0,
     contract: Contract | None = None,
-    threads: int | None = None,
+    threads: int = 0,
 ) -> Predictor:
     """Load a checkpoint and start an engine for it.
 
@@ -226,7 +228,7 @@ def load_predictor(
         engine: one of ``ENGINES``, or ``auto``: the fastest that agrees with eager PyTorch.
         seed: of the policy's random numbers.
         contract: when given, the checkpoint must have been made with it.
-        threads: CPU threads of the engine; all cores when not given.
+        threads: CPU threads of the engine; 0: half of the processors, since cameras, robot and the other nodes need the rest.
 
     Raises:
         EngineError: the engine is not there or differs from eager by more than ``PARITY_BOUND``.
@@ -235,8 +237,8 @@ def load_predictor(
     if engine != "auto" and engine not in ENGINES:
         raise EngineError(f"unknown engine '{engine}', expected auto or one of {', '.join(ENGINES)}")
     policy = load_policy(path, method, contract)
-    if threads:
-        torch.set_num_threads(threads)
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    torch.set_num_threads(threads)
     if engine != "auto":
         runner = _start(engine, policy, threads)
         difference = parity(policy, runner)
@@ -264,7 +266,7 @@ def load_predictor(
     return Predictor(policy, *best[1:], seed)
 
 
-def _start(name: str, policy: Policy, threads: int | None) -> Engine:
+def _start(name: str, policy: Policy, threads: int) -> Engine:
     if name == "torch":
         return TorchEngine(policy)
     if name == "cuda":
