@@ -84,3 +84,20 @@ def plot_timeline(
     bottom.legend(fontsize=8, loc="upper right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def plot_bench(result: Mapping[str, Any], path: Path) -> None:
+    """Median time of a prediction by network, method and engine, on a logarithmic axis; whiskers to the 95th percentile."""
+    rows = sorted(result["rows"], key=lambda r: (r["network"], r["p50_ms"]), reverse=True)
+    colours = {"torch": "tab:red", "openvino": "tab:blue", "openvino_bf16": "tab:green", "cuda": "tab:purple"}
+    figure, axes = plt.subplots(figsize=(9, 0.4 * len(rows) + 1.5), layout="constrained")
+    for y, r in enumerate(rows):
+        axes.barh(y, r["p50_ms"], xerr=[[0], [max(r["p95_ms"] - r["p50_ms"], 0)]], color=colours[r["engine"]], alpha=0.85)
+        axes.text(r["p95_ms"] * 1.1, y, f"{r['p50_ms']:.1f} ms", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{r['network']}, {r['method']}, {r['engine']}" for r in rows], fontsize=8)
+    axes.axvline(1e3 / 60, color="grey", linestyle="--", linewidth=1)
+    axes.text(1e3 / 60, len(rows) - 0.4, " 60 Hz", fontsize=8)
+    axes.set(xscale="log", xlabel="one prediction (ms)", xlim=(None, 3 * max(r["p95_ms"] for r in rows)))
+    axes.set_title(f"{result['processor']['name']}, {result['threads']} threads", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

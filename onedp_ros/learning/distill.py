@@ -105,7 +105,7 @@ class Distillation:
     def __init__(
         self,
         diffusion: Diffusion,
-        teacher: nn.Module,
+        teacher: Denoiser,
         generator: nn.Module,
         score: nn.Module | None,
         encoders: Sequence[nn.Parameter],

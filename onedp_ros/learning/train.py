@@ -222,7 +222,7 @@ def load_state(
     try:
         with safe_open(path, "pt", device=str(device.type)) as file:
             header = json.loads(file.metadata()["run"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it and train from the start") from error
     for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items():

@@ -240,7 +240,7 @@ def load_predictor(
     threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
     torch.set_num_threads(threads)
     if engine != "auto":
-        runner = _start(engine, policy, threads)
+        runner = start_engine(engine, policy, threads)
         difference = parity(policy, runner)
         if not difference <= PARITY_BOUND:
             raise EngineError(
@@ -252,7 +252,7 @@ def load_predictor(
     best: tuple[float, Engine, str, float] | None = None
     for name in ("cuda", "torch") if torch.cuda.is_available() else ("openvino_bf16", "openvino", "torch"):
         try:
-            runner = _start(name, policy, threads)
+            runner = start_engine(name, policy, threads)
             difference = parity(policy, runner)
         except Exception as error:  # a broken engine must not keep the policy from running on another
             log.warning("engine %s cannot be used: %s", name, error)
@@ -266,7 +266,8 @@ def load_predictor(
     return Predictor(policy, *best[1:], seed)
 
 
-def _start(name: str, policy: Policy, threads: int) -> Engine:
+def start_engine(name: str, policy: Policy, threads: int) -> Engine:
+    """An engine of :data:`ENGINES` for a policy. EngineError when it cannot run here."""
     if name == "torch":
         return TorchEngine(policy)
     if name == "cuda":
