@@ -191,8 +191,8 @@ def test_a_jump_is_limited_and_counted(rig, arm):
     assert np.abs(np.diff(z)).max() <= 0.8 * 0.05 + 1e-9
 
 
-def test_whole_graph_from_frames_to_targets(rig):
-    rig.source()
+def test_whole_graph_from_frames_to_targets_and_held_while_a_camera_is_gone(rig):
+    source = rig.source()
     targets = rig.listen(PoseStamped, "target_pose")
     rig.add(ObservationNode)
     policy = rig.add(functools.partial(PolicyNode, load_standin))
@@ -205,3 +205,8 @@ def test_whole_graph_from_frames_to_targets(rig):
     rig.until(lambda: len(targets) > before + 30, "targets")
     for key in ("policy_hz", "inference_ms_p50", "chunk_latency_ms_p50"):
         assert rig.value("policy_node", key) > 0
+    source.silent.add("wrist")
+    rig.until(lambda: rig.error("observation_node", "wrist_camera/color/image_raw: no message for"), "the camera to be named")
+    rig.until(lambda: rig.error(NODE, "holding"), "the arm to be held")
+    source.silent.clear()
+    rig.until(lambda: rig.level(NODE, DiagnosticStatus.OK, "following"), "following again")
