@@ -155,7 +155,7 @@ def arrivals(draw):
 
 
 @given(st.lists(arrivals(), min_size=1, max_size=8), st.integers(0, 30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_whatever_comes_every_target_is_safe(sequence, dt_ms):
     gate, schedule, now, dt = started(), ChunkSchedule(0.0, LIMITS.stale_after), STAMP, dt_ms / 1000
     last = gate.target
