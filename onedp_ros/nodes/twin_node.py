@@ -95,7 +95,7 @@ class TwinNode(Node):
 
         topics = {name: self.resolve_topic_name(camera.topic) for name, camera in contract.cameras.items()}
         spawn = multiprocessing.get_context("spawn")
-        self._frames = spawn.Queue(maxsize=4)
+        self._frames = spawn.Queue(maxsize=2)
         self._sent = spawn.Array("q", len(topics), lock=False)
         self._cameras = spawn.Process(target=draw_frames, args=(self._frames, topics, self._sent, max_yaw), daemon=True)
         self._cameras.start()

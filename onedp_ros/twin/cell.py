@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
-import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-if not os.environ.get("DISPLAY") and sys.platform == "linux":
-    os.environ.setdefault("MUJOCO_GL", "egl")
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
