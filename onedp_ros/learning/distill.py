@@ -35,10 +35,11 @@ from tqdm import tqdm
 
 from onedp_ros.contract import Contract
 from onedp_ros.learning.dataset import WindowDataset
-from onedp_ros.learning.train import STATE, load_state, read_section, save_ema, save_state, settings_error
+from onedp_ros.learning.train import STATE, add_common_arguments, load_state, prepare, save_ema, save_state, settings_error
 from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config, write_atomically
 from onedp_ros.policy.diffusion import Denoiser, Diffusion, denoising_loss, generate, sample_ddim
 from onedp_ros.policy.policies import Batch, Policy
+from onedp_ros.resources import task_contract
 
 log = logging.getLogger(__name__)
 
@@ -318,26 +319,22 @@ class Watch:
         }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Distil a diffusion policy into a one-step generator.")
-    parser.add_argument("--teacher", required=True, help="checkpoint directory of the pre-trained policy")
-    parser.add_argument("--data", required=True, help="replay buffer that it was trained on (zarr)")
-    parser.add_argument("--method", required=True, choices=["onedp_s", "onedp_d"])
-    parser.add_argument("--out", required=True, help="directory for the checkpoint, logs and distill.json")
-    parser.add_argument("--config", default="config/train/compact.yaml", help="settings, in a section named like the method")
-    parser.add_argument("--steps", type=int, help="gradient steps, in place of the configured ones")
-    parser.add_argument("--resume", action="store_true", help="go on where a run in --out was interrupted")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="onedp distill", description="Distil a diffusion policy into a one-step generator.")
+    add_common_arguments(parser)
+    parser.add_argument("--method", default="onedp_s", choices=["onedp_s", "onedp_d"])
+    parser.add_argument("--teacher", type=Path, help="checkpoint of the pre-trained policy (default out/<task>/teacher)")
+    parser.add_argument(
+        "--out", type=Path, help="directory for the checkpoint, logs and distill.json (default out/<task>/<method>)"
+    )
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    settings = read_section(args.config, args.method)
-    if args.steps:
-        settings["steps"] = args.steps
-    result = distill(args.teacher, args.data, args.method, args.out, DistillConfig(**settings), args.resume)
+    data, _, settings = prepare(args, args.method)
+    teacher = args.teacher or Path("out") / args.task / "teacher"
+    out = args.out or Path("out") / args.task / args.method
+    result = distill(teacher, data, args.method, out, DistillConfig(**settings), args.resume, task_contract(args.task))
     print(json.dumps({k: v for k, v in result.items() if k != "distill"}, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

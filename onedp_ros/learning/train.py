@@ -27,6 +27,7 @@ from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.policy.checkpoint import CheckpointError, save_policy, write_atomically
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
+from onedp_ros.resources import resource, task_contract
 
 log = logging.getLogger(__name__)
 STATE = "state.safetensors"
@@ -241,25 +242,40 @@ def load_state(
     return header["step"], header["seconds"]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="replay buffer made by 'onedp convert' (zarr)")
-    parser.add_argument("--out", required=True, help="directory for the checkpoint, logs and train.json")
-    parser.add_argument("--config", default="config/train/compact.yaml", help="network and settings")
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``onedp train`` and ``onedp distill``."""
+    parser.add_argument("task", help="name of a file in config/tasks; names the default paths")
+    parser.add_argument("--data", type=Path, help="replay buffer made by 'onedp convert' (default out/<task>/data.zarr)")
+    parser.add_argument("--config", type=Path, help="network and settings (default: config/train/compact.yaml)")
     parser.add_argument("--steps", type=int, help="gradient steps, in place of the configured ones")
     parser.add_argument("--resume", action="store_true", help="go on where a run in --out was interrupted")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    args = parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace, section: str) -> tuple[Path, Path, dict[str, Any]]:
+    """Data, configuration file and the settings of ``section`` that the common arguments ask for."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    settings = read_section(args.config, "train")
+    config = args.config or resource("config", "train", "compact.yaml")
+    settings = read_section(config, section)
     if args.steps:
         settings["steps"] = args.steps
-    network = NetworkConfig.from_dict(read_section(args.config, "network"))
-    result = train(args.data, args.out, network, TrainConfig(**settings), args.resume)
+    return args.data or Path("out") / args.task / "data.zarr", config, settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="onedp train", description=__doc__)
+    add_common_arguments(parser)
+    parser.add_argument("--out", type=Path, help="directory for the checkpoint, logs and train.json (default out/<task>/teacher)")
+    args = parser.parse_args(argv)
+    data, config, settings = prepare(args, "train")
+    network = NetworkConfig.from_dict(read_section(config, "network"))
+    out = args.out or Path("out") / args.task / "teacher"
+    result = train(data, out, network, TrainConfig(**settings), args.resume, task_contract(args.task))
     print(json.dumps({k: v for k, v in result.items() if k != "train"}, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
