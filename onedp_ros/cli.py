@@ -11,6 +11,7 @@ COMMANDS = {
     "convert": ("onedp_ros.data.convert", "turn bags into a training set"),
     "train": ("onedp_ros.learning.train", "train a diffusion policy, the teacher"),
     "distill": ("onedp_ros.learning.distill", "distil a teacher into a one-step generator"),
+    "release": ("onedp_ros.learning.release", "turn a checkpoint into a small bundle with a model card"),
     "evaluate": ("onedp_ros.evaluation.rollout", "success of a policy in the twin"),
     "bench": ("onedp_ros.evaluation.bench", "latency of engines and methods, frames over DDS"),
     "run": ("onedp_ros.runner", "start the whole graph without ros2 launch"),

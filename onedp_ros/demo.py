@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,6 @@ from onedp_ros.runner import Supervisor
 START_TIME = 120.0  # s for loading, warm-up and engine checks
 CALL_TIME = 5.0  # s for a service
 SETTLE = 0.6  # s after a reset, so that no observation of the old scene is left
-
-
-class Recording:
-    """Raw messages of one episode by topic, with their arrival (ns), read after the run so that it costs nothing then."""
-
-    def __init__(self) -> None:
-        self.messages: dict[str, list[tuple[int, bytes]]] = {}
-
-    def clear(self) -> None:
-        for messages in self.messages.values():
-            messages.clear()
 
 
 class DemoNode:
@@ -57,7 +47,8 @@ class DemoNode:
             "enable": (self.node.create_client(SetBool, "action_node/enable"), SetBool.Request(data=True)),
             "disable": (self.node.create_client(SetBool, "action_node/enable"), SetBool.Request(data=False)),
         }
-        self.recording = Recording()
+        # raw messages of one episode by topic, with their arrival (ns): read after the run, so that they cost little in it
+        self.recording: dict[str, list[tuple[int, bytes]]] = {}
         contract = task_contract(task)
         self.topics: dict[str, Any] = {
             **{camera.topic: Image for camera in contract.cameras.values()},
@@ -69,12 +60,19 @@ class DemoNode:
         }
         self._subscriptions = []
         for topic, kind in self.topics.items():
-            kept = self.recording.messages.setdefault(topic, [])
+            self.recording[topic] = []
             self._subscriptions.append(
-                self.node.create_subscription(
-                    kind, topic, lambda data, kept=kept: kept.append((time.time_ns(), data)), qos_profile_sensor_data, raw=True
-                )
+                self.node.create_subscription(kind, topic, partial(self._record, topic), qos_profile_sensor_data, raw=True)
             )
+
+    def _record(self, topic: str, message: bytes) -> None:
+        self.recording[topic].append((time.time_ns(), message))
+
+    def forget(self) -> None:
+        """Begin the recording anew."""
+        if self._subscriptions:
+            for messages in self.recording.values():
+                messages.clear()
 
     def close(self) -> None:
         self.node.destroy_node()
@@ -145,16 +143,13 @@ def run(
                 raise RuntimeError(
                     f"the policy did not start within {START_TIME:.0f} s: {_complaints(demo)}; logs are in {out}/logs"
                 )
-            demo.recording.clear()
+            demo.forget()
             demo.spin_for(1.0)
             begin = {name: len(demo.history[name]) - 1 for name in demo.history}
             for episode in range(episodes):
                 results.append(_episode(demo, episode, episodes, results, max_time))
                 if results[-1]["success"] or episode == episodes - 1:
-                    if demo._subscriptions:
-                        demo.stop_recording()
-                else:
-                    demo.recording.clear()
+                    demo.stop_recording()
             demo.spin_for(1.2)
             summary = _summary(demo, begin, results)
             (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -169,7 +164,7 @@ def _episode(demo: DemoNode, episode: int, episodes: int, results: list[dict[str
     answer = demo.call("reset")
     if not answer.success:
         raise RuntimeError(f"the twin was not reset: {answer.message}")
-    demo.recording.clear()
+    demo.forget()
     demo.spin_for(SETTLE)
     demo.call("enable")
     begin = time.monotonic()
@@ -190,8 +185,8 @@ def _print_line(demo: DemoNode, episode: int, episodes: int, now: float, success
     policy, action = demo.values("policy_node"), demo.values("action_node")
     text = (
         f"episode {episode + 1}/{episodes}  {now:5.1f} s  policy {float(policy.get('policy_hz', 0)):5.1f} Hz  "
-        f"targets {float(action.get('target_hz', 0)):5.1f} Hz  camera to target p50 {float(action.get('latency_ms_p50', 0)):.1f} ms  "
-        f"p99 {float(action.get('latency_ms_p99', 0)):.1f} ms  successes {successes}"
+        f"targets {float(action.get('target_hz', 0)):5.1f} Hz  camera to target "
+        f"p50 {float(action.get('latency_ms_p50', 0)):.1f} p99 {float(action.get('latency_ms_p99', 0)):.1f} ms  ok {successes}"
     )
     live = sys.stdout.isatty()
     print(f"\r{text}" if live else text, end="\n" if over or not live else "", flush=True)
@@ -245,7 +240,7 @@ def _write_pictures(demo: DemoNode, task: str, summary: dict[str, Any], out: Pat
     from onedp_ros.evaluation.figures import plot_timeline, write_video
 
     contract = task_contract(task)
-    read = {t: [(at, deserialize_message(m, demo.topics[t])) for at, m in ms] for t, ms in demo.recording.messages.items()}
+    read = {t: [(at, deserialize_message(m, demo.topics[t])) for at, m in ms] for t, ms in demo.recording.items()}
     frames = {n: [(stamp_ns(m), decode_image(m, c.topic)) for _, m in read[c.topic]] for n, c in contract.cameras.items()}
     write_video(frames, out / "episode.mp4")
     plot_timeline(

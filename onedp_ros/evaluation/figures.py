@@ -37,7 +37,9 @@ def write_video(frames: Mapping[str, Sequence[tuple[int, NDArray[np.uint8]]]], p
     with imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=8) as writer:
         for now in np.arange(begin, end, 1e9 / fps):
             row = [frames[n][int(np.searchsorted(stamps[n], now, side="right")) - 1][1] for n in frames]
-            writer.append_data(np.concatenate(row, axis=1).repeat(zoom, 0).repeat(zoom, 1))
+            writer.append_data(  # type: ignore[attr-defined]
+                np.concatenate(row, axis=1).repeat(zoom, 0).repeat(zoom, 1)
+            )
 
 
 def plot_timeline(

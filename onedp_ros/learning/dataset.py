@@ -7,7 +7,7 @@ Group ``data/``: one image array (N, H, W, 3) uint8 for each of the contract's c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class WindowDataset:
             raise DatasetError(f"{path} is not a zarr replay buffer ({error}); convert the bags again") from error
         if "contract" not in root.attrs:
             raise DatasetError(f"{path} has no 'contract' attribute; convert the bags again with 'onedp convert'")
-        self.contract = Contract.from_dict(root.attrs["contract"])
+        self.contract = Contract.from_dict(dict(root.attrs["contract"]))  # type: ignore[arg-type]
         if contract is not None:
             contract.require_same(self.contract, "the task", str(path))
 
@@ -75,6 +75,8 @@ class WindowDataset:
             if name not in root:
                 raise DatasetError(f"{path} has no array '{name}'; convert the bags again")
             array = root[name]
+            if not isinstance(array, zarr.Array):
+                raise DatasetError(f"{path}: '{name}' is a group, expected an array; convert the bags again")
             if array.shape[1:] != shape or array.dtype != np.dtype(dtype):
                 raise DatasetError(
                     f"{path}: '{name}' is {array.dtype} {array.shape}, expected {dtype} (N, {', '.join(map(str, shape))})"
@@ -134,7 +136,7 @@ class WindowDataset:
         state, action = self.state[rows], self.action[self.action_rows[windows]]
         return Batch(images, torch.from_numpy(state), torch.from_numpy(action))
 
-    def batches(self, size: int, first: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def batches(self, size: int, first: int, seed: int, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
         """Endless random batches of ``size``, from the ``first``-th on; those of ``world`` ranks are disjoint.
 
         Batch number i depends on the seed, the rank and i alone, so that a resumed run sees what an uninterrupted one would.

@@ -64,7 +64,7 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
         positive = ("steps", "batch_size", "noise_samples", "generator_learning_rate", "score_learning_rate", "save_every")
         settings_error(self, positive)
         if not 0 <= self.first_timestep < self.last_timestep <= 99:
@@ -202,7 +202,7 @@ def distill(
     policy = Policy(teacher.contract, teacher.config, teacher.normalizer, method).to(device)
     policy.load_state_dict(teacher.state_dict())
     for network in (teacher, policy):
-        network.encoders.to(memory_format=torch.channels_last)
+        network.encoders.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     score = copy.deepcopy(teacher.unet).requires_grad_(True) if method == "onedp_s" else None
 
     def average(parameters: list[nn.Parameter]) -> None:

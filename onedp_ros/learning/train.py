@@ -54,7 +54,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
         settings_error(self, ("steps", "batch_size", "accumulation", "noise_samples", "save_every", "learning_rate"))
 
 
@@ -111,7 +111,7 @@ def train(
         dataset = WindowDataset(data, contract, unpack=True)
     set_seed(config.seed)
     policy = Policy(dataset.contract, network, dataset.normalizer())
-    policy.encoders.to(memory_format=torch.channels_last)
+    policy.encoders.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.compile:
         compile_networks(policy)
     optimizer = torch.optim.AdamW(

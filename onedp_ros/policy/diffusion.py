@@ -30,7 +30,7 @@ class Diffusion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        cumulative = DDPMScheduler(**_COMMON).alphas_cumprod.double()
+        cumulative = DDPMScheduler(**_COMMON).alphas_cumprod.double()  # type: ignore[attr-defined]
         self.register_buffer("alpha", cumulative.sqrt().float(), persistent=False)
         self.register_buffer("sigma", (1 - cumulative).sqrt().float(), persistent=False)
 
@@ -67,14 +67,14 @@ def denoising_loss(
 def sample_ddpm(denoise: Denoiser, start: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:
     """Ancestral sampling with all 100 steps from ``start`` ~ N(0, I) (B, horizon, action)."""
     scheduler = DDPMScheduler(**_COMMON)
-    scheduler.set_timesteps(STEPS)
+    scheduler.set_timesteps(STEPS)  # type: ignore[attr-defined]
     return _walk(scheduler, denoise, start, condition, generator=generator)
 
 
 def sample_ddim(denoise: Denoiser, start: Tensor, condition: Tensor, steps: int) -> Tensor:
     """Deterministic sampling (Song et al. 2020, eta 0) with ``steps`` of the 100 from ``start`` ~ N(0, I)."""
     scheduler = DDIMScheduler(**_COMMON, set_alpha_to_one=True, steps_offset=0)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(steps)  # type: ignore[attr-defined]
     return _walk(scheduler, denoise, start, condition)
 
 

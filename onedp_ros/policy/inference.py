@@ -73,7 +73,7 @@ class CudaEngine:
             raise EngineError("engine 'cuda' needs an NVIDIA GPU that PyTorch can use; choose 'auto', 'openvino' or 'torch'")
         self.device = torch.device("cuda")
         self.policy = copy.deepcopy(policy).to(self.device)
-        self.graphs: dict[tuple[str, int], Callable[..., Tensor]] = {}
+        self.graphs: dict[tuple[str, int], tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]] = {}
 
     def encode(self, camera: str, images: Tensor) -> Tensor:
         return self._run(camera, lambda i: self.policy.encode_image(camera, i), images)
@@ -84,8 +84,22 @@ class CudaEngine:
     def _run(self, name: str, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         key = (name, len(inputs[0]))
         if key not in self.graphs:
-            self.graphs[key] = torch.cuda.make_graphed_callables(network, tuple(i.clone() for i in inputs))
-        return self.graphs[key](*inputs).clone()  # the graph writes its next output to the same memory
+            buffers = [i.clone() for i in inputs]
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # warm up off the capturing stream (docs.pytorch.org, "CUDA semantics", CUDA graphs)
+                for _ in range(3):
+                    network(*buffers)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                output = network(*buffers)
+            self.graphs[key] = (buffers, graph, output)
+        buffers, graph, output = self.graphs[key]
+        for buffer, value in zip(buffers, inputs, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        return output.clone()  # the graph writes its next output to the same memory
 
 
 class OpenVinoEngine:
@@ -207,7 +221,7 @@ class Predictor:
 
 def network_name(config: NetworkConfig) -> str:
     """``paper``, ``compact``, or the sizes."""
-    known = {(64, (256, 512, 1024)): "paper", (16, (64, 128, 256)): "compact"}
+    known: dict[tuple[int, tuple[int, ...]], str] = {(64, (256, 512, 1024)): "paper", (16, (64, 128, 256)): "compact"}
     sizes = (config.encoder_width, config.unet_channels)
     return known.get(sizes, f"ResNet-18 width {sizes[0]}, U-Net {list(sizes[1])}")
 

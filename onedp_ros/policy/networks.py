@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,9 @@ class FilmBlock(nn.Module):
         return self.conv2(scale * self.conv1(x) + bias) + self.shortcut(x)
 
 
+Levels: TypeAlias = Iterable[tuple[nn.Module, nn.Module, nn.Module]]
+
+
 class UNet(nn.Module):
     """Conditional 1D U-Net over an action chunk.
 
@@ -180,12 +183,12 @@ class UNet(nn.Module):
         c = torch.cat([self.step(step), condition], dim=-1)
         x = sample.transpose(1, 2)
         skips: list[Tensor] = []
-        for first, second, halve in self.down:
+        for first, second, halve in cast(Levels, self.down):
             x = second(first(x, c), c)
             skips.append(x)
             x = halve(x)
         for block in self.middle:
             x = block(x, c)
-        for first, second, double in self.up:
+        for first, second, double in cast(Levels, self.up):
             x = double(second(first(torch.cat([x, skips.pop()], dim=1), c), c))
         return self.final(x).transpose(1, 2)

@@ -28,8 +28,9 @@ class Batch:
     action: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)  # noqa: E731
-        return Batch({name: move(image) for name, image in self.images.items()}, move(self.state), move(self.action))
+        images = {name: image.to(device, non_blocking=True) for name, image in self.images.items()}
+        action = None if self.action is None else self.action.to(device, non_blocking=True)
+        return Batch(images, self.state.to(device, non_blocking=True), action)
 
 
 class Policy(nn.Module):
@@ -41,6 +42,11 @@ class Policy(nn.Module):
         normalizer: of the training data.
         method: ``dp_ddpm100``, ``dp_ddimN`` (N network evaluations, 1 to 100), ``onedp_s`` or ``onedp_d``.
     """
+
+    state_offset: Tensor
+    state_scale: Tensor
+    action_offset: Tensor
+    action_scale: Tensor
 
     def __init__(self, contract: Contract, config: NetworkConfig, normalizer: Normalizer, method: str = "dp_ddpm100") -> None:
         super().__init__()

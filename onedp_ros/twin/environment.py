@@ -178,7 +178,7 @@ class PnpMilkEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
             name: gymnasium.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for name, c in contract.cameras.items()
         }
         spaces["state"] = gymnasium.spaces.Box(-2.0, 2.0, (len(STATE_NAMES),), np.float32)
-        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.observation_space = gymnasium.spaces.Dict(spaces)  # type: ignore[assignment]
         low = np.concatenate([WORKSPACE_LOW, -np.ones(6), [0.0]]).astype(np.float32)
         high = np.concatenate([WORKSPACE_HIGH, np.ones(6), [MAX_OPENING]]).astype(np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, (len(ACTION_NAMES),), np.float32)

@@ -1,0 +1,93 @@
+"""``onedp release``: a trained checkpoint -> a bundle for ``models/``: float16 weights, configuration, model card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onedp_ros.policy.checkpoint import CONFIG, WEIGHTS, load_policy, read_config, save_policy, write_atomically
+from onedp_ros.policy.inference import network_name
+from onedp_ros.policy.networks import NetworkConfig
+
+CARD = "MODEL_CARD.md"
+MOST_BYTES = 20_000_000
+
+
+def release(checkpoint: Path, out: Path, evaluations: Sequence[Path], commands: Sequence[str]) -> Path:
+    """Write the bundle ``out``.
+
+    Args:
+        checkpoint: directory that ``onedp train`` or ``onedp distill`` wrote.
+        out: directory of the bundle.
+        evaluations: JSON files of ``onedp evaluate`` with this bundle's weights, for the card.
+        commands: how it was made, for the card.
+
+    Raises:
+        ValueError: the bundle would be larger than 20 MB, which is too much for a repository.
+    """
+    policy = load_policy(checkpoint)
+    config = read_config(checkpoint)
+    size = 2 * sum(tensor.numel() for tensor in policy.state_dict().values())
+    if size > MOST_BYTES:
+        raise ValueError(f"{out} would take {size / 1e6:.0f} MB, more than {MOST_BYTES / 1e6:.0f}; release a smaller network")
+    save_policy(out, policy, config["training"])
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
+    write_atomically(out / CARD, card(config, results, commands).encode())
+    return out
+
+
+def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Sequence[str]) -> str:
+    """The model card's text."""
+    contract, training = config["contract"], config["training"]
+    network = network_name(NetworkConfig.from_dict(config["network"]))
+    cameras = ", ".join(f"{n} {c['width']}x{c['height']}" for n, c in contract["cameras"].items())
+    steps, seconds = training.get("gradient_steps", 0), training.get("wall_clock_s", 0.0)
+    lines = [
+        f"# {contract['task']}: {config['method']}",
+        "",
+        f"Released with onedp_ros. Sees {cameras} and the arm's state; says {contract['horizon']} absolute target poses and "
+        f"gripper openings, {1 / contract['control_hz']:.2f} s apart.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | {network}, {config['parameters'] / 1e6:.1f} M parameters, float16 in `{WEIGHTS}` |",
+        f"| contract | in `{CONFIG}`; a node with another one refuses to start |",
+        f"| training | {steps} gradient steps, {seconds / 60:.0f} min wall-clock, {training.get('episodes', '?')} demonstrations |",
+    ]
+    if "share_of_pretraining" in training:
+        lines.append(f"| distillation / pre-training | {training['share_of_pretraining']:.3f} of the gradient steps |")
+    lines += [
+        "",
+        "## Success in the twin",
+        "",
+        "| method | NFE | success | 95 % | mean time | episodes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        mean = "-" if r["mean_time_s"] is None else f"{r['mean_time_s']:.1f} s"
+        low, high = r["ci95"]
+        lines.append(
+            f"| {r['method']} | {r['nfe']} | {r['success_rate']:.2f} | {low:.2f} to {high:.2f} | {mean} | "
+            f"{r['episodes']}, seeds from {r['seed']} |"
+        )
+    lines += ["", "Evaluation seeds were never trained on. The scene is simulated; nothing is known of the real arm.", ""]
+    lines += ["## How it was made", "", "```", *commands, "```", ""]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="onedp release", description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="for example models/pnp_milk/onedp_s")
+    parser.add_argument("--evaluation", type=Path, action="append", default=[], help="JSON of onedp evaluate; may be repeated")
+    parser.add_argument("--command", action="append", default=[], help="a command that made it; may be repeated")
+    args = parser.parse_args(argv)
+    print(f"written {release(args.checkpoint, args.out, args.evaluation, args.command)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
