@@ -221,7 +221,7 @@ def decode_action(action: Floats) -> tuple[Floats, Floats, Floats]:
     try:
         quaternion = matrix_to_quaternion(rotation_6d_to_matrix(action[..., 3:9]))
     except ValueError as error:
-        raise ContractError(f"action holds a {error}") from error
+        raise ContractError(f"action: {error}") from error
     return action[..., :3], quaternion, action[..., 9]
 
 

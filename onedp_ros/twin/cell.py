@@ -171,10 +171,20 @@ class Cell:
 
 
 class CellRenderer:
-    """Draws the cell's cameras, rgb8. Needs its own OpenGL context, so one per process or thread."""
+    """Draws the cell's cameras, rgb8. Needs its own OpenGL context, so one per process or thread.
+
+    Raises:
+        RuntimeError: there is no OpenGL here.
+    """
 
     def __init__(self, model: mujoco.MjModel, height: int = 120, width: int = 160) -> None:
-        self._renderer = mujoco.Renderer(model, height, width)
+        try:
+            self._renderer = mujoco.Renderer(model, height, width)
+        except (mujoco.FatalError, AttributeError) as error:
+            raise RuntimeError(
+                f"cannot draw without OpenGL ({error}); install libegl1 and libegl-mesa0 (make venv does), import onedp_ros.twin "
+                "before mujoco or set MUJOCO_GL=egl"
+            ) from error
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
 
     def render(self, data: mujoco.MjData, camera: str) -> NDArray[np.uint8]:

@@ -1,0 +1,102 @@
+"""Evaluation in the twin and the figures around it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from onedp_ros.contract import Normalizer, Observation, encode_action
+from onedp_ros.evaluation import bench
+from onedp_ros.evaluation.rollout import TRAINING_SEEDS, evaluate, main, rollout, wilson
+from onedp_ros.policy.checkpoint import save_policy
+from onedp_ros.policy.networks import NetworkConfig
+from onedp_ros.policy.policies import Policy
+from onedp_ros.resources import task_contract
+from onedp_ros.twin.environment import SteppedCell
+from onedp_ros.twin.pnp_milk import Expert, PnpMilk
+
+CONTRACT = task_contract("pnp_milk")
+
+
+class ExpertPredictor:
+    """The scripted expert as a policy: every action of the chunk is what it would command now."""
+
+    def __init__(self, stepped: SteppedCell) -> None:
+        self.stepped, self.windows = stepped, 0
+
+    def predict(self, windows: list[list[Observation]]) -> np.ndarray:
+        (window,) = windows
+        assert len(window) == CONTRACT.n_obs_steps
+        if self.windows:
+            assert window[1].stamp - window[0].stamp == CONTRACT.dt_ns
+        self.windows += 1
+        return np.tile(encode_action(*Expert().act(self.stepped.cell)), (1, CONTRACT.horizon, 1))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    range_ = Normalizer(*(np.array(v, np.float32) for v in (np.zeros(9), np.ones(9), np.zeros(10), np.ones(10))))
+    path = tmp_path_factory.mktemp("bundle")
+    save_policy(path, Policy(CONTRACT, NetworkConfig(16, (16, 32, 64)), range_, "onedp_s"), {"gradient_steps": 0})
+    return path
+
+
+def test_rollout_succeeds_with_the_expert() -> None:
+    stepped = SteppedCell(CONTRACT, PnpMilk())
+    episode = rollout(ExpertPredictor(stepped), stepped, TRAINING_SEEDS, action_steps=2, max_time=15.0)
+    stepped.close()
+    assert episode.success and episode.failure == "" and 2 < episode.time < 15
+
+
+def test_broken_chunk_ends_the_episode_with_its_reason() -> None:
+    class Broken:
+        def predict(self, windows: list[list[Observation]]) -> np.ndarray:
+            return np.full((1, CONTRACT.horizon, 10), np.nan, np.float32)
+
+    stepped = SteppedCell(CONTRACT, PnpMilk())
+    episode = rollout(Broken(), stepped, TRAINING_SEEDS, action_steps=8, max_time=5.0)
+    stepped.close()
+    assert not episode.success and "NaN" in episode.failure
+
+
+def test_evaluate_an_untrained_policy(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.json"
+    arguments = ["pnp_milk", "--model", str(bundle), "--engine", "torch", "--episodes", "2", "--max-time", "0.8"]
+    assert main([*arguments, "--jobs", "1", "--json", str(file)]) == 0
+    summary = json.loads(file.read_text())
+    assert summary["success_rate"] == 0 and summary["nfe"] == 1 and summary["mean_time_s"] is None
+    assert sum(summary["failures"].values()) == 2 and len(summary["ci95"]) == 2
+    assert file.with_suffix(".png").stat().st_size > 1000
+    assert "failed" in capsys.readouterr().out
+
+
+def test_training_seeds_are_refused(bundle: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["pnp_milk", "--model", str(bundle), "--seed", "7"])
+
+
+def test_action_steps_must_fit_the_chunk(bundle: Path) -> None:
+    with pytest.raises(ValueError, match="action_steps is 16, expected 1 to 15"):
+        evaluate(bundle, action_steps=16)
+
+
+def test_wilson_interval() -> None:
+    assert wilson(95, 100) == pytest.approx((0.8882, 0.9785), abs=1e-3)  # tabulated
+    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_bench_rows_take_turns_and_count_evaluations() -> None:
+    rows = bench.measure("compact", repeats=2, threads=1)
+    assert {"torch", "openvino"} <= {r["engine"] for r in rows}
+    assert {(r["method"], r["nfe"]) for r in rows} == {("onedp_s", 1), ("dp_ddim10", 10)}
+    assert all(0 < r["p50_ms"] <= r["p95_ms"] for r in rows)
+    eager = {r["method"]: r["p50_ms"] for r in rows if r["engine"] == "torch"}
+    assert eager["dp_ddim10"] > eager["onedp_s"]
+
+
+def test_frames_arrive_with_the_shared_memory_profile() -> None:
+    rows = {r["profile"]: r for r in bench.frames(seconds=0.5, width=160, height=120)}
+    assert rows["shared memory"]["received"] == rows["shared memory"]["sent"] == 60
