@@ -9,10 +9,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("rclpy", reason="needs ROS 2: a sourced distribution, or its wheels (make venv)")
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -26,12 +28,16 @@ from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 
-from onedp_ros.contract import NANOSECONDS
+from onedp_ros.contract import NANOSECONDS, Normalizer
 from onedp_ros.geometry import gripper_down
 from onedp_ros.nodes.messages import header, image_message, pose_message
+from onedp_ros.policy.checkpoint import save_policy
+from onedp_ros.policy.networks import NetworkConfig
+from onedp_ros.policy.policies import Policy
 from onedp_ros.resources import task_contract
 
 MS = 1_000_000
+ROTATION = np.array([1, 0, 0, 0, -1, 0], dtype=np.float32)
 
 
 def free_domain() -> int:
@@ -193,3 +199,22 @@ def rig() -> Iterator[Rig]:
     made = Rig()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Says: near (0.5, 0, 0.3), pointing down, whatever it sees."""
+    torch.manual_seed(0)
+    offset = np.concatenate([[0.5, 0, 0.3], ROTATION, [0.04]]).astype(np.float32)
+    scale = np.array([*[0.01] * 3, *[0.05] * 6, 0.01], dtype=np.float32)
+    normalizer = Normalizer(np.zeros(9, np.float32), np.ones(9, np.float32), offset, scale)
+    network = NetworkConfig(encoder_width=16, unet_channels=(16, 32))
+    path = tmp_path_factory.mktemp("models") / "onedp_s"
+    save_policy(path, Policy(task_contract("pnp_milk"), network, normalizer, "onedp_s"), {})
+    return path
+
+
+@pytest.fixture
+def domain() -> int:
+    """A ROS domain of the test's own."""
+    return free_domain()

@@ -4,33 +4,14 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from rclpy.lifecycle import TransitionCallbackReturn
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.contract import Normalizer
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.policy_node import PolicyNode
-from onedp_ros.policy.checkpoint import save_policy
-from onedp_ros.policy.networks import NetworkConfig
-from onedp_ros.policy.policies import Policy
-from onedp_ros.resources import task_contract
 
 NODE = "policy_node"
 ROTATION = np.array([1, 0, 0, 0, -1, 0], dtype=np.float32)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """Says: near (0.5, 0, 0.3), pointing down, whatever it sees."""
-    torch.manual_seed(0)
-    offset = np.concatenate([[0.5, 0, 0.3], ROTATION, [0.04]]).astype(np.float32)
-    scale = np.array([*[0.01] * 3, *[0.05] * 6, 0.01], dtype=np.float32)
-    normalizer = Normalizer(np.zeros(9, np.float32), np.ones(9, np.float32), offset, scale)
-    network = NetworkConfig(encoder_width=16, unet_channels=(16, 32))
-    path = tmp_path_factory.mktemp("models") / "onedp_s"
-    save_policy(path, Policy(task_contract("pnp_milk"), network, normalizer, "onedp_s"), {})
-    return path
 
 
 def test_a_real_policy_runs_in_the_graph(rig, bundle):

@@ -1,0 +1,55 @@
+"""The policies in models/: they load under today's contract, are small, and do the task."""
+
+import json
+
+import numpy as np
+import pytest
+
+from onedp_ros.evaluation.rollout import TRAINING_SEEDS, released, rollout
+from onedp_ros.policy.inference import load_predictor
+from onedp_ros.resources import resource, task_contract
+from onedp_ros.twin.environment import SteppedCell
+from onedp_ros.twin.pnp_milk import PnpMilk
+
+CONTRACT = task_contract("pnp_milk")
+METHODS = ("dp_ddim10", "onedp_s", "onedp_d")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bundle_is_whole_and_small(method: str) -> None:
+    path = released("pnp_milk", method)
+    assert sum(f.stat().st_size for f in path.iterdir()) <= 20_000_000
+    card = (path / "MODEL_CARD.md").read_text()
+    assert "How it was made" in card and "onedp" in card
+    predictor = load_predictor(path, method=method, engine="torch", contract=CONTRACT)
+    assert predictor.network == "compact"
+    assert predictor.nfe == (10 if method == "dp_ddim10" else 1)
+
+
+def test_distillation_was_short() -> None:
+    for method in ("onedp_s", "onedp_d"):
+        config = json.loads((resource("models", "pnp_milk", method) / "config.json").read_text())
+        assert config["training"]["share_of_pretraining"] <= 0.10
+
+
+@pytest.mark.parametrize("method", ("onedp_s", "onedp_d"))
+def test_released_policy_picks_the_milk(method: str) -> None:
+    predictor = load_predictor(released("pnp_milk", method), engine="torch", contract=CONTRACT)
+    stepped = SteppedCell(CONTRACT, PnpMilk())
+    episodes = [rollout(predictor, stepped, TRAINING_SEEDS + i, CONTRACT.n_action_steps, 20.0) for i in range(4)]
+    stepped.close()
+    assert sum(e.success for e in episodes) >= 3, episodes
+
+
+def test_one_step_agrees_with_itself_and_varies_with_noise() -> None:
+    stepped = SteppedCell(CONTRACT, PnpMilk())
+    stepped.reset(np.random.default_rng(0))
+    window = [stepped.observe()] * 2
+    stepped.close()
+    predictor = load_predictor(released("pnp_milk", "onedp_s"), engine="torch")
+    first, second = predictor.predict([window]), predictor.predict([window])
+    predictor.reset(0)
+    assert np.array_equal(first, predictor.predict([window]))
+    assert not np.array_equal(first, second)
+    deterministic = load_predictor(released("pnp_milk", "onedp_d"), engine="torch")
+    assert np.array_equal(deterministic.predict([window]), deterministic.predict([window]))

@@ -1,0 +1,171 @@
+"""OneDP proved without a robot: one-dimensional actions, and the very loss and updates that distil the released policies.
+
+The teacher's noise predictor is exact (a mixture of Gaussians has one in closed form); generator and score network are small
+networks that begin as copies of one trained on the data.
+"""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from onedp_ros.learning.distill import Distillation, DistillConfig, ScoreDifferenceLoss
+from onedp_ros.policy.diffusion import STEPS, Diffusion, denoising_loss, generate
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Predictor(nn.Module):
+    """A small network that predicts the noise in x^k (B, 1, 1), without a condition."""
+
+    def __init__(self, hidden=128):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(18, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, 1),
+        )
+
+    def forward(self, x, step, condition):
+        x = x.flatten(1)
+        phase = step[:, None] / STEPS * math.pi * 2.0 ** torch.arange(-2, 2)
+        features = [x, 3 * x, torch.sin(4 * x), torch.cos(4 * x), torch.sin(12 * x), torch.cos(12 * x), phase.sin(), phase.cos()]
+        features += [x * phase.cos()]
+        return self.net(torch.cat(features, -1))[:, None]
+
+
+class GaussianMixture:
+    """The exact noise predictor of equally likely N(mean, std^2)."""
+
+    def __init__(self, diffusion, means, std):
+        self.diffusion, self.means, self.std = diffusion, torch.tensor(means), std
+
+    def __call__(self, x, step, condition):
+        alpha, sigma = self.diffusion.alpha[step][:, None], self.diffusion.sigma[step][:, None]
+        x = x.flatten(1)
+        variance = (alpha * self.std) ** 2 + sigma**2
+        distance = x - alpha * self.means.to(x.dtype)
+        weight = (-(distance**2) / (2 * variance)).softmax(-1)
+        return (sigma * (weight * distance / variance).sum(-1, keepdim=True))[:, None]
+
+    def sample(self, count):
+        return (self.means[torch.randint(len(self.means), (count,))] + self.std * torch.randn(count))[:, None, None]
+
+
+def learn(diffusion, data, steps=1200, batch=256):
+    """A network trained on the data as a diffusion policy is."""
+    network = Predictor()
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    nothing = torch.zeros(batch, 0)
+    for _ in range(steps):
+        step, noise = torch.randint(STEPS, (batch,)), torch.randn(batch, 1, 1)
+        loss = denoising_loss(diffusion, network, data.sample(batch), nothing, step, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network
+
+
+def distil(data, stochastic, steps, rates, batch=256):
+    """Distil the exact teacher of ``data``. Returns the generator's average as a function of z (B, 1, 1)."""
+    diffusion = data.diffusion
+    generator = learn(diffusion, data)
+    score, average = (copy.deepcopy(generator) for _ in range(2))
+    config = DistillConfig(steps, batch, generator_learning_rate=rates[0], score_learning_rate=rates[1])
+    distillation = Distillation(diffusion, data, generator, score if stochastic else None, [], config)
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, steps) for o in distillation.optimizers.values()]
+    nothing = torch.zeros(batch, 0)
+    for _ in range(steps):
+        distillation.update(torch.randn(batch, 1, 1) if stochastic else torch.zeros(batch, 1, 1), nothing, nothing)
+        for schedule in schedules:
+            schedule.step()
+        for mean, parameter in zip(average.parameters(), generator.parameters(), strict=True):
+            mean.data.lerp_(parameter.data, 0.01)
+    return lambda z: generate(diffusion, average, z, torch.zeros(len(z), 0)).detach()
+
+
+def test_stochastic_generator_learns_mean_and_variance_of_a_gaussian():
+    data = GaussianMixture(Diffusion(), [0.3], 0.2)
+    action = distil(data, True, 1000, (3e-4, 1e-3))(torch.randn(50_000, 1, 1))
+    assert action.mean().item() == pytest.approx(0.3, rel=0.05)
+    assert action.var().item() == pytest.approx(0.2**2, rel=0.05)
+
+
+def test_deterministic_generator_goes_to_the_mode():
+    data = GaussianMixture(Diffusion(), [0.3], 0.2)
+    assert distil(data, False, 500, (3e-4, 1e-3))(torch.zeros(1, 1, 1)).item() == pytest.approx(0.3, rel=0.05)
+
+
+def test_deterministic_generator_picks_one_of_two_modes():
+    data = GaussianMixture(Diffusion(), [-0.6, 0.6], 0.1)
+    assert abs(distil(data, False, 800, (1e-3, 1e-3))(torch.zeros(1, 1, 1)).item()) == pytest.approx(0.6, abs=0.05)
+
+
+def test_stochastic_generator_ends_on_the_modes_of_a_mixture_and_not_between():
+    data = GaussianMixture(Diffusion(), [-0.6, 0.6], 0.15)
+    action = distil(data, True, 1200, (1e-3, 1e-3))(torch.randn(50_000, 1, 1))
+    print(
+        (action.abs() < 0.15).float().mean(), (action > 0).float().mean(), (action.abs() - 0.6).std(), (action.abs() - 0.6).mean()
+    )
+    assert (action.abs() < 0.15).float().mean().item() < 0.01
+
+
+def test_score_difference_gradient_equals_the_closed_form_of_two_gaussians():
+    """Its expectation is the gradient of the KL divergence of two diffused Gaussians, summed with weight sigma^2."""
+    diffusion = Diffusion().double()
+    mean, std = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.4, 0.3))
+    teacher, score = GaussianMixture(diffusion, [-0.2], 0.5), GaussianMixture(diffusion, [mean.item()], std.item())
+    # Gauss-Hermite quadrature over z and the noise makes the expectation exact.
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(12))
+    z, noise = (v.reshape(-1, 1, 1) for v in torch.meshgrid(nodes, nodes, indexing="ij"))
+    weight = torch.outer(weights, weights).flatten() / weights.sum() ** 2
+    loss = ScoreDifferenceLoss(diffusion, teacher, score)
+    for k in (2, 20, 65, 95):
+        step = torch.full((len(z),), k)
+        expected_loss = (weight * loss(mean + std * z, torch.zeros(len(z), 0), step, noise)).sum()
+        alpha, sigma = diffusion.alpha[k], diffusion.sigma[k]
+        ours, theirs = (alpha * std) ** 2 + sigma**2, (alpha * 0.5) ** 2 + sigma**2
+        divergence = 0.5 * (ours / theirs + (alpha * (mean + 0.2)) ** 2 / theirs - torch.log(ours / theirs))
+        got = torch.autograd.grad(expected_loss, (mean, std))
+        wanted = torch.autograd.grad(sigma**2 * divergence, (mean, std))
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_teacher_as_its_own_score_network_gives_no_gradient():
+    diffusion, network = Diffusion(), Predictor()
+    action = torch.randn(64, 1, 1, requires_grad=True)
+    step = torch.randint(2, 96, (64,))
+    loss = ScoreDifferenceLoss(diffusion, network, copy.deepcopy(network))
+    loss(action, torch.zeros(64, 0), step, torch.randn(64, 1, 1)).sum().backward()
+    assert torch.count_nonzero(action.grad) == 0
+
+
+def test_score_network_learns_from_detached_actions_before_the_generator_moves():
+    """The denoising loss of psi leaves no gradient in the generator; both have moved after one update."""
+    diffusion, teacher = Diffusion(), Predictor().requires_grad_(False)
+    generator, score = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(2))
+    config = DistillConfig(1, 8, generator_learning_rate=1e-3, score_learning_rate=1e-3)
+    distillation = Distillation(diffusion, teacher, generator, score, [], config)
+    seen = []
+    distillation.optimizers["score"].register_step_pre_hook(lambda *_: seen.append([p.grad for p in generator.parameters()]))
+    distillation.update(torch.randn(8, 1, 1), torch.zeros(8, 0), torch.zeros(8, 0))
+    assert all(g is None for g in seen[0])
+    for network in (generator, score):
+        assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), teacher.parameters(), strict=True))
+    assert all(p.grad is None for p in teacher.parameters())
