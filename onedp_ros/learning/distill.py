@@ -3,12 +3,14 @@
 
 Choices where the paper is silent:
 
-- z ~ N(0, I) (zeros for OneDP-D), times sigma_65, takes the place of x^65 and the output is x^0 = (x^65 - sigma eps) / alpha: see
+- z ~ 0.1 N(0, I) (zeros for OneDP-D), times sigma_65, takes the place of x^65 and the output is x^0 = (x^65 - sigma eps) / alpha: see
   ``generate``. It is clipped to [-1, 1] in use, as the teacher's samples are, but not in training, where clipping would stop the
   gradient.
 - The generator and the score network start from the teacher's EMA weights.
 - The generator trains its own copy of the encoders. The score network sees the features of the teacher's frozen encoders: it has
   the same input as the teacher, so the two scores differ only where the two action distributions do.
+- A score network that has not yet learned the generator's distribution gives no useful gradient. During ``warmup_steps`` it learns
+  while the generator follows OneDP-D's gradient, from its own z. The paper's long distillations need none (0, the default).
 - Several z, timesteps and noises are drawn for each window, since encoding its images costs most.
 - The released weights are an EMA of the generator's.
 """
@@ -38,7 +40,7 @@ from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.learning.train import STATE, add_common_arguments, load_state, prepare, save_ema, save_state, settings_error
 from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config, write_atomically
 from onedp_ros.policy.diffusion import Denoiser, Diffusion, denoising_loss, generate, sample_ddim
-from onedp_ros.policy.policies import Batch, Policy
+from onedp_ros.policy.policies import Batch, Policy, start
 from onedp_ros.resources import task_contract
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class DistillConfig:
     steps: int
     batch_size: int = 64
     noise_samples: int = 1
+    warmup_steps: int = 0
+    warmup_learning_rate: float = 1e-6
     generator_learning_rate: float = 1e-6
     score_learning_rate: float = 2e-5
     betas: tuple[float, float] = (0.0, 0.999)
@@ -114,14 +118,19 @@ class Distillation:
         average=lambda parameters: None,
     ) -> None:
         self.diffusion, self.generator, self.score, self.config, self.average = diffusion, generator, score, config, average
-        self.loss = ScoreDifferenceLoss(diffusion, teacher, score)
+        self.loss, self.point_loss = (ScoreDifferenceLoss(diffusion, teacher, s) for s in (score, None))
         self.generator_parameters = [*generator.parameters(), *encoders]
         self.optimizers = {"generator": torch.optim.Adam(self.generator_parameters, config.generator_learning_rate, config.betas)}
         if score is not None:
             self.optimizers["score"] = torch.optim.Adam(score.parameters(), config.score_learning_rate, config.betas)
 
     def update(
-        self, start: Tensor, condition: Tensor, teacher_condition: Tensor, random: torch.Generator | None = None
+        self,
+        start: Tensor,
+        condition: Tensor,
+        teacher_condition: Tensor,
+        random: torch.Generator | None = None,
+        warmup: bool = False,
     ) -> dict[str, Tensor]:
         """One update of the score network (psi), then one of the generator (theta).
 
@@ -130,6 +139,7 @@ class Distillation:
             condition: (B, condition) of the generator's encoders, with their graph.
             teacher_condition: (B, condition) of the frozen encoders, for the teacher and the score network.
             random: source of timesteps and noise.
+            warmup: the score network learns, but the generator does without it.
 
         Returns:
             The score network's denoising loss and the generator's gradient norm.
@@ -142,7 +152,9 @@ class Distillation:
             self._descend("score", loss, list(self.score.parameters()))
             report["score_loss"] = loss.detach()
         step, noise = self._draw(action, random)
-        loss = self.loss(action, teacher_condition, step, noise).mean()
+        rate = self.config.warmup_learning_rate if warmup else self.config.generator_learning_rate
+        self.optimizers["generator"].param_groups[0]["lr"] = rate
+        loss = (self.point_loss if warmup else self.loss)(action, teacher_condition, step, noise).mean()
         report["generator_grad_norm"] = self._descend("generator", loss, self.generator_parameters)
         return report
 
@@ -244,7 +256,9 @@ def distill(
             condition = policy.encode(batch).float().repeat_interleave(config.noise_samples, 0)
             with torch.no_grad():
                 teacher_condition = teacher.encode(batch).float().repeat_interleave(config.noise_samples, 0)
-        report = distillation.update(policy.start(len(condition), random), condition, teacher_condition, random)
+        report = distillation.update(
+            policy.start(len(condition), random), condition, teacher_condition, random, step < config.warmup_steps
+        )
         ema.step(policy.parameters())
         step += 1
         bar.update()
@@ -297,20 +311,18 @@ class Watch:
         self.batch, self.recorded = batch, teacher.normalize_action(batch.action)
         with torch.no_grad():
             condition = teacher.encode(batch)
-            self.target = sample_ddim(teacher.unet, self._start(condition, "onedp_s", teacher), condition, 10)
+            self.target = sample_ddim(teacher.unet, teacher.start(len(condition), self._random(teacher)), condition, 10)
         self.teacher_error = round(float((self.target - self.recorded).abs().median()), 5)
 
     @staticmethod
-    def _start(condition: Tensor, method: str, policy: Policy) -> Tensor:
-        shape = (len(condition), policy.contract.horizon, policy.contract.action_dim)
-        if method == "onedp_d":
-            return torch.zeros(shape, device=condition.device)
-        return torch.randn(shape, generator=torch.Generator(condition.device).manual_seed(0), device=condition.device)
+    def _random(policy: Policy) -> torch.Generator:
+        return torch.Generator(policy.device).manual_seed(0)
 
     @torch.no_grad()
     def __call__(self, policy: Policy, method: str) -> dict[str, float]:
         condition = policy.encode(self.batch)
-        action = generate(policy.diffusion, policy.unet, self._start(condition, method, policy), condition).clamp(-1, 1)
+        action = generate(policy.diffusion, policy.unet, policy.start(len(condition), self._random(policy), method), condition)
+        action = action.clamp(-1, 1)
         distance = ((action - self.target) * policy.action_scale)[..., :3].norm(dim=-1).mean()
         return {
             "error": round(float((action - self.recorded).abs().median()), 5),

@@ -46,11 +46,11 @@ class Diffusion(nn.Module):
 
 
 def generate(diffusion: Diffusion, denoise: Denoiser, z: Tensor, condition: Tensor) -> Tensor:
-    """The one-step generator of OneDP: z ~ N(0, I) or zeros (B, horizon, action), conditions -> normalised, unclipped x^0.
+    """The one-step generator of OneDP: z or zeros (B, horizon, action), conditions -> normalised, unclipped x^0.
 
     The paper does not say how z enters. Here sigma_65 z takes the place of x^65: the zero action, the middle of the range, with
     the noise of that step. The output is the network's estimate of x^0. So a copy of the teacher is a sensible generator before
-    any training; unscaled z had half as much error again. alpha_65 = 0.5054 keeps the division harmless.
+    any training. alpha_65 = 0.5054 keeps the division harmless.
     """
     step = torch.full((len(z),), GENERATOR_STEP, device=z.device)
     noisy = diffusion.sigma[GENERATOR_STEP] * z
