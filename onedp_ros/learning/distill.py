@@ -3,8 +3,8 @@
 
 Choices where the paper is silent:
 
-- z ~ 0.1 N(0, I) (zeros for OneDP-D), times sigma_65, takes the place of x^65 and the output is x^0 = (x^65 - sigma eps) / alpha: see
-  ``generate``. It is clipped to [-1, 1] in use, as the teacher's samples are, but not in training, where clipping would stop the
+- z ~ 0.1 N(0, I) (zeros for OneDP-D), times sigma_65, takes the place of x^65 and the output is x^0 = (x^65 - sigma eps) / alpha:
+  see ``generate``. It is clipped to [-1, 1] in use, as the teacher's samples are, but not in training, where clipping would stop the
   gradient.
 - The generator and the score network start from the teacher's EMA weights.
 - The generator trains its own copy of the encoders. The score network sees the features of the teacher's frozen encoders: it has
@@ -40,7 +40,7 @@ from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.learning.train import STATE, add_common_arguments, load_state, prepare, save_ema, save_state, settings_error
 from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config, write_atomically
 from onedp_ros.policy.diffusion import Denoiser, Diffusion, denoising_loss, generate, sample_ddim
-from onedp_ros.policy.policies import Batch, Policy, start
+from onedp_ros.policy.policies import Batch, Policy
 from onedp_ros.resources import task_contract
 
 log = logging.getLogger(__name__)

@@ -17,15 +17,10 @@ from onedp_ros.contract import Contract, Normalizer
 from onedp_ros.policy.diffusion import STEPS, Denoiser, Diffusion, denoising_loss, generate, sample_ddim, sample_ddpm
 from onedp_ros.policy.networks import ImageEncoder, NetworkConfig, UNet
 
-Z_SCALE = 0.25
-"""Standard deviation of OneDP-S's z. The paper does not give one. With 1 the copies of the teacher that distillation starts from
-pass so much of z through (half of the error of an action, against a quarter with 0) that the score network, which has to learn
-that spread first, did not catch up in a tenth of the teacher's steps."""
-
 Z_SCALE = 0.1
-"""z of OneDP-S is this times N(0, I). The paper does not say how z is scaled. What the network does not recognise as noise at step 65
-reaches the action, 1.7 times larger: at scale 1 a copy of the teacher had twice the error that it has at 0.1, and a short distillation
-did not remove it. The generator can amplify a small z wherever the score asks for more spread."""
+"""z of OneDP-S is this times N(0, I). The paper does not say how z is scaled. What the network does not recognise as noise at
+step 65 reaches the action, 1.7 times larger: at scale 1 a copy of the teacher had twice the error that it has at 0.1, and a short
+distillation did not remove it. The generator can amplify a small z wherever the score asks for more spread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +105,15 @@ class Policy(nn.Module):
             action = sample_ddim(denoise, start, condition, self.nfe)
         return action * self.action_scale + self.action_offset
 
-    def start(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """What sampling begins from, (count, horizon, 10): see :func:`start`."""
-        return start(self.method, (count, self.contract.horizon, self.contract.action_dim), self.device, generator)
+    def start(self, count: int, generator: torch.Generator | None = None, method: str | None = None) -> Tensor:
+        """What sampling with ``method`` (this policy's) begins from, (count, horizon, 10): noise N(0, I), for OneDP-S ``Z_SCALE``
+        times that, for OneDP-D zeros."""
+        method = method or self.method
+        shape = (count, self.contract.horizon, self.contract.action_dim)
+        if method == "onedp_d":
+            return torch.zeros(shape, device=self.device)
+        noise = torch.randn(shape, generator=generator, device=self.device)
+        return Z_SCALE * noise if method == "onedp_s" else noise
 
     @torch.no_grad()
     def predict_action(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
@@ -132,14 +133,6 @@ class Policy(nn.Module):
         return denoising_loss(self.diffusion, self.unet, clean, condition, step, noise)
 
     forward = compute_loss  # what distributed wrappers call
-
-
-def start(method: str, shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """What a method begins from: noise N(0, I), ``Z_SCALE`` times it for OneDP-S, zeros for OneDP-D."""
-    if method == "onedp_d":
-        return torch.zeros(shape, device=device)
-    noise = torch.randn(shape, generator=generator, device=device)
-    return Z_SCALE * noise if method == "onedp_s" else noise
 
 
 def evaluations(method: str) -> int:
