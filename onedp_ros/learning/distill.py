@@ -3,9 +3,8 @@
 
 Choices where the paper is silent:
 
-- z ~ 0.1 N(0, I) (zeros for OneDP-D), times sigma_65, takes the place of x^65 and the output is x^0 = (x^65 - sigma eps) / alpha:
-  see ``generate``. It is clipped to [-1, 1] in use, as the teacher's samples are, but not in training, where clipping would stop the
-  gradient.
+- z ~ 0.1 N(0, I) (zeros for OneDP-D), times sigma_65, takes the place of x^65, and the output is (x^65 - sigma eps) / alpha: see
+  ``generate``. It is clipped to [-1, 1] in use, as the teacher's samples are, but not in training: that would stop the gradient.
 - The generator and the score network start from the teacher's EMA weights.
 - The generator trains its own copy of the encoders. The score network sees the features of the teacher's frozen encoders: it has
   the same input as the teacher, so the two scores differ only where the two action distributions do.
@@ -220,8 +219,9 @@ def distill(
     def average(parameters: list[nn.Parameter]) -> None:
         if accelerator.num_processes > 1:
             gradients = [p.grad for p in parameters if p.grad is not None]
-            flat = accelerator.reduce(nn.utils.parameters_to_vector(gradients), "mean")
-            nn.utils.vector_to_parameters(flat, gradients)
+            flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
 
     encoders = list(policy.encoders.parameters())
     distillation = Distillation(policy.diffusion, teacher.unet, policy.unet, score, encoders, config, average)

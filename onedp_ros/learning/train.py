@@ -233,11 +233,14 @@ def load_state(
     ema.shadow_params = [tensors[f"ema.{i}"] for i in range(len(ema.shadow_params))]
     ema.optimization_step = header["ema_step"]
     for name, optimizer in optimizers.items():
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for key, tensor in tensors.items():
             if key.startswith(f"{name}."):
                 _, i, slot = key.split(".")
-                state.setdefault(int(i), {})[slot] = tensor
+                like = parameters[int(i)]
+                # A fused optimiser goes through memory: moments must lie in the order of their channels-last parameter.
+                state.setdefault(int(i), {})[slot] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return header["step"], header["seconds"]
 
