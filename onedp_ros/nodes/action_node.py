@@ -41,7 +41,7 @@ class ActionNode(Node):
         super().__init__("action_node", **kwargs)
         self.contract = declare_contract(self)
         robot = declare(self, "robot", "twin", "Robot: the name of a file in config/robot, or the path of a robot file")
-        target_rate = declare(self, "target_rate", 125.0, "Targets a second", 1.0, 1000.0)
+        target_rate = declare(self, "target_rate", 100.0, "Targets a second", 1.0, 1000.0)
         lead = declare(self, "lead", 0.3, "How far ahead of the clock chunks are sampled, s", 0.0, 0.5)
         self._enable_pending = declare(self, "enabled", False, "Enable at start, as soon as the measured pose is known")
 
