@@ -55,7 +55,7 @@ def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Se
         "|---|---|",
         f"| network | {network}, {config['parameters'] / 1e6:.1f} M parameters, float16 in `{WEIGHTS}` |",
         f"| contract | in `{CONFIG}`; a node with another one refuses to start |",
-        f"| training | {steps} gradient steps, {seconds / 60:.0f} min wall-clock, {training.get('episodes', '?')} demonstrations |",
+        f"| training | {steps} gradient steps, {seconds / 60:.0f} min wall-clock |",
     ]
     if "share_of_pretraining" in training:
         lines.append(f"| distillation / pre-training | {training['share_of_pretraining']:.3f} of the gradient steps |")
