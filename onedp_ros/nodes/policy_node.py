@@ -78,6 +78,7 @@ class PolicyNode(LifecycleNode):
 
     def _forget(self) -> None:
         self._history = ObservationHistory(self.contract)
+        self._newest: Observation | None = None
         self._rejected: Counter[str] = Counter()
         self._ticks = self._skipped = self._starved = self._chunks = self._observations = self._failures = 0
         self._active_since: float | None = None
@@ -162,13 +163,14 @@ class PolicyNode(LifecycleNode):
             self.destroy_lifecycle_publisher(self._publisher)
         self._publisher = self._predictor = None
         self._history = ObservationHistory(self.contract)
+        self._newest = None
 
     # executor's thread
 
     def _on_set(self, *messages: Any) -> None:
         try:
             images = dict(zip(self.contract.cameras, messages[:-1], strict=True))
-            self._history.add(observation_from_messages(self.contract, images, messages[-1]))
+            self._newest = observation_from_messages(self.contract, images, messages[-1])
         except ContractError as error:
             self._reject("observation_against_the_contract", str(error))
             return
@@ -184,6 +186,11 @@ class PolicyNode(LifecycleNode):
                 self._skipped += 1
                 return
             self._running.result()  # an error that nobody expected ends the node
+        if self._newest is not None:
+            # Only sets that a prediction sees become history: their frames are encoded already. With the skipped ones, a slow
+            # prediction would have up to twice as many frames to encode, and make the next one slow too.
+            self._history.add(self._newest)
+            self._newest = None
         window = self._history.window()
         age = float("inf") if window is None else (self._now() - window[-1].stamp) / NANOSECONDS
         if window is None or age > self._max_age:

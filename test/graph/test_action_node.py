@@ -75,7 +75,7 @@ class Arm:
 @pytest.fixture
 def arm(rig):
     made = Arm(rig)
-    rig.add(ActionNode)
+    rig.add(ActionNode, lead=0.0)
     return made
 
 
