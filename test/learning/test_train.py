@@ -1,0 +1,125 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from onedp_ros.learning.distill import DistillConfig, distill
+from onedp_ros.learning.train import STATE, TrainConfig, read_section, train
+from onedp_ros.policy.checkpoint import WEIGHTS, CheckpointError, IncompatibleCheckpointError, load_policy
+from onedp_ros.policy.networks import NetworkConfig
+from onedp_ros.resources import resource
+
+SMALL = NetworkConfig(encoder_width=16, unet_channels=(8, 16, 32), step_dim=8)
+CONFIG = TrainConfig(
+    steps=6, batch_size=4, accumulation=2, noise_samples=2, warmup_steps=2, save_every=3, mixed_precision="no", max_grad_norm=1.0
+)
+DISTILL = DistillConfig(
+    steps=6, batch_size=4, noise_samples=2, warmup_steps=2, warmup_learning_rate=1e-3, generator_learning_rate=1e-3, save_every=3
+)
+
+
+def weights(path):
+    return load_file(path / WEIGHTS)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.fixture
+def teacher(replay, tmp_path):
+    train(replay, tmp_path / "teacher", SMALL, CONFIG)
+    return tmp_path / "teacher"
+
+
+def test_a_resumed_run_ends_in_the_same_bits(replay, tmp_path):
+    whole = train(replay, tmp_path / "whole", SMALL, CONFIG)
+    part = train(replay, tmp_path / "parts", SMALL, CONFIG, stop_at=4)
+    assert part["gradient_steps"] == 4
+    resumed = train(replay, tmp_path / "parts", SMALL, CONFIG, resume=True)
+    assert whole["gradient_steps"] == resumed["gradient_steps"] == 6
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert equal(load_file(tmp_path / "whole" / STATE), load_file(tmp_path / "parts" / STATE))
+
+
+def test_training_writes_the_averaged_weights_and_a_report(replay, teacher):
+    state, averaged = load_file(teacher / STATE), weights(teacher)
+    name = "unet.final.1.weight"
+    assert not torch.equal(averaged[name], state[f"model.{name}"])
+    report = json.loads((teacher / "train.json").read_text())
+    assert (report["gradient_steps"], report["windows"], report["episodes"], report["processes"]) == (6, 18, 2, 1)
+    assert report["wall_clock_s"] > 0
+    assert list((teacher / "tensorboard").rglob("events*"))
+    assert load_policy(teacher).method == "dp_ddpm100"
+
+
+def test_resuming_with_other_settings_names_the_setting(replay, teacher):
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        train(replay, teacher, SMALL, dataclasses.replace(CONFIG, learning_rate=1e-3), resume=True)
+
+
+def test_a_damaged_state_is_named(replay, teacher):
+    (teacher / STATE).write_bytes((teacher / STATE).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=STATE):
+        train(replay, teacher, SMALL, CONFIG, resume=True)
+
+
+@pytest.mark.parametrize("method", ["onedp_s", "onedp_d"])
+def test_distillation_resumes_to_the_same_bits_and_reports_its_cost(replay, teacher, tmp_path, method):
+    whole = distill(teacher, replay, method, tmp_path / "whole", DISTILL)
+    distill(teacher, replay, method, tmp_path / "parts", DISTILL, stop_at=4)
+    distill(teacher, replay, method, tmp_path / "parts", DISTILL, resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert (whole["gradient_steps"], whole["pretraining_steps"], whole["share_of_pretraining"]) == (6, 6, 1.0)
+    assert whole["teacher_error"] > 0 and whole["trained"]["error"] > 0
+    policy = load_policy(tmp_path / "whole")
+    assert (policy.method, policy.nfe) == (method, 1)
+
+
+def test_distillation_trains_encoders_and_generator_and_leaves_the_teacher(replay, teacher, tmp_path):
+    before = weights(teacher)
+    distill(teacher, replay, "onedp_s", tmp_path / "s", DISTILL)
+    after = weights(tmp_path / "s")
+    for part in ("encoders.wrist", "encoders.front", "unet"):
+        assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items() if name.startswith(part))
+    assert equal(before, weights(teacher))
+
+
+def test_a_generator_cannot_be_distilled(replay, teacher, tmp_path):
+    distill(teacher, replay, "onedp_d", tmp_path / "d", dataclasses.replace(DISTILL, steps=1))
+    with pytest.raises(IncompatibleCheckpointError, match="onedp_d"):
+        distill(tmp_path / "d", replay, "onedp_d", tmp_path / "e", DISTILL)
+
+
+@pytest.mark.parametrize("name", ["paper", "compact"])
+def test_shipped_settings_are_valid(name):
+    path = resource("config", "train", f"{name}.yaml")
+    TrainConfig(**read_section(path, "train"))
+    for method in ("onedp_s", "onedp_d"):
+        config = DistillConfig(**read_section(path, method))
+        assert (config.betas, config.first_timestep, config.last_timestep) == ((0.0, 0.999), 2, 95)
+    network = NetworkConfig.from_dict(read_section(path, "network"))
+    assert (name == "paper") == (network == NetworkConfig())
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        (TrainConfig, {"steps": 0}, "steps is 0"),
+        (TrainConfig, {"steps": 1, "learning_rate": -1}, "learning_rate is -1"),
+        (TrainConfig, {"steps": 1, "mixed_precision": "fp8"}, "fp8"),
+        (DistillConfig, {"steps": 1, "first_timestep": 96}, "96"),
+    ],
+)
+def test_a_bad_setting_is_named(section, values, named):
+    with pytest.raises(ValueError, match=named):
+        section(**values)
+
+
+def test_a_missing_section_is_named(tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"train": {}}))
+    with pytest.raises(ValueError, match="network"):
+        read_section(tmp_path / "c.yaml", "network")
