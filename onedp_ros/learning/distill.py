@@ -151,8 +151,6 @@ class Distillation:
             self._descend("score", loss, list(self.score.parameters()))
             report["score_loss"] = loss.detach()
         step, noise = self._draw(action, random)
-        rate = self.config.warmup_learning_rate if warmup else self.config.generator_learning_rate
-        self.optimizers["generator"].param_groups[0]["lr"] = rate
         loss = (self.point_loss if warmup else self.loss)(action, teacher_condition, step, noise).mean()
         report["generator_grad_norm"] = self._descend("generator", loss, self.generator_parameters)
         return report
@@ -256,9 +254,10 @@ def distill(
             condition = policy.encode(batch).float().repeat_interleave(config.noise_samples, 0)
             with torch.no_grad():
                 teacher_condition = teacher.encode(batch).float().repeat_interleave(config.noise_samples, 0)
-        report = distillation.update(
-            policy.start(len(condition), random), condition, teacher_condition, random, step < config.warmup_steps
-        )
+        warmup = step < config.warmup_steps
+        rate = config.warmup_learning_rate if warmup else config.generator_learning_rate
+        distillation.optimizers["generator"].param_groups[0]["lr"] = rate
+        report = distillation.update(policy.start(len(condition), random), condition, teacher_condition, random, warmup)
         ema.step(policy.parameters())
         step += 1
         bar.update()
