@@ -19,8 +19,9 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 from tqdm import tqdm
 
-from onedp_ros.contract import Contract, ContractError, ObservationHistory, decode_action
+from onedp_ros.contract import Contract, ContractError
 from onedp_ros.resources import resource, task_contract
+from onedp_ros.twin.drive import drive
 from onedp_ros.twin.environment import SteppedCell
 from onedp_ros.twin.pnp_milk import PnpMilk, carton
 
@@ -39,33 +40,20 @@ class Episode:
     inference_ms: float
 
 
-def rollout(predictor: Any, stepped: SteppedCell, seed: int, action_steps: int, max_time: float) -> Episode:
-    """One episode: predict, execute ``action_steps`` of the chunk, repeat. ``predictor`` as of ``policy.inference``."""
-    contract: Contract = stepped.contract
+def rollout(
+    predictor: Any, stepped: SteppedCell, seed: int, action_steps: int, max_time: float, lead_steps: int = 0
+) -> Episode:
+    """One episode with ``predictor`` (as of ``policy.inference``); see :func:`onedp_ros.twin.drive.drive`."""
     stepped.reset(np_random(seed)[0])
     centre, yaw, _ = carton(stepped.cell)
-    history = ObservationHistory(contract)
-    history.add(stepped.observe())
+    driving = drive(predictor, stepped, action_steps, lead_steps)
     times: list[float] = []
     failure = ""
-    first = contract.n_obs_steps - 1
     while not (success := stepped.success()) and stepped.cell.time < max_time and not failure:
-        window = history.window()
-        assert window is not None
-        begin = time.perf_counter()
-        chunk = predictor.predict([window])[0]
-        times.append(1e3 * (time.perf_counter() - begin))
         try:
-            positions, quaternions, openings = decode_action(chunk[first : first + action_steps])
+            times.append(next(driving))
         except ContractError as error:
             failure = str(error)
-            break
-        for i in range(action_steps):
-            stepped.step(positions[i], quaternions[i], float(openings[i]))
-            if stepped.success():
-                break
-            if i >= action_steps - contract.n_obs_steps:  # only what the next window shows is drawn
-                history.add(stepped.observe())
     if not success:
         failure = failure or stepped.failure()
     return Episode(seed, success, stepped.cell.time, (*centre[:2].tolist(), yaw), failure, float(np.median(times or [0.0])))
@@ -82,12 +70,12 @@ def _start(model: Path, method: str | None, engine: str, threads: int, max_yaw: 
     _worker = predictor, SteppedCell(contract, PnpMilk(max_yaw))
 
 
-def _run(seed: int, action_steps: int, max_time: float) -> tuple[Episode, dict[str, Any]]:
+def _run(seed: int, action_steps: int, max_time: float, lead_steps: int) -> tuple[Episode, dict[str, Any]]:
     assert _worker is not None
     predictor, stepped = _worker
     facts = {k: getattr(predictor, k) for k in ("method", "nfe", "engine", "network")}
     predictor.reset(seed)
-    return rollout(predictor, stepped, seed, action_steps, max_time), facts
+    return rollout(predictor, stepped, seed, action_steps, max_time, lead_steps), facts
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -107,6 +95,7 @@ def evaluate(
     episodes: int = 100,
     seed: int = TRAINING_SEEDS,
     action_steps: int | None = None,
+    lead: float = 0.0,
     max_time: float = 20.0,
     max_yaw: float = PnpMilk.max_yaw,
     jobs: int | None = None,
@@ -114,8 +103,10 @@ def evaluate(
     """Success rate with its 95 % interval, mean time of the successes (s), failures by reason, and every episode."""
     contract = task_contract(task)
     action_steps = action_steps or contract.n_action_steps
-    if not 1 <= action_steps <= contract.horizon - contract.n_obs_steps + 1:
-        raise ValueError(f"action_steps is {action_steps}, expected 1 to {contract.horizon - contract.n_obs_steps + 1}")
+    lead_steps = round(lead / contract.dt)
+    most = contract.horizon - contract.n_obs_steps + 1 - lead_steps
+    if not 1 <= action_steps <= most:
+        raise ValueError(f"action_steps is {action_steps}, expected 1 to {most} with a lead of {lead} s")
     jobs = jobs or os.cpu_count() or 1
     threads = max(1, (os.cpu_count() or 1) // jobs)
     begin = time.perf_counter()
@@ -126,7 +117,7 @@ def evaluate(
         ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, initial) as pool,
         tqdm(total=episodes, unit="episode") as bar,
     ):
-        for run in [pool.submit(_run, s, action_steps, max_time) for s in range(seed, seed + episodes)]:
+        for run in [pool.submit(_run, s, action_steps, max_time, lead_steps) for s in range(seed, seed + episodes)]:
             episode, facts = run.result()
             results.append(episode)
             bar.update()
@@ -138,6 +129,7 @@ def evaluate(
         "episodes": episodes,
         "seed": seed,
         "action_steps": action_steps,
+        "lead_s": lead,
         "max_time_s": max_time,
         "success_rate": len(successes) / episodes,
         "ci95": wilson(len(successes), episodes),
@@ -173,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=TRAINING_SEEDS, help=f"first seed; below {TRAINING_SEEDS} is training data")
     parser.add_argument("--action-steps", type=int, help="actions executed of each chunk (default: the contract's)")
+    parser.add_argument("--lead", type=float, default=0.0, help="how far ahead of the clock chunks are executed, s; live: 0.3")
     parser.add_argument("--max-time", type=float, default=20.0, help="s, simulated")
     parser.add_argument("--max-yaw", type=float, default=30.0, help="greatest turn of the carton, degrees (180: any)")
     parser.add_argument("--jobs", type=int)
@@ -189,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         episodes=args.episodes,
         seed=args.seed,
         action_steps=args.action_steps,
+        lead=args.lead,
         max_time=args.max_time,
         max_yaw=float(np.deg2rad(args.max_yaw)),
         jobs=args.jobs,

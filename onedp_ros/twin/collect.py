@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,11 +19,16 @@ from onedp_ros.contract import Contract
 from onedp_ros.data.bags import EpisodeWriter
 from onedp_ros.resources import task_contract
 from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS
+from onedp_ros.twin.drive import drive
 from onedp_ros.twin.environment import Frame, SteppedCell
 from onedp_ros.twin.pnp_milk import Expert, PnpMilk
 
 MAX_STEPS = 400
 LINGER_STEPS = 10  # after success, so that a policy learns to stay
+
+
+POLICY_TIME = 12.0  # s, the latest moment at which the expert takes over from a policy
+POLICY_DRIVES = ((8, 0), (1, 4), (1, 6))  # actions executed of each chunk, and how many steps ahead
 
 
 class Nudge:
@@ -39,16 +46,46 @@ class Nudge:
         return scaled[:3], np.array([0.0, 0.0, scaled[3]])
 
 
-def demonstrate(contract: Contract, seed: int, path: Path, recoveries: float, max_yaw: float) -> tuple[bool, str]:
+def take_over(stepped: SteppedCell, predictor: Any, seed: int, rng: np.random.Generator) -> None:
+    """Let a policy drive until a random moment before it succeeds, so that the expert begins where the policy's own mistakes lead.
+
+    It executes its chunks in one of these ways: several actions of each, or as a live graph does. An interactive imitation as of
+    HG-DAgger (https://arxiv.org/abs/1810.02890): what the policy did is not recorded.
+    """
+    action_steps, ahead = POLICY_DRIVES[int(rng.integers(len(POLICY_DRIVES)))]
+    latest = POLICY_TIME
+    while True:
+        moment = rng.uniform(0.0, latest)
+        stepped.reset(np.random.default_rng(seed))
+        predictor.reset(seed)
+        driving = drive(predictor, stepped, action_steps, ahead)
+        while stepped.cell.time < moment and not stepped.success():
+            next(driving)
+        if not stepped.success():
+            return
+        latest = stepped.cell.time
+
+
+def demonstrate(
+    contract: Contract, seed: int, path: Path, recoveries: float, max_yaw: float, policy: Path | None = None
+) -> tuple[bool, str]:
     """Record the demonstration of one seed; only a success stays. Returns success and, if none, the reason.
 
     A share ``recoveries`` of the seeds starts off the expert's path, and half of all are nudged on the way, so that a policy
-    sees states that its own errors will lead to, with the right action in them.
+    sees states that its own errors will lead to, with the right action in them. With ``policy``, that share starts where the
+    policy led (:func:`take_over`).
     """
     rng = np.random.default_rng(seed)
     recovery, nudged = bool(rng.uniform() < recoveries), bool(rng.uniform() < 0.5)
     expert, nudge = Expert(), Nudge(rng)
     metadata = {"seed": seed, "recovery": recovery, "nudged": nudged, "operator": "scripted expert", "robot": "twin"}
+    stepped = SteppedCell(contract, PnpMilk(max_yaw))
+    if recovery and policy is not None:
+        predictor = _load(policy)
+        contract.require_same(predictor.contract, "the task", str(policy))
+        take_over(stepped, predictor, seed, rng)
+    else:
+        stepped.reset(rng, recovery)
     writer = EpisodeWriter(path, contract, metadata)
 
     def on_state(stamp: int) -> None:
@@ -60,9 +97,8 @@ def demonstrate(contract: Contract, seed: int, path: Path, recoveries: float, ma
         if frame.stamp >= 0:
             writer.add_image(frame.camera, frame.stamp, stepped.draw(frame))
 
-    stepped = SteppedCell(contract, PnpMilk(max_yaw), on_state, on_frame)
     try:
-        stepped.reset(rng, recovery)
+        stepped.watch(on_state, on_frame)
         linger = 0
         for _ in range(MAX_STEPS):
             target = expert.act(stepped.cell)
@@ -83,6 +119,13 @@ def demonstrate(contract: Contract, seed: int, path: Path, recoveries: float, ma
         stepped.close()
 
 
+@functools.cache
+def _load(policy: Path) -> Any:
+    from onedp_ros.policy.inference import load_predictor
+
+    return load_predictor(policy, threads=1)
+
+
 def collect(
     out: Path,
     episodes: int,
@@ -91,6 +134,7 @@ def collect(
     seed: int = 0,
     recoveries: float = 0.5,
     max_yaw: float = PnpMilk.max_yaw,
+    policy: Path | None = None,
     jobs: int = 1,
 ) -> dict[str, object]:
     """Record until ``episodes`` successes of the seeds ``seed, seed + 1, …`` lie in ``out``; whole episodes there are kept.
@@ -112,7 +156,7 @@ def collect(
             tried += len(seeds)
             kept += len(seeds) - len(new)
             bar.update(len(seeds) - len(new))
-            runs = [pool.submit(demonstrate, contract, s, p, recoveries, max_yaw) for s, p in new]
+            runs = [pool.submit(demonstrate, contract, s, p, recoveries, max_yaw, policy) for s, p in new]
             for run in runs:
                 success, reason = run.result()
                 kept += success
@@ -130,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="folder of bags (default out/<task>/bags)")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--recoveries", type=float, default=0.5, help="share of episodes that start off the expert's path")
+    parser.add_argument("--policy", type=Path, help="bundle whose own mistakes those episodes begin with, to improve it")
     parser.add_argument("--max-yaw", type=float, default=30.0, help="greatest turn of the carton, degrees (180: any)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
@@ -141,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
         recoveries=args.recoveries,
         max_yaw=float(np.deg2rad(args.max_yaw)),
+        policy=args.policy,
         jobs=args.jobs,
     )
     print(f"{summary['successes']} successes of {summary['attempts']} attempts in {out}; failures: {summary['failures'] or 'none'}")

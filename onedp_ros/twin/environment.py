@@ -46,7 +46,7 @@ class Frame:
 class SteppedCell:
     """The cell advanced by control steps of ``contract.dt``, with the live cameras' schedule.
 
-    ``on_state(stamp)`` is called at 200 Hz and ``on_frame(frame)`` at every exposure, while :meth:`step` runs.
+    ``on_state(stamp)`` is called at 200 Hz and ``on_frame(frame)`` at every exposure, while it advances.
     """
 
     def __init__(
@@ -84,6 +84,14 @@ class SteppedCell:
         self._expose(CAMERAS[1], -round(frame_time(1) * NANOSECONDS))
         self._expose(CAMERAS[0], 0)
         self._report_state()
+
+    def watch(self, on_state: Callable[[int], None], on_frame: Callable[[Frame], None]) -> None:
+        """Call these from now on, first with what is at this instant."""
+        self._on_state, self._on_frame = on_state, on_frame
+        self._report_state()
+        for frames in self._frames.values():
+            if frames[-1].stamp == self.stamp:
+                on_frame(frames[-1])
 
     def command(self, position: Array, quaternion: Array, opening: float) -> None:
         """Command a target, (3,) m within the workspace and (4,) xyzw, and an opening (m)."""
@@ -204,7 +212,7 @@ class PnpMilkEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         return self._observation(), float(success), success, over and not success, info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """Both cameras side by side, (120, 320, 3) uint8."""
+        """Both cameras side by side, (120, 320, 3) uint8. Call reset first."""
         images = self.stepped.observe().images
         return np.concatenate([images["wrist"], images["front"]], axis=1) if self.render_mode == "rgb_array" else None
 
