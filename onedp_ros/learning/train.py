@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from onedp_ros.contract import Contract
 from onedp_ros.learning.dataset import WindowDataset
-from onedp_ros.policy.checkpoint import CheckpointError, save_policy, write_atomically
+from onedp_ros.policy.checkpoint import CheckpointError, load_policy, read_config, save_policy, write_atomically
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
 from onedp_ros.resources import resource, task_contract
@@ -52,6 +52,8 @@ class TrainConfig:
     compile: bool = False
     save_every: int = 5000
     seed: int = 0
+    init: str = ""
+    """Checkpoint whose weights and normaliser to begin with; empty: none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
@@ -99,7 +101,10 @@ def train(
         stop_at: end early at this step, as if interrupted (the schedule stays that of ``config.steps``).
 
     Returns:
-        What train.json holds: gradient steps, wall-clock (s), loss, and so on.
+        What train.json holds: gradient steps and wall-clock (s), those of the checkpoint begun with included, loss, and so on.
+
+    Raises:
+        CheckpointError, ContractError: ``config.init`` is damaged, of another network or of another contract.
     """
     out = Path(out)
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=out)
@@ -110,7 +115,12 @@ def train(
     with accelerator.local_main_process_first():
         dataset = WindowDataset(data, contract, unpack=True)
     set_seed(config.seed)
-    policy = Policy(dataset.contract, network, dataset.normalizer())
+    earlier: dict[str, Any] = {}
+    if config.init:
+        earlier = read_config(config.init)["training"]
+        policy = load_policy(config.init, contract=dataset.contract, network=network).train()
+    else:
+        policy = Policy(dataset.contract, network, dataset.normalizer())
     policy.encoders.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.compile:
         compile_networks(policy)
@@ -164,9 +174,9 @@ def train(
             seconds = time.monotonic() - begin
             save_state(out / STATE, step, seconds, policy, {"adam": optimizer}, ema, config)
             result = {
-                "gradient_steps": step,
+                "gradient_steps": step + earlier.get("gradient_steps", 0),
                 "planned_steps": config.steps,
-                "wall_clock_s": round(seconds, 1),
+                "wall_clock_s": round(seconds + earlier.get("wall_clock_s", 0.0), 1),
                 "loss": loss_mean,
                 "windows": len(dataset),
                 "episodes": len(dataset.episode_ends),
@@ -271,8 +281,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp train", description=__doc__)
     add_common_arguments(parser)
     parser.add_argument("--out", type=Path, help="directory for the checkpoint, logs and train.json (default out/<task>/teacher)")
+    parser.add_argument("--init", type=Path, help="checkpoint to begin with, for example models/pnp_milk/teacher")
+    parser.add_argument("--learning-rate", type=float, help="in place of the configured one")
     args = parser.parse_args(argv)
     data, config, settings = prepare(args, "train")
+    if args.init:
+        settings["init"] = str(args.init)
+    if args.learning_rate:
+        settings["learning_rate"] = args.learning_rate
     network = NetworkConfig.from_dict(read_section(config, "network"))
     out = args.out or Path("out") / args.task / "teacher"
     result = train(data, out, network, TrainConfig(**settings), args.resume, task_contract(args.task))

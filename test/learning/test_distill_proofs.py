@@ -17,26 +17,29 @@ from onedp_ros.policy.diffusion import STEPS, Diffusion, denoising_loss, generat
 
 
 class Predictor(nn.Module):
-    """A small network that predicts the noise in x^k (B, 1, 1), without a condition."""
+    """A small network that predicts the noise in x^k (B, 1, 1), without a condition: a line in x plus a correction.
 
-    def __init__(self, hidden=128):
+    Its inputs are x at several scales: between two modes a generator must be all but discontinuous in z.
+    """
+
+    scales = (1.0, 4.0, 16.0, 64.0, 256.0)
+
+    def __init__(self, hidden=64):
         super().__init__()
+        self.embed = nn.Sequential(nn.Linear(16, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+        self.line = nn.Linear(hidden, 2)
+        sizes = hidden + len(self.scales), hidden, hidden
         self.net = nn.Sequential(
-            nn.Linear(18, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, 1),
+            nn.Linear(sizes[0], sizes[1]), nn.SiLU(), nn.Linear(sizes[1], sizes[2]), nn.SiLU(), nn.Linear(sizes[2], 1)
         )
 
     def forward(self, x, step, condition):
         x = x.flatten(1)
-        phase = step[:, None] / STEPS * math.pi * 2.0 ** torch.arange(-2, 2)
-        features = [x, 3 * x, torch.sin(4 * x), torch.cos(4 * x), torch.sin(12 * x), torch.cos(12 * x), phase.sin(), phase.cos()]
-        features += [x * phase.cos()]
-        return self.net(torch.cat(features, -1))[:, None]
+        phase = step[:, None] / STEPS * math.pi * 2.0 ** torch.arange(-3, 5)
+        embedding = self.embed(torch.cat([phase.sin(), phase.cos()], -1))
+        slope, offset = self.line(embedding).split(1, -1)
+        features = torch.cat([torch.tanh(scale * x) for scale in self.scales], -1)
+        return (slope * x + offset + self.net(torch.cat([features, embedding], -1)))[:, None]
 
 
 class GaussianMixture:
@@ -91,10 +94,9 @@ def distil(data, stochastic, steps, rates, batch=256):
     return lambda z: generate(diffusion, average, z, torch.zeros(len(z), 0)).detach()
 
 
-@pytest.mark.xfail(strict=False, reason="the variance ends at 0.024 instead of 0.040: the score network lags behind")
 def test_stochastic_generator_learns_mean_and_variance_of_a_gaussian():
     data = GaussianMixture(Diffusion(), [0.3], 0.2)
-    action = distil(data, True, 1000, (3e-4, 1e-3))(torch.randn(50_000, 1, 1))
+    action = distil(data, True, 2000, (1e-4, 3e-3))(torch.randn(50_000, 1, 1))
     assert action.mean().item() == pytest.approx(0.3, rel=0.05)
     assert action.var().item() == pytest.approx(0.2**2, rel=0.05)
 
@@ -104,14 +106,12 @@ def test_deterministic_generator_goes_to_the_mode():
     assert distil(data, False, 500, (3e-4, 1e-3))(torch.zeros(1, 1, 1)).item() == pytest.approx(0.3, rel=0.05)
 
 
-@pytest.mark.xfail(strict=False, reason="not reached yet in so few steps: the score network lags behind")
 def test_stochastic_generator_ends_on_the_modes_of_a_mixture_and_not_between():
     data = GaussianMixture(Diffusion(), [-0.6, 0.6], 0.15)
-    action = distil(data, True, 1200, (1e-3, 1e-3))(torch.randn(50_000, 1, 1))
-    print(
-        (action.abs() < 0.15).float().mean(), (action > 0).float().mean(), (action.abs() - 0.6).std(), (action.abs() - 0.6).mean()
-    )
-    assert (action.abs() < 0.15).float().mean().item() < 0.01
+    action = distil(data, True, 2000, (1e-3, 3e-3))(torch.randn(50_000, 1, 1)).flatten()
+    assert (action.abs() < 0.1).float().mean().item() < 0.01  # more than three standard deviations from both modes
+    assert 0.4 < (action > 0).float().mean().item() < 0.6  # and no mode was lost
+    assert action.abs().mean().item() == pytest.approx(0.6, rel=0.05)
 
 
 def test_score_difference_gradient_equals_the_closed_form_of_two_gaussians():

@@ -67,6 +67,19 @@ def test_a_damaged_state_is_named(replay, teacher):
         train(replay, teacher, SMALL, CONFIG, resume=True)
 
 
+def test_training_goes_on_from_a_checkpoint_and_counts_its_steps(replay, teacher, tmp_path):
+    config = dataclasses.replace(CONFIG, steps=2, learning_rate=1e-12, init=str(teacher))
+    report = train(replay, tmp_path / "tuned", SMALL, config)
+    assert report["gradient_steps"] == 8
+    before, after = weights(teacher), weights(tmp_path / "tuned")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(tensor, after[name], rtol=0, atol=1e-6)
+    assert load_policy(tmp_path / "tuned").normalizer.to_dict() == load_policy(teacher).normalizer.to_dict()
+    with pytest.raises(IncompatibleCheckpointError, match="unet_channels"):
+        train(replay, tmp_path / "other", dataclasses.replace(SMALL, unet_channels=(8, 16, 16)), config)
+
+
 @pytest.mark.parametrize("method", ["onedp_s", "onedp_d"])
 def test_distillation_resumes_to_the_same_bits_and_reports_its_cost(replay, teacher, tmp_path, method):
     whole = distill(teacher, replay, method, tmp_path / "whole", DISTILL)
