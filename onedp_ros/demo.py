@@ -21,6 +21,7 @@ from onedp_ros.runner import Supervisor
 
 START_TIME = 120.0  # s for loading, warm-up and engine checks
 CALL_TIME = 5.0  # s for a service
+RECORD_DEPTH = 60  # messages between two looks: 0.3 s of the robot's states
 SETTLE = 0.6  # s after a reset, so that no observation of the old scene is left
 
 
@@ -31,10 +32,11 @@ class DemoNode:
         import rclpy
         from diagnostic_msgs.msg import DiagnosticArray
         from geometry_msgs.msg import PoseStamped
-        from rclpy.qos import qos_profile_sensor_data
         from sensor_msgs.msg import Image, JointState
         from std_srvs.srv import SetBool, Trigger
         from trajectory_msgs.msg import MultiDOFJointTrajectory
+
+        from onedp_ros.nodes.polled import PolledSubscriber
 
         self._rclpy, self._supervisor = rclpy, supervisor
         rclpy.init(args=[])
@@ -47,7 +49,7 @@ class DemoNode:
             "enable": (self.node.create_client(SetBool, "action_node/enable"), SetBool.Request(data=True)),
             "disable": (self.node.create_client(SetBool, "action_node/enable"), SetBool.Request(data=False)),
         }
-        # raw messages of one episode by topic, with their arrival (ns): read after the run, so that they cost little in it
+        # messages of one episode by topic as they came, with their arrival (ns): read after the run, so that they cost little in it
         self.recording: dict[str, list[tuple[int, bytes]]] = {}
         contract = task_contract(task)
         self.topics: dict[str, Any] = {
@@ -58,30 +60,35 @@ class DemoNode:
             "gripper_target": JointState,
             "action/chunk": MultiDOFJointTrajectory,
         }
-        self._subscriptions = []
+        self._subscribers = []
         for topic, kind in self.topics.items():
             self.recording[topic] = []
-            self._subscriptions.append(
-                self.node.create_subscription(kind, topic, partial(self._record, topic), qos_profile_sensor_data, raw=True)
-            )
+            record = partial(self._record, topic)
+            self._subscribers.append(PolledSubscriber(self.node, kind, topic, RECORD_DEPTH, record, raw=True))
 
-    def _record(self, topic: str, message: bytes) -> None:
-        self.recording[topic].append((time.time_ns(), message))
+    def _record(self, topic: str, message: bytes, arrival: int) -> None:
+        self.recording[topic].append((arrival, message))
 
     def forget(self) -> None:
         """Begin the recording anew."""
-        if self._subscriptions:
+        if self._subscribers:
+            self._poll()
             for messages in self.recording.values():
                 messages.clear()
+
+    def _poll(self) -> None:
+        for subscriber in self._subscribers:
+            subscriber.poll()
 
     def close(self) -> None:
         self.node.destroy_node()
         self._rclpy.try_shutdown()
 
     def stop_recording(self) -> None:
-        for subscription in self._subscriptions:
-            self.node.destroy_subscription(subscription)
-        self._subscriptions = []
+        self._poll()
+        for subscriber in self._subscribers:
+            subscriber.destroy()
+        self._subscribers = []
 
     def values(self, name: str) -> dict[str, str]:
         """What a node said last on /diagnostics; empty before that."""
@@ -94,6 +101,7 @@ class DemoNode:
             if time.monotonic() > deadline:
                 return False
             self._supervisor.check()
+            self._poll()
             self._rclpy.spin_once(self.node, timeout_sec=0.05)
         return True
 
@@ -178,7 +186,7 @@ def _episode(demo: DemoNode, episode: int, episodes: int, results: list[dict[str
             _print_line(demo, episode, episodes, now, sum(r["success"] for r in results) + verdict.success, over)
         if over:
             return {"success": verdict.success, "time_s": round(now, 2), "failure": "" if verdict.success else verdict.message}
-        demo.spin_for(0.1)
+        demo.spin_for(0.15)
 
 
 def _print_line(demo: DemoNode, episode: int, episodes: int, now: float, successes: int, over: bool) -> None:

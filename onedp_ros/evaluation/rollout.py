@@ -40,9 +40,7 @@ class Episode:
     inference_ms: float
 
 
-def rollout(
-    predictor: Any, stepped: SteppedCell, seed: int, action_steps: int, max_time: float, lead_steps: int = 0
-) -> Episode:
+def rollout(predictor: Any, stepped: SteppedCell, seed: int, action_steps: int, max_time: float, lead_steps: int = 0) -> Episode:
     """One episode with ``predictor`` (as of ``policy.inference``); see :func:`onedp_ros.twin.drive.drive`."""
     stepped.reset(np_random(seed)[0])
     centre, yaw, _ = carton(stepped.cell)

@@ -1,6 +1,7 @@
 """Action chunks -> targets for the arm, sampled by time and kept within the safety limits.
 
-One thread: a timer at ``target_rate`` sends. A fresh chunk sends at once and restarts the timer's period.
+One thread: a fresh chunk sends at once; a timer sends when that was not for ``1 / target_rate``, so that the arm is told what
+comes next between late chunks too.
 Disabled, nothing is published. Enabling begins at rest at the measured pose.
 """
 
@@ -41,7 +42,7 @@ class ActionNode(Node):
         super().__init__("action_node", **kwargs)
         self.contract = declare_contract(self)
         robot = declare(self, "robot", "twin", "Robot: the name of a file in config/robot, or the path of a robot file")
-        target_rate = declare(self, "target_rate", 100.0, "Targets a second", 1.0, 1000.0)
+        target_rate = declare(self, "target_rate", 50.0, "Least targets a second; a fresh chunk gives one at once", 1.0, 1000.0)
         lead = declare(self, "lead", 0.3, "How far ahead of the clock chunks are sampled, s", 0.0, 0.5)
         self._enable_pending = declare(self, "enabled", False, "Enable at start, as soon as the measured pose is known")
 
@@ -64,8 +65,7 @@ class ActionNode(Node):
         self._pose_publisher = self.create_publisher(PoseStamped, "target_pose", 1)
         self._gripper_publisher = self.create_publisher(JointState, "gripper_target", 1)
         self.create_subscription(MultiDOFJointTrajectory, "action/chunk", self._on_chunk, 1)
-        self._measured = PolledSubscriber(self, PoseStamped, self.contract.pose_topic, depth=1)
-        self._measured.registerCallback(self._on_pose)
+        self._measured = PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self._timer = self.create_timer(1.0 / target_rate, self._send)
         self._diagnostics = Diagnostics(self, self._report)

@@ -64,9 +64,7 @@ class ObservationNode(Node):
             self.create_subscription(kind, topic, functools.partial(self._on_frame, topic), qos_profile_sensor_data)
         self._robot = []
         for kind, topic in ((JointState, self.contract.joint_states_topic), (PoseStamped, self.contract.pose_topic)):
-            subscriber = PolledSubscriber(self, kind, topic, STATE_DEPTH)
-            subscriber.registerCallback(functools.partial(self._take, topic))
-            self._robot.append(subscriber)
+            self._robot.append(PolledSubscriber(self, kind, topic, STATE_DEPTH, functools.partial(self._take, topic)))
         self._topics = [*self._cameras.values(), self.contract.joint_states_topic, self.contract.pose_topic]
         self._polls = 0
         self._poller = self.create_timer(POLL_PERIOD, self._poll)

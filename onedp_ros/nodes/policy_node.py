@@ -1,7 +1,8 @@
 """Observations -> action chunks. A lifecycle node: configure loads, checks and warms up; active, it predicts.
 
-Two threads: the executor's ticks and takes the observations; a worker loads and predicts (engines release the interpreter lock).
-A tick that finds the last prediction still running is skipped and counted, never queued.
+Two threads: the executor's takes the observations; a worker loads and predicts (engines release the interpreter lock). Each new
+observation is a tick, and so is ``1 / rate`` without one. Nothing queues: an observation that comes during a prediction waits for
+its end only as long as it is the newest; when another replaces it, its tick was skipped, and counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
@@ -25,12 +27,11 @@ from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import chunk_message, observation_from_messages
 from onedp_ros.nodes.parameters import declare, declare_contract
-from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
-from onedp_ros.ros_standins import TimeSynchronizer
+from onedp_ros.ros_standins import Subscriber, TimeSynchronizer
 
 WARM_UP = 10  # predictions
-QUEUE = 30  # observations that wait between two ticks
+QUEUE = 10  # observations whose parts may be on their way
 GRACE = 1.0  # s without observations after activation before that is an error
 
 
@@ -57,16 +58,19 @@ class PolicyNode(LifecycleNode):
         self._engine = declare(self, "engine", "auto", "Inference engine: auto, torch, cuda, openvino or openvino_bf16")
         self._threads = declare(self, "threads", 0, "Processor threads of the engine; 0: its own choice", 0, 256)
         self._seed = declare(self, "seed", 0, "Seed of the policy's noise", 0, 2**31 - 1)
-        self._tick_rate = declare(self, "rate", 64.0, "Predictions a second; a little above the cameras' 60 Hz", 0.1, 500.0)
+        self._tick_rate = declare(
+            self, "rate", 50.0, "Least predictions a second; each new observation gives one at once", 0.1, 500.0
+        )
         self._max_age = declare(self, "max_observation_age", 0.2, "Age over which an observation is not acted upon, s", 0.01, 10.0)
         self._autostart = declare(self, "autostart", False, "Configure and activate at start; a failure ends the process")
 
         self._pool = ThreadPoolExecutor(1, "inference")  # one thread: engines keep their own pools for each that calls
         self._running: Future[None] | None = None
         self._predictor: Any = None
-        self._subscribers: list[PolledSubscriber] = []
+        self._subscribers: list[Any] = []
         self._publisher: Any = None
         self._ticker: Any = None
+        self._free = self.create_guard_condition(self._on_free)
         self._forget()
         self._diagnostics = Diagnostics(self, self._report)
 
@@ -100,7 +104,7 @@ class PolicyNode(LifecycleNode):
         self._publisher = self.create_lifecycle_publisher(MultiDOFJointTrajectory, "action/chunk", 1)
         topics = [(Image, f"observation/{name}/image") for name in self.contract.cameras]
         topics.append((JointState, "observation/state"))
-        self._subscribers = [PolledSubscriber(self, kind, topic, QUEUE) for kind, topic in topics]
+        self._subscribers = [Subscriber(self, kind, topic, qos_profile=qos_profile_sensor_data) for kind, topic in topics]
         self._synchronizer = TimeSynchronizer(self._subscribers, QUEUE)
         self._synchronizer.registerCallback(self._on_set)
         p = self._predictor
@@ -109,7 +113,7 @@ class PolicyNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._active_since = time.monotonic()
-        self._ticker = self.create_timer(1.0 / self._tick_rate, self._tick)
+        self._ticker = self.create_timer(1.0 / self._tick_rate, self._on_timer)
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -149,6 +153,7 @@ class PolicyNode(LifecycleNode):
         return predictor
 
     def _pause(self) -> None:
+        self._newest = None
         if self._ticker is not None:
             self.destroy_timer(self._ticker)
         if self._running is not None:
@@ -157,7 +162,7 @@ class PolicyNode(LifecycleNode):
 
     def _release(self) -> None:
         for subscriber in self._subscribers:
-            subscriber.destroy()
+            self.destroy_subscription(subscriber.sub)
         self._subscribers = []
         if self._publisher is not None:
             self.destroy_lifecycle_publisher(self._publisher)
@@ -170,21 +175,33 @@ class PolicyNode(LifecycleNode):
     def _on_set(self, *messages: Any) -> None:
         try:
             images = dict(zip(self.contract.cameras, messages[:-1], strict=True))
-            self._newest = observation_from_messages(self.contract, images, messages[-1])
+            observation = observation_from_messages(self.contract, images, messages[-1])
         except ContractError as error:
             self._reject("observation_against_the_contract", str(error))
             return
         self._observations += 1
         self._heard = time.monotonic()
+        if self._ticker is not None:
+            self._ticks += 1
+            self._skipped += self._newest is not None
+            self._newest = observation
+            self._ticker.reset()
+            self._start()
 
-    def _tick(self) -> None:
-        for subscriber in self._subscribers:
-            subscriber.poll()
+    def _on_free(self) -> None:
+        if self._newest is not None:
+            self._start()
+
+    def _on_timer(self) -> None:
         self._ticks += 1
+        if not self._start():
+            self._skipped += 1
+
+    def _start(self) -> bool:
+        """Begin a prediction from what is known now. False when the last one still runs."""
         if self._running is not None:
             if not self._running.done():
-                self._skipped += 1
-                return
+                return False
             self._running.result()  # an error that nobody expected ends the node
         if self._newest is not None:
             # Only sets that a prediction sees become history: their frames are encoded already. With the skipped ones, a slow
@@ -195,8 +212,10 @@ class PolicyNode(LifecycleNode):
         age = float("inf") if window is None else (self._now() - window[-1].stamp) / NANOSECONDS
         if window is None or age > self._max_age:
             self._starved += 1
-            return
+            return True
         self._running = self._pool.submit(self._predict, window)
+        self._running.add_done_callback(lambda _: self._free.trigger())
+        return True
 
     # worker
 

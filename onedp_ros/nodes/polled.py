@@ -22,35 +22,35 @@ class _NeverExecuted(MutuallyExclusiveCallbackGroup):
 
 
 class PolledSubscriber:
-    """A subscription whose messages are handed out by :meth:`poll`. Serves message_filters' synchronizers as a Subscriber does.
+    """A subscription whose messages are handed out by :meth:`poll`.
 
     Best effort, so that it takes what any publisher offers. The queue keeps the newest ``depth`` messages.
+
+    Args:
+        callback: called as ``callback(message)``, with ``raw`` as ``callback(bytes, arrival)``: as it came, and when (ns).
     """
 
-    def __init__(self, node: Node, message_type: Any, topic: str, depth: int) -> None:
-        self._node, self._callbacks = node, list[tuple[Callable[..., None], tuple[Any, ...]]]()
+    def __init__(
+        self, node: Node, message_type: Any, topic: str, depth: int, callback: Callable[..., None], raw: bool = False
+    ) -> None:
+        self._node, self._callback, self._raw = node, callback, raw
         qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._subscription = node.create_subscription(message_type, topic, self._hand_out, qos, callback_group=_NeverExecuted())
-
-    def registerCallback(self, callback: Callable[..., None], *args: Any) -> None:
-        """Call ``callback(message, *args)`` for each message."""
-        self._callbacks.append((callback, args))
+        self._subscription = node.create_subscription(message_type, topic, callback, qos, callback_group=_NeverExecuted(), raw=raw)
 
     def poll(self) -> None:
         """Hand out what has come since the last call, oldest first."""
         handle = self._subscription.handle
-        while (taken := self._take(handle)) is not None:
-            self._hand_out(taken)
+        while True:
+            with handle:
+                taken = handle.take_message(self._subscription.msg_type, self._raw)
+            if taken is None:
+                return
+            message, info = taken
+            if self._raw:
+                self._callback(message, info["received_timestamp"])
+            else:
+                self._callback(message)
 
     def destroy(self) -> None:
         """End the subscription."""
         self._node.destroy_subscription(self._subscription)
-
-    def _take(self, handle: Any) -> Any:
-        with handle:
-            taken = handle.take_message(self._subscription.msg_type, False)
-        return None if taken is None else taken[0]
-
-    def _hand_out(self, message: Any) -> None:
-        for callback, args in self._callbacks:
-            callback(message, *args)

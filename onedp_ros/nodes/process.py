@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
+
+from onedp_ros.nodes.executor import LeanExecutor
 
 SHUTDOWN = 1.0  # s after which a process ends that was told to, whatever it is still doing
 
@@ -24,7 +26,7 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) ->
     node = None
     try:
         node = make_node()
-        executor = SingleThreadedExecutor()
+        executor = LeanExecutor()
         executor.add_node(node)
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):

@@ -82,7 +82,8 @@ class TwinNode(Node):
         self._opening: float | None = None
         self._target_time = 0.0
         self._reset: threading.Event | None = None
-        self._answer = (False, "not started")
+        self._asked: threading.Event | None = None
+        self._answer = (False, "physics did not answer within 2 s")
         self._closing = threading.Event()
         self._epoch = 0
 
@@ -94,8 +95,7 @@ class TwinNode(Node):
             (PoseStamped, "target_pose", self._on_target),
             (JointState, "gripper_target", self._on_gripper),
         ):
-            self._commands.append(PolledSubscriber(self, kind, topic, depth=1))
-            self._commands[-1].registerCallback(callback)
+            self._commands.append(PolledSubscriber(self, kind, topic, 1, callback))
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/success", self._on_success)
 
@@ -154,8 +154,11 @@ class TwinNode(Node):
         return response
 
     def _on_success(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        asked = threading.Event()
         with self._lock:
-            response.success, response.message = self._answer
+            self._asked = asked
+        asked.wait(2.0)
+        response.success, response.message = self._answer
         return response
 
     # thread of physics
@@ -175,6 +178,7 @@ class TwinNode(Node):
             subscriber.poll()
         with self._lock:
             reset, self._reset = self._reset, None
+            asked, self._asked = self._asked, None
             target, opening = self._target, self._opening
             stale = time.monotonic() - self._target_time > STALE_AFTER
         if reset is not None:
@@ -191,10 +195,10 @@ class TwinNode(Node):
         position, quaternion = self._hold if target is None else target
         self._stepped.command(position, quaternion, cell.target_opening if opening is None else opening)
         self._stepped.advance()
-        success = self._stepped.success()
-        answer = (success, "success" if success else self._stepped.failure())
-        with self._lock:
-            self._answer = answer
+        if asked is not None:
+            success = self._stepped.success()
+            self._answer = (success, "success" if success else self._stepped.failure())
+            asked.set()
         ahead = (self._epoch + self._stepped.stamp - self._now()) / NANOSECONDS
         if ahead > 0:
             self._closing.wait(ahead)

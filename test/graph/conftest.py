@@ -30,6 +30,7 @@ from sensor_msgs.msg import Image, JointState
 
 from onedp_ros.contract import NANOSECONDS, Normalizer
 from onedp_ros.geometry import gripper_down
+from onedp_ros.nodes.executor import LeanExecutor
 from onedp_ros.nodes.messages import header, image_message, pose_message
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
@@ -120,7 +121,7 @@ class Rig:
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
         self._nodes: list[Node] = []
-        self._executors: list[SingleThreadedExecutor] = []
+        self._executors: list[LeanExecutor] = []
         self._threads: list[threading.Thread] = []
         self._sources: list[Source] = []
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
@@ -129,7 +130,7 @@ class Rig:
         """Make a node with parameters and spin it in a thread of its own."""
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
         node = make(context=self.context, parameter_overrides=overrides)
-        executor = SingleThreadedExecutor(context=self.context)
+        executor = LeanExecutor(context=self.context)
         executor.add_node(node)
 
         self._nodes.append(node)
