@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 
 REST_PERIOD = 0.2  # s between looks at what wakes nobody here: events of the middleware, actions
@@ -21,6 +21,13 @@ class LeanExecutor(SingleThreadedExecutor):
 
     def spin(self) -> None:
         """Until the context ends or :meth:`shutdown`."""
+        try:
+            self._spin()
+        except (rclpy_implementation.RCLError, ExternalShutdownException):
+            if self._context.ok():  # else the context ended between two steps
+                raise
+
+    def _spin(self) -> None:
         rest = 0.0
         self._collect()
         while self._context.ok() and not self._is_shutdown:

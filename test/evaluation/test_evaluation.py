@@ -10,10 +10,12 @@ import torch
 from onedp_ros.contract import Normalizer, Observation, encode_action
 from onedp_ros.evaluation import bench
 from onedp_ros.evaluation.rollout import TRAINING_SEEDS, evaluate, main, rollout, wilson
+from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
 from onedp_ros.resources import task_contract
+from onedp_ros.twin.drive import drive
 from onedp_ros.twin.environment import SteppedCell
 from onedp_ros.twin.pnp_milk import Expert, PnpMilk
 
@@ -49,6 +51,23 @@ def test_rollout_succeeds_with_the_expert() -> None:
     episode = rollout(ExpertPredictor(stepped), stepped, TRAINING_SEEDS, action_steps=2, max_time=15.0)
     stepped.close()
     assert episode.success and episode.failure == "" and 2 < episode.time < 15
+
+
+def test_with_a_lead_each_step_executes_the_action_that_is_for_later() -> None:
+    class Counting:
+        def predict(self, windows: list[list[Observation]]) -> np.ndarray:
+            rows = [encode_action(np.array([0.4 + 0.01 * i, 0.0, 0.3]), gripper_down(0.0), 0.08) for i in range(CONTRACT.horizon)]
+            return np.stack(rows)[None]
+
+    stepped = SteppedCell(CONTRACT, PnpMilk())
+    stepped.reset(np.random.default_rng(0))
+    driving = drive(Counting(), stepped, action_steps=1, ahead=6)
+    for _ in range(3):
+        next(driving)
+        assert stepped.cell.target_position[0] == pytest.approx(0.47)
+    stepped.close()
+    with pytest.raises(ValueError, match="lead"):
+        evaluate(Path("none"), action_steps=10, lead=0.3)
 
 
 def test_broken_chunk_ends_the_episode_with_its_reason() -> None:

@@ -8,14 +8,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import onedp_ros.twin  # noqa: F401 (registers the environment)
-from onedp_ros.contract import ContractError, ObservationAssembler, encode_action
+from onedp_ros.contract import ContractError, Observation, ObservationAssembler, encode_action
 from onedp_ros.data.bags import read_bag
 from onedp_ros.data.messages import feed
 from onedp_ros.geometry import gripper_down, rotation_angle, tool_yaw
 from onedp_ros.resources import task_contract
 from onedp_ros.twin.cell import Cell
-from onedp_ros.twin.collect import collect, demonstrate
-from onedp_ros.twin.environment import PnpMilkEnv, SteppedCell
+from onedp_ros.twin.collect import collect, demonstrate, take_over
+from onedp_ros.twin.environment import Frame, PnpMilkEnv, SteppedCell
 from onedp_ros.twin.pnp_milk import AREA_CENTRE, AREA_SIZE, BOX, Expert, PnpMilk, carton, failure, in_box
 
 CONTRACT = task_contract("pnp_milk")
@@ -182,3 +182,35 @@ def test_collect_keeps_successes_and_goes_on(tmp_path: Path) -> None:
     assert again["successes"] == 3
     kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert len(kept) == 3 and kept.items() >= written.items()
+
+
+class Aside:
+    """A policy that only ever goes to the right, with its hand closed."""
+
+    def reset(self, seed: int) -> None:
+        pass
+
+    def predict(self, windows: list[list[Observation]]) -> np.ndarray:
+        return np.tile(encode_action(np.array([0.5, 0.2, 0.35]), gripper_down(0.0), 0.0), (1, CONTRACT.horizon, 1))
+
+
+def test_the_expert_takes_over_where_a_policy_led() -> None:
+    stepped, moments = SteppedCell(CONTRACT, PnpMilk()), set()
+    for seed in range(3):
+        take_over(stepped, Aside(), seed, np.random.default_rng(seed))
+        moments.add(stepped.cell.time)
+        if stepped.cell.time > 2.0:
+            assert stepped.cell.position[1] == pytest.approx(0.2, abs=0.02)
+        expert = Expert()
+        begin = stepped.cell.time
+        while not stepped.success() and stepped.cell.time < begin + 12:
+            stepped.step(*expert.act(stepped.cell))
+        assert stepped.success()
+    assert len(moments) == 3
+    states: list[int] = []
+    frames: list[Frame] = []
+    begin_stamp = stepped.stamp
+    stepped.watch(states.append, frames.append)
+    stepped.step(*expert.act(stepped.cell))
+    assert states[0] == begin_stamp and len(states) == 11 and all(f.stamp >= begin_stamp for f in frames)
+    stepped.close()
