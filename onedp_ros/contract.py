@@ -135,8 +135,10 @@ class Contract:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Contract:
         """Read a task file. ContractError for a file that is not a valid contract."""
-        with open(path, encoding="utf-8") as file:
-            return cls.from_dict(yaml.safe_load(file))
+        try:
+            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        except yaml.YAMLError as error:
+            raise ContractError(f"{path} is not valid YAML: {error}") from error
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Contract:
@@ -373,6 +375,11 @@ class ObservationAssembler:
             ready.append(Observation(stamp, images, image_stamps, state))
         return ready
 
+    @property
+    def pending(self) -> bool:
+        """Whether a set waits for the robot's state at its stamp."""
+        return bool(self._pending)
+
     def _follows(self, stamp: int, earlier: Sequence[int], source: str) -> bool:
         """Whether the sample may be used: it is newer than the last, or its clock went back and everything starts again."""
         if not earlier or stamp > earlier[-1]:
@@ -397,6 +404,11 @@ class ObservationHistory:
         if self._observations and observation.stamp <= self._observations[-1].stamp:
             self._observations.clear()
         self._observations.append(observation)
+
+    def add_distant(self, observation: Observation) -> None:
+        """Take a newer observation only when none is within half a step before it."""
+        if not self._observations or observation.stamp - self._observations[-1].stamp >= self.contract.dt_ns // 2:
+            self.add(observation)
 
     def window(self) -> list[Observation] | None:
         """``n_obs_steps`` observations, oldest first, the last the newest; None before the first.

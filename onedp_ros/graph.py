@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ def task_graph(
     if robot not in ROBOTS:
         raise ValueError(f"unknown robot '{robot}', expected one of {', '.join(ROBOTS)}")
     resource("config", "tasks", f"{task}.yaml")
-    if model is None:  # the samplers of the teacher share its weights
-        model = resource("models", task, "teacher" if method.startswith("dp_") else method)
+    if model is None:
+        model = released(task, method)
     return [
         NodeProcess("twin", "twin_node", {"task": task, "seed": twin_seed}),
         NodeProcess("observation_node", "observation_node", {"task": task}),
@@ -74,6 +75,18 @@ def task_graph(
         ),
         NodeProcess("action_node", "action_node", {"task": task, "robot": robot, "enabled": enabled}),
     ]
+
+
+def released(task: str, method: str) -> Path:
+    """The released bundle that serves a method: the samplers of the teacher share its weights.
+
+    Raises:
+        ValueError: no such method.
+        FileNotFoundError: nothing was released for it.
+    """
+    if method not in METHODS and not re.fullmatch(r"dp_ddim\d+", method):
+        raise ValueError(f"unknown method '{method}', expected one of {', '.join(METHODS)}, or dp_ddimN")
+    return resource("models", task, "teacher" if method.startswith("dp_") else method)
 
 
 def graph_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -52,7 +52,8 @@ class StandinCvBridge:
         Raises:
             CvBridgeError: bytes that are no image, or an encoding other than the five.
         """
-        image = cv2.imdecode(np.frombuffer(bytes(cmprs_img_msg.data), dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        data = np.frombuffer(bytes(cmprs_img_msg.data), dtype=np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
         if image is None:
             raise StandinCvBridgeError(f"compressed image of format '{cmprs_img_msg.format}' cannot be decoded")
         if desired_encoding == "passthrough":

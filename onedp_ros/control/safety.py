@@ -66,11 +66,9 @@ class SafetyLimits:
     @classmethod
     def from_yaml(cls, path: str | Path) -> SafetyLimits:
         """The section ``safety`` of a robot file. ValueError names file and field."""
-        with open(path, encoding="utf-8") as file:
-            data = yaml.safe_load(file)
         try:
-            return cls.from_dict(data["safety"])
-        except (KeyError, TypeError, ValueError) as error:
+            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["safety"])
+        except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: {error}; see config/robot/twin.yaml for a complete one") from error
 
 

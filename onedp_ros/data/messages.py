@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +27,7 @@ def decode_image(message: Any, topic: str) -> NDArray[np.uint8]:
     decode = _BRIDGE.imgmsg_to_cv2 if hasattr(message, "encoding") else _BRIDGE.compressed_imgmsg_to_cv2
     try:
         return np.asarray(decode(message, "rgb8"))
-    except (CvBridgeError, TypeError) as error:
+    except (CvBridgeError, TypeError, cv2.error) as error:  # the last: real cv_bridge, of no bytes
         raise ContractError(f"{topic}: {error}") from error
 
 

@@ -48,7 +48,7 @@ def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
     """Rows ``{engine, network, method, nfe, p50_ms, p95_ms, parity}`` for a network, every engine that runs here."""
     import torch
 
-    from onedp_ros.policy.inference import EngineError, Predictor, parity, start_engine
+    from onedp_ros.policy.inference import Predictor, parity, start_engine
     from onedp_ros.policy.networks import NetworkConfig
     from onedp_ros.policy.policies import Policy
 
@@ -69,7 +69,8 @@ def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
             policy.load_state_dict(weights)
             try:
                 runner = start_engine(engine, policy, threads)
-            except EngineError:
+            except Exception as error:  # as in load_predictor
+                print(f"engine {engine} cannot be used: {error}", file=sys.stderr)
                 continue
             predictors.append(Predictor(policy, runner, engine, parity(policy, runner), seed=0))
     times: dict[int, list[float]] = {i: [] for i in range(len(predictors))}

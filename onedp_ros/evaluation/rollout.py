@@ -20,12 +20,11 @@ from gymnasium.utils.seeding import np_random
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, ContractError
-from onedp_ros.resources import resource, task_contract
+from onedp_ros.graph import released
+from onedp_ros.resources import task_contract
 from onedp_ros.twin.drive import drive
 from onedp_ros.twin.environment import SteppedCell
-from onedp_ros.twin.pnp_milk import PnpMilk, carton
-
-TRAINING_SEEDS = 100_000  # demonstrations use seeds below this
+from onedp_ros.twin.pnp_milk import EVALUATION_SEEDS, PnpMilk, carton
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ def evaluate(
     method: str | None = None,
     engine: str = "auto",
     episodes: int = 100,
-    seed: int = TRAINING_SEEDS,
+    seed: int = EVALUATION_SEEDS,
     action_steps: int | None = None,
     lead: float = 0.0,
     max_time: float = 20.0,
@@ -99,7 +98,10 @@ def evaluate(
     jobs: int | None = None,
 ) -> dict[str, Any]:
     """Success rate with its 95 % interval, mean time of the successes (s), failures by reason, and every episode."""
+    from onedp_ros.policy.checkpoint import load_policy
+
     contract = task_contract(task)
+    load_policy(model, method, contract)  # here, or its error would be hidden in a worker's
     action_steps = action_steps or contract.n_action_steps
     lead_steps = round(lead / contract.dt)
     most = contract.horizon - contract.n_obs_steps + 1 - lead_steps
@@ -161,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="bundle (default: the released one of the method)")
     parser.add_argument("--engine", default="auto", help="auto, torch, cuda, openvino or openvino_bf16")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=TRAINING_SEEDS, help=f"first seed; below {TRAINING_SEEDS} is training data")
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEEDS, help=f"first seed; below {EVALUATION_SEEDS} is training data")
     parser.add_argument("--action-steps", type=int, help="actions executed of each chunk (default: the contract's)")
     parser.add_argument("--lead", type=float, default=0.0, help="how far ahead of the clock chunks are executed, s; live: 0.3")
     parser.add_argument("--max-time", type=float, default=20.0, help="s, simulated")
@@ -169,8 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--json", type=Path, help="write the results here, and a picture of the starts beside it")
     args = parser.parse_args(argv)
-    if args.seed < TRAINING_SEEDS:
-        parser.error(f"--seed {args.seed} may be training data; evaluation seeds start at {TRAINING_SEEDS}")
+    if args.seed < EVALUATION_SEEDS:
+        parser.error(f"--seed {args.seed} may be training data; evaluation seeds start at {EVALUATION_SEEDS}")
     model = args.model or released(args.task, args.method)
     summary = evaluate(
         model,
@@ -194,11 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot_starts(summary, args.json.with_suffix(".png"))
         print(f"written {args.json} and {args.json.with_suffix('.png')}")
     return 0
-
-
-def released(task: str, method: str) -> Path:
-    """The released bundle that serves a method: the samplers of the teacher share its weights."""
-    return resource("models", task, "teacher" if method.startswith("dp_") else method)
 
 
 if __name__ == "__main__":

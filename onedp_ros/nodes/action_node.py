@@ -18,10 +18,10 @@ from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.contract import MAX_OPENING, ContractError
+from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.chunk import ChunkSchedule, Target
 from onedp_ros.control.safety import SafetyGate, SafetyLimits
-from onedp_ros.data.messages import pose_arrays
+from onedp_ros.data.messages import pose_arrays, stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import chunk_from_message, header, pose_message
 from onedp_ros.nodes.parameters import declare, declare_contract
@@ -76,11 +76,11 @@ class ActionNode(Node):
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enable_pending = False
         try:
-            if request.data:
-                self._enable()
-            else:
+            if not request.data:
                 self._enabled = False
                 self._enter("disabled")
+            elif not self._enabled:
+                self._enable()
             response.success, response.message = True, "enabled" if request.data else "disabled"
         except ValueError as error:
             response.success, response.message = False, str(error)
@@ -90,7 +90,7 @@ class ActionNode(Node):
         """Begin at rest at the measured pose. ValueError when it is not known or not a place to begin."""
         topic = self.contract.pose_topic
         self._measured.poll()
-        if self._pose is None or time.monotonic() - self._pose_time > POSE_TIMEOUT:
+        if self._pose is None or self._now() - stamp_ns(self._pose) > POSE_TIMEOUT * NANOSECONDS:
             raise ValueError(f"no {topic} within {POSE_TIMEOUT} s; start the robot's node and check the topic's name")
         if self._pose.header.frame_id != self.contract.base_frame:
             raise ValueError(f"{topic} is in frame '{self._pose.header.frame_id}', expected '{self.contract.base_frame}'")

@@ -64,9 +64,6 @@ class Percentiles:
     def add(self, value: float) -> None:
         self._values.append(value)
 
-    def clear(self) -> None:
-        self._values.clear()
-
     def values(self, key: str) -> dict[str, float]:
         """``{key}_p50``, ``{key}_p95`` and ``{key}_p99``; nothing before the first value."""
         if not self._values:

@@ -77,18 +77,17 @@ class LeanExecutor(SingleThreadedExecutor):
             ready = {kind: set(waiting.get_ready_entities(kind)) for kind in ("subscription", "timer", "guard_condition")}
             woken = [g for g in self._guards if g.handle.pointer in ready["guard_condition"]]
             more = bool(self._guard in woken or waiting.get_ready_entities("service") or waiting.get_ready_entities("client"))
-            due = [t for t in self._timers if t.handle.pointer in ready["timer"] and t.handle.is_timer_ready()]
             messages = [
                 (s, s.handle.take_message(s.msg_type, s.raw)) for s in self._hot if s.handle.pointer in ready["subscription"]
             ]
-            for timer in due:
-                timer.handle.call_timer()
-        for timer in due:
-            timer.callback()
         for guard in woken:
             if guard is not self._guard and guard.callback is not None:
                 guard.callback()
         for subscription, taken in messages:
             if taken is not None:
                 subscription.callback(taken[0])
+        for timer in self._timers:  # last: a message may have put its timer off
+            if timer.handle.pointer in ready["timer"] and timer.handle.is_timer_ready():
+                timer.handle.call_timer()
+                timer.callback()
         return more

@@ -68,6 +68,10 @@ def observation_from_messages(contract: Contract, images: dict[str, Image], stat
                 f"observation/{name}/image is {image.encoding} {image.width}x{image.height}, expected rgb8 {shape[1]}x{shape[0]}; "
                 f"run observation_node with the policy's task file"
             )
+        if len(image.data) != image.height * image.step:
+            raise ContractError(
+                f"observation/{name}/image holds {len(image.data)} bytes, expected {image.height * image.step}; check its publisher"
+            )
         arrays[name] = np.frombuffer(image.data, dtype=np.uint8).reshape(shape)
     stamp = stamp_ns(state)
     return Observation(stamp, arrays, dict.fromkeys(arrays, stamp), values)

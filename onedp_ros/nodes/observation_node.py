@@ -77,14 +77,13 @@ class ObservationNode(Node):
         self._poll()
 
     def _poll(self) -> None:
-        """Take the robot's states and publish what they complete; go on every 2 ms until something is, or the frame is given up."""
+        """Take the robot's states and publish what they complete; go on every 2 ms while a set waits, up to 20 ms."""
         for subscriber in self._robot:
             subscriber.poll()
-        complete = self._assembler.pop()
-        for observation in complete:
+        for observation in self._assembler.pop():
             self._publish(observation)
         self._polls += 1
-        if complete or self._polls >= POLLS:
+        if not self._assembler.pending or self._polls >= POLLS:
             self._poller.cancel()
 
     def _take(self, topic: str, message: Any) -> None:

@@ -84,7 +84,7 @@ class PolicyNode(LifecycleNode):
         self._history = ObservationHistory(self.contract)
         self._newest: Observation | None = None
         self._rejected: Counter[str] = Counter()
-        self._ticks = self._skipped = self._starved = self._chunks = self._observations = self._failures = 0
+        self._ticks = self._skipped = self._starved = self._chunks = self._repeats = self._observations = 0
         self._active_since: float | None = None
         self._heard = float("-inf")
         self._fault = ""
@@ -183,7 +183,9 @@ class PolicyNode(LifecycleNode):
         self._heard = time.monotonic()
         if self._ticker is not None:
             self._ticks += 1
-            self._skipped += self._newest is not None
+            if self._newest is not None:
+                self._skipped += 1
+                self._history.add_distant(self._newest)
             self._newest = observation
             self._ticker.reset()
             self._start()
@@ -203,9 +205,10 @@ class PolicyNode(LifecycleNode):
             if not self._running.done():
                 return False
             self._running.result()  # an error that nobody expected ends the node
+        repeat = self._newest is None
         if self._newest is not None:
-            # Only sets that a prediction sees become history: their frames are encoded already. With the skipped ones, a slow
-            # prediction would have up to twice as many frames to encode, and make the next one slow too.
+            # Of the sets that no prediction saw, only those far from others become history: their frames are not encoded yet, and
+            # a slow prediction with more of them to encode would make the next one slow too.
             self._history.add(self._newest)
             self._newest = None
         window = self._history.window()
@@ -213,6 +216,7 @@ class PolicyNode(LifecycleNode):
         if window is None or age > self._max_age:
             self._starved += 1
             return True
+        self._repeats += repeat
         self._running = self._pool.submit(self._predict, window)
         self._running.add_done_callback(lambda _: self._free.trigger())
         return True
@@ -228,7 +232,6 @@ class PolicyNode(LifecycleNode):
             self._reject("chunk_against_the_contract", str(error))
             return
         except Exception as error:  # an engine's own errors have no common base
-            self._failures += 1
             self._reject("inference_failed", f"inference failed: {error}")
             return
         self._inference.add(1e3 * (time.perf_counter() - begin))
@@ -249,15 +252,15 @@ class PolicyNode(LifecycleNode):
         now, active = time.monotonic(), self._active_since
         hungry = active is not None and now - max(self._heard, active) > max(GRACE, self._max_age)
         inference = self._inference.values("inference_ms")
-        period = 1e3 / self._tick_rate
-        slow = bool(inference) and inference["inference_ms_p50"] > 1.2 * period
+        period = 1e3 * min(self.contract.dt, 1.0 / self._tick_rate)
+        slow = bool(inference) and inference["inference_ms_p50"] > period
         level, text = worst(
             (DiagnosticStatus.ERROR, f"not configured: {self._fault}") if self._fault else None,
             (DiagnosticStatus.ERROR, "no observation/state with images of its stamp; see observation_node") if hungry else None,
             (DiagnosticStatus.ERROR, self._problem[1]) if now - self._problem[0] < 2.0 else None,
             (
                 DiagnosticStatus.WARN,
-                f"inference takes {inference['inference_ms_p50']} ms, a tick {period:.1f} ms; lower 'rate' or take a faster engine",
+                f"inference takes {inference['inference_ms_p50']} ms, more than {period:.0f} ms; take a faster engine or onedp_s",
             )
             if slow
             else None,
@@ -274,6 +277,7 @@ class PolicyNode(LifecycleNode):
                 "active": active is not None,
                 "policy_hz": round(self._rate.hz(), 2),
                 "chunks": self._chunks,
+                "repeats": self._repeats,
                 "ticks": self._ticks,
                 "ticks_skipped": self._skipped,
                 "ticks_starved": self._starved,

@@ -33,10 +33,10 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) ->
         pass
     except Exception as error:
         if context.ok():  # else the error is only that of a call cut short by the shutdown
+            status[0] = 1
             if not isinstance(error, (OSError, ValueError, RuntimeError)):
                 raise
             print(f"{node.get_name() if node else 'node'}: {error}", file=sys.stderr)  # ours name the thing and the remedy
-            status[0] = 1
     finally:
         if node is not None:
             node.destroy_node()

@@ -1,8 +1,7 @@
 """The simulated cell as a robot and two cameras: the same topics as the real ones.
 
-Three parts: a thread advances physics in real time and publishes states at 200 Hz; a child process draws and publishes the camera
-frames, so that physics never waits for rendering; the executor's thread takes targets and services and only stores them under a
-lock.
+Three parts: a thread advances physics in real time, takes the targets when it needs them and publishes states at 200 Hz; a child
+process draws and publishes the camera frames, so that physics never waits for rendering; the executor's thread serves.
 """
 
 from __future__ import annotations
@@ -69,8 +68,8 @@ class TwinNode(Node):
     """Services ``~/reset`` (places carton and arm for the parameter ``seed``, which then counts up) and ``~/success`` (whether
     the task is done; if not, why an episode that ended now would have failed)."""
 
-    def __init__(self) -> None:
-        super().__init__("twin")
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("twin", **kwargs)
         contract = declare_contract(self)
         max_yaw = declare(self, "max_yaw", PnpMilk.max_yaw, "Greatest turn of the carton, rad", 0.0, float(np.pi))
         seeds = IntegerRange(from_value=0, to_value=2**31 - 1, step=1)
@@ -83,14 +82,14 @@ class TwinNode(Node):
         self._target_time = 0.0
         self._reset: threading.Event | None = None
         self._asked: threading.Event | None = None
-        self._answer = (False, "physics did not answer within 2 s")
+        self._answer = (False, "")
         self._closing = threading.Event()
         self._epoch = 0
 
         self._stepped = SteppedCell(contract, PnpMilk(max_yaw), self._on_state, self._on_frame)
         self._joint_publisher = self.create_publisher(JointState, contract.joint_states_topic, 10)
         self._pose_publisher = self.create_publisher(PoseStamped, contract.pose_topic, 10)
-        self._commands = []  # taken by the thread of physics when it needs them, not by the executor: that costs a third of a core
+        self._commands = []
         for kind, topic, callback in (
             (PoseStamped, "target_pose", self._on_target),
             (JointState, "gripper_target", self._on_gripper),
@@ -126,24 +125,25 @@ class TwinNode(Node):
         self._frames.cancel_join_thread()
         super().destroy_node()
 
-    # executor's thread
+    # thread of physics
 
     def _on_target(self, message: PoseStamped) -> None:
         p, q = message.pose.position, message.pose.orientation
         position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
         length = float(np.linalg.norm(quaternion))
-        if not (np.all(np.isfinite(position)) and abs(length - 1.0) < 0.01):  # a NaN length fails too
+        whole = np.all(np.isfinite(position)) and abs(length - 1.0) < 0.01  # a NaN length fails too
+        if not whole or message.header.frame_id != self._base_frame:
             self._refused += 1
             return
-        with self._lock:
-            self._target, self._target_time = (position, quaternion / length), time.monotonic()
+        self._target, self._target_time = (position, quaternion / length), time.monotonic()
 
     def _on_gripper(self, message: JointState) -> None:
         if len(message.position) != 1 or not np.isfinite(message.position[0]):
             self._refused += 1
             return
-        with self._lock:
-            self._opening = float(message.position[0])
+        self._opening = float(message.position[0])
+
+    # executor's thread
 
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         done = threading.Event()
@@ -157,8 +157,8 @@ class TwinNode(Node):
         asked = threading.Event()
         with self._lock:
             self._asked = asked
-        asked.wait(2.0)
-        response.success, response.message = self._answer
+        answered = asked.wait(2.0)
+        response.success, response.message = self._answer if answered else (False, "physics did not answer within 2 s")
         return response
 
     # thread of physics
@@ -179,8 +179,8 @@ class TwinNode(Node):
         with self._lock:
             reset, self._reset = self._reset, None
             asked, self._asked = self._asked, None
-            target, opening = self._target, self._opening
-            stale = time.monotonic() - self._target_time > STALE_AFTER
+        target, opening = self._target, self._opening
+        stale = time.monotonic() - self._target_time > STALE_AFTER
         if reset is not None:
             self._place()
             reset.set()
@@ -190,8 +190,7 @@ class TwinNode(Node):
             self._holds += 1
             brake = cell.filter.velocity / (2 * cell.filter.limits.gain)
             self._hold = (cell.filter.position + brake, cell.filter.quaternion)
-            with self._lock:
-                self._target = target = None
+            self._target = target = None
         position, quaternion = self._hold if target is None else target
         self._stepped.command(position, quaternion, cell.target_opening if opening is None else opening)
         self._stepped.advance()
@@ -208,8 +207,7 @@ class TwinNode(Node):
 
     def _place(self) -> None:
         seed = self._seed = int(self.get_parameter("seed").value)
-        with self._lock:
-            self._target, self._opening = None, None
+        self._target, self._opening = None, None
         self._epoch = self._now()
         self._stepped.reset(np.random.default_rng(seed))
         self._hold = (self._stepped.cell.position, self._stepped.cell.quaternion)
@@ -245,6 +243,8 @@ class TwinNode(Node):
             "holds": self._holds,
             "time_lost_s": round(self._lost, 3),
         }
+        if not self._thread.is_alive():
+            return DiagnosticStatus.ERROR, "physics stopped; see the log above", values
         if not self._cameras.is_alive():
             return DiagnosticStatus.ERROR, "camera process died: is OpenGL (EGL) installed? see the log above", values
         if self._lost > 0:

@@ -6,7 +6,6 @@ real time. Physics steps are 1 ms. Nothing here knows ROS or wall-clock time.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,18 +39,6 @@ class Task(Protocol):
 
     def success(self, cell: Cell) -> bool:
         """Whether the task is accomplished in the present state."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Intrinsics:
-    """Pinhole camera, pixels, as in sensor_msgs/CameraInfo: focal length and principal point."""
-
-    width: int
-    height: int
-
-    @property
-    def focal(self) -> float:
-        return 0.5 * self.height / float(np.tan(np.deg2rad(FOVY) / 2))
 
 
 class Cell:

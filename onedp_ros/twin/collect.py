@@ -21,7 +21,7 @@ from onedp_ros.resources import task_contract
 from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS
 from onedp_ros.twin.drive import drive
 from onedp_ros.twin.environment import Frame, SteppedCell
-from onedp_ros.twin.pnp_milk import Expert, PnpMilk
+from onedp_ros.twin.pnp_milk import EVALUATION_SEEDS, Expert, PnpMilk
 
 MAX_STEPS = 400
 LINGER_STEPS = 10  # after success, so that a policy learns to stay
@@ -67,9 +67,15 @@ def take_over(stepped: SteppedCell, predictor: Any, seed: int, rng: np.random.Ge
 
 
 def demonstrate(
-    contract: Contract, seed: int, path: Path, recoveries: float, max_yaw: float, policy: Path | None = None
+    contract: Contract,
+    seed: int,
+    path: Path,
+    recoveries: float,
+    max_yaw: float,
+    policy: Path | None = None,
+    keep_unsuccessful: bool = False,
 ) -> tuple[bool, str]:
-    """Record the demonstration of one seed; only a success stays. Returns success and, if none, the reason.
+    """Record the demonstration of one seed; only a success stays, by default. Returns success and, if none, the reason.
 
     A share ``recoveries`` of the seeds starts off the expert's path, and half of all are nudged on the way, so that a policy
     sees states that its own errors will lead to, with the right action in them. With ``policy``, that share starts where the
@@ -79,6 +85,8 @@ def demonstrate(
     recovery, nudged = bool(rng.uniform() < recoveries), bool(rng.uniform() < 0.5)
     expert, nudge = Expert(), Nudge(rng)
     metadata = {"seed": seed, "recovery": recovery, "nudged": nudged, "operator": "scripted expert", "robot": "twin"}
+    if recovery and policy is not None:
+        metadata["led_by"] = str(policy)
     stepped = SteppedCell(contract, PnpMilk(max_yaw))
     if recovery and policy is not None:
         predictor = _load(policy)
@@ -110,8 +118,8 @@ def demonstrate(
             if linger >= LINGER_STEPS:
                 break
         success = stepped.success()
-        if success:
-            writer.close(success=True)
+        if success or keep_unsuccessful:
+            writer.close(success=success)
         else:
             writer.discard()
         return success, "" if success else stepped.failure()
@@ -135,11 +143,12 @@ def collect(
     recoveries: float = 0.5,
     max_yaw: float = PnpMilk.max_yaw,
     policy: Path | None = None,
+    keep_unsuccessful: bool = False,
     jobs: int = 1,
 ) -> dict[str, object]:
     """Record until ``episodes`` successes of the seeds ``seed, seed + 1, …`` lie in ``out``; whole episodes there are kept.
 
-    Returns attempts, successes and the failures' reasons.
+    Returns attempts, episodes kept and the failures' reasons. ValueError when the seeds reach those of evaluations.
     """
     contract = task_contract(task)
     out.mkdir(parents=True, exist_ok=True)
@@ -151,20 +160,24 @@ def collect(
     ):
         while kept < episodes:
             seeds = range(seed + tried, seed + tried + episodes - kept)
+            if seeds[-1] >= EVALUATION_SEEDS:
+                raise ValueError(
+                    f"seed {seeds[-1]} belongs to evaluations, which begin at {EVALUATION_SEEDS}; take a smaller --seed"
+                )
             paths = [out / f"episode_{s:06d}" for s in seeds]
             new = [(s, p) for s, p in zip(seeds, paths, strict=True) if not p.exists()]
             tried += len(seeds)
             kept += len(seeds) - len(new)
             bar.update(len(seeds) - len(new))
-            runs = [pool.submit(demonstrate, contract, s, p, recoveries, max_yaw, policy) for s, p in new]
+            runs = [pool.submit(demonstrate, contract, s, p, recoveries, max_yaw, policy, keep_unsuccessful) for s, p in new]
             for run in runs:
                 success, reason = run.result()
-                kept += success
-                bar.update(success)
+                kept += success or keep_unsuccessful
+                bar.update(success or keep_unsuccessful)
                 if not success:
                     failures[reason] += 1
                     bar.set_postfix(failed=sum(failures.values()))
-    return {"attempts": tried, "successes": kept, "failures": dict(failures)}
+    return {"attempts": tried, "kept": kept, "failures": dict(failures)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recoveries", type=float, default=0.5, help="share of episodes that start off the expert's path")
     parser.add_argument("--policy", type=Path, help="bundle whose own mistakes those episodes begin with, to improve it")
     parser.add_argument("--max-yaw", type=float, default=30.0, help="greatest turn of the carton, degrees (180: any)")
+    parser.add_argument("--keep-unsuccessful", action="store_true", help="keep failures too, marked as such")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
     out = args.out or Path("out") / args.task / "bags"
@@ -187,9 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         recoveries=args.recoveries,
         max_yaw=float(np.deg2rad(args.max_yaw)),
         policy=args.policy,
+        keep_unsuccessful=args.keep_unsuccessful,
         jobs=args.jobs,
     )
-    print(f"{summary['successes']} successes of {summary['attempts']} attempts in {out}; failures: {summary['failures'] or 'none'}")
+    print(f"{summary['kept']} episodes of {summary['attempts']} attempts in {out}; failures: {summary['failures'] or 'none'}")
     return 0
 
 

@@ -18,6 +18,7 @@ AREA_CENTRE, AREA_SIZE = np.array([0.50, 0.08]), np.array([0.23, 0.20])  # m, wh
 BOX = np.array([0.50, -0.24])  # m, centre of the target box
 BOX_HALF, BOX_HEIGHT, WALL = 0.065, 0.05, 0.004  # m, outer half side, height, half thickness
 HALF_WIDTH, HALF_HEIGHT = 0.024, 0.035  # m, the carton's body
+EVALUATION_SEEDS = 100_000  # episodes with this seed and above are never demonstrated
 GRASP_HEIGHT = 0.027  # m, tool point above the carton's centre: the palm clears the gable
 
 

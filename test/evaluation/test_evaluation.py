@@ -9,7 +9,7 @@ import torch
 
 from onedp_ros.contract import Normalizer, Observation, encode_action
 from onedp_ros.evaluation import bench
-from onedp_ros.evaluation.rollout import TRAINING_SEEDS, evaluate, main, rollout, wilson
+from onedp_ros.evaluation.rollout import EVALUATION_SEEDS, evaluate, main, rollout, wilson
 from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
@@ -48,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rollout_succeeds_with_the_expert() -> None:
     stepped = SteppedCell(CONTRACT, PnpMilk())
-    episode = rollout(ExpertPredictor(stepped), stepped, TRAINING_SEEDS, action_steps=2, max_time=15.0)
+    episode = rollout(ExpertPredictor(stepped), stepped, EVALUATION_SEEDS, action_steps=2, max_time=15.0)
     stepped.close()
     assert episode.success and episode.failure == "" and 2 < episode.time < 15
 
@@ -76,7 +76,7 @@ def test_broken_chunk_ends_the_episode_with_its_reason() -> None:
             return np.full((1, CONTRACT.horizon, 10), np.nan, np.float32)
 
     stepped = SteppedCell(CONTRACT, PnpMilk())
-    episode = rollout(Broken(), stepped, TRAINING_SEEDS, action_steps=8, max_time=5.0)
+    episode = rollout(Broken(), stepped, EVALUATION_SEEDS, action_steps=8, max_time=5.0)
     stepped.close()
     assert not episode.success and "NaN" in episode.failure
 

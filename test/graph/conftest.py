@@ -157,6 +157,10 @@ class Rig:
             self._executor.spin_once(timeout_sec=0.05)
         return value
 
+    @staticmethod
+    def parameter(name: str, value: Any) -> Parameter:
+        return Parameter(name, value=value)
+
     def more(self, messages: list[Any], count: int, what: str) -> list[Any]:
         """Wait for ``count`` further messages of a list that grows, and return them."""
         have = len(messages)

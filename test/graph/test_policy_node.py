@@ -117,6 +117,29 @@ def test_ticks_during_a_prediction_are_skipped_and_counted_never_queued(rig):
     assert node.trigger_deactivate() == SUCCESS
 
 
+def test_a_slow_policy_still_sees_observations_spaced_by_dt(rig):
+    rig.source()
+    loader = Loader(seconds=0.2)
+    rig.add(ObservationNode)
+    active(rig, loader)
+    rig.until(lambda: rig.value(NODE, "chunks") > 5, "slow chunks")
+    dt = task_contract("pnp_milk").dt_ns
+    gaps = [w[1].stamp - w[0].stamp for w in loader.predictor.windows if w[-1].stamp][1:]
+    assert gaps and all(abs(gap - dt) <= dt // 2 for gap in gaps)
+
+
+def test_an_old_observation_is_not_acted_upon(rig):
+    source = rig.source()
+    source.offset = -NANOSECONDS // 2
+    chunks = rig.listen(MultiDOFJointTrajectory, "action/chunk")
+    rig.add(ObservationNode)
+    active(rig, Loader())
+    rig.until(lambda: rig.value(NODE, "ticks_starved") > 20, "starved ticks")
+    assert not chunks
+    source.offset = 0
+    rig.more(chunks, 3, "chunks from observations of now")
+
+
 @pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN"), (0.0, "rotation")])
 def test_a_chunk_that_is_none_is_not_published_but_counted(rig, value, words):
     rig.source()
@@ -187,7 +210,8 @@ def test_observations_that_stop_or_never_come_are_named(rig):
     assert rig.value(NODE, "ticks_starved") > 0
 
 
-def test_nan_in_the_observed_state_is_refused(rig):
+@pytest.mark.parametrize("spoil", ["nan", "bytes"])
+def test_nan_in_the_observed_state_and_images_cut_short_are_refused(rig, spoil):
     contract: Contract = task_contract("pnp_milk")
     images = {n: rig.node.create_publisher(Image, f"observation/{n}/image", qos_profile_sensor_data) for n in contract.cameras}
     states = rig.node.create_publisher(JointState, "observation/state", qos_profile_sensor_data)
@@ -198,8 +222,12 @@ def test_nan_in_the_observed_state_is_refused(rig):
     def publish():
         stamp = rig.node.get_clock().now().nanoseconds
         for publisher in images.values():
-            publisher.publish(image_message(np.zeros((120, 160, 3), np.uint8), stamp))
-        states.publish(JointState(header=header(stamp), name=list(STATE_NAMES), position=[0.4, float("nan"), *[0.0] * 7]))
+            image = image_message(np.zeros((120, 160, 3), np.uint8), stamp)
+            if spoil == "bytes":
+                image.data = bytes(100)
+            publisher.publish(image)
+        bad = float("nan") if spoil == "nan" else 0.0
+        states.publish(JointState(header=header(stamp), name=list(STATE_NAMES), position=[0.4, bad, *[0.0] * 7]))
         return rig.value(NODE, "rejected.observation_against_the_contract") > 0
 
     rig.until(publish, "the refusal to be counted")

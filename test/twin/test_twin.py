@@ -176,10 +176,10 @@ def test_demonstration_equals_what_the_environment_shows(tmp_path: Path) -> None
 
 def test_collect_keeps_successes_and_goes_on(tmp_path: Path) -> None:
     first = collect(tmp_path, 2, jobs=1)
-    assert first["successes"] == 2
+    assert first["kept"] == 2
     written = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     again = collect(tmp_path, 3, jobs=1)
-    assert again["successes"] == 3
+    assert again["kept"] == 3
     kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert len(kept) == 3 and kept.items() >= written.items()
 

@@ -1,0 +1,141 @@
+"""The twin as a robot and two cameras."""
+
+import cv2
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_srvs.srv import Trigger
+
+from onedp_ros.contract import NANOSECONDS
+from onedp_ros.data.messages import stamp_ns
+from onedp_ros.geometry import gripper_down
+from onedp_ros.nodes.messages import header, pose_message
+from onedp_ros.nodes.observation_node import ObservationNode
+from onedp_ros.nodes.twin_node import TwinNode
+
+NODE = "twin"
+
+
+class Twin:
+    """The node, what it publishes, and its services."""
+
+    def __init__(self, rig):
+        self.rig = rig
+        self.frames = {name: rig.listen(Image, f"{name}_camera/color/image_raw") for name in ("wrist", "front")}
+        self.joints, self.poses = rig.listen(JointState, "joint_states"), rig.listen(PoseStamped, "current_pose")
+        self.target = rig.node.create_publisher(PoseStamped, "target_pose", 1)
+        self.gripper = rig.node.create_publisher(JointState, "gripper_target", 1)
+        self.clients = {name: rig.node.create_client(Trigger, f"twin/{name}") for name in ("reset", "success")}
+        self.node = rig.add(TwinNode)
+        rig.until(lambda: all(self.frames.values()) and self.poses, "frames and states")
+
+    def call(self, name):
+        client = self.clients[name]
+        self.rig.until(client.service_is_ready, "the service")
+        future = client.call_async(Trigger.Request())
+        return self.rig.until(lambda: future.done() and future.result(), "the answer")
+
+    def send(self, position, quaternion, frame="base"):
+        self.target.publish(pose_message(position, quaternion, self.rig.node.get_clock().now().nanoseconds, frame))
+
+    def position(self):
+        p = self.poses[-1].pose.position
+        return np.array([p.x, p.y, p.z])
+
+
+@pytest.fixture
+def twin(rig, monkeypatch):
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(rig.domain))  # for the camera process
+    return Twin(rig)
+
+
+def spacing(messages):
+    return np.diff([stamp_ns(m) for m in messages]) / NANOSECONDS
+
+
+def test_rates_and_stamps_are_those_of_a_robot_and_two_cameras(rig, twin):
+    rig.until(lambda: len(twin.frames["front"]) > 20 and len(twin.joints) > 200, "some frames")
+    for frames in twin.frames.values():
+        assert np.median(spacing(frames)) == pytest.approx(1 / 30, abs=1e-3)
+        assert (frames[0].encoding, frames[0].height, frames[0].width) == ("rgb8", 120, 160)
+    assert np.median(spacing(twin.joints)) == pytest.approx(1 / 200, abs=1e-4)
+    wrist, front = ({stamp_ns(m) for m in frames} for frames in twin.frames.values())
+    assert not wrist & front, "the cameras take turns"
+    assert len(twin.joints[0].name) == len(twin.joints[0].position) == 9
+
+
+def test_a_seed_gives_the_same_scene_again(rig, twin):
+    scenes = []
+    for seed in (100005, 100005, 100006):
+        twin.node.set_parameters([rig.parameter("seed", seed)])
+        answer = twin.call("reset")
+        assert answer.success and str(seed) in answer.message
+        twin.frames["front"].clear()
+        rig.until(lambda: len(twin.frames["front"]) > 3, "frames of the new scene")
+        scenes.append(np.frombuffer(twin.frames["front"][-1].data, np.uint8).astype(int))
+    assert np.abs(scenes[0] - scenes[1]).max() < 40 < np.abs(scenes[0] - scenes[2]).max()
+    verdict = twin.call("success")
+    assert not verdict.success and verdict.message == "never grasped"
+
+
+def test_follows_targets_and_holds_without_them(rig, twin):
+    goal = twin.position() + np.array([0.05, 0.05, 0.0])
+
+    def near():
+        twin.send(goal, gripper_down(0.0))
+        return np.linalg.norm(twin.position() - goal) < 0.005
+
+    rig.until(near, "the arm at its target")
+    rig.until(lambda: rig.value(NODE, "holds") > 0, "the hold")
+    rest = twin.position()
+    count = len(twin.poses)
+    rig.until(lambda: len(twin.poses) > count + 40, "more states")
+    assert np.linalg.norm(twin.position() - rest) < 0.002
+
+
+@pytest.mark.parametrize("spoil", ["nan", "no rotation", "frame", "gripper"])
+def test_bad_targets_are_refused_and_counted_and_the_arm_stays(rig, twin, spoil):
+    rig.until(lambda: NODE in rig.status, "a status")
+    rest = twin.position()
+    far = rest + np.array([0.1, 0.0, 0.0])
+
+    def bad():
+        if spoil == "gripper":
+            twin.gripper.publish(JointState(header=header(0), name=["gripper"], position=[float("nan")]))
+        else:
+            twin.send(
+                far * np.nan if spoil == "nan" else far,
+                np.zeros(4) if spoil == "no rotation" else gripper_down(0.0),
+                "world" if spoil == "frame" else "base",
+            )
+        return rig.value(NODE, "targets_refused") > 20
+
+    rig.until(bad, "the refusals")
+    assert np.linalg.norm(twin.position() - rest) < 0.002
+
+
+def test_compressed_frames_make_sets_and_broken_ones_are_named(rig):
+    source = rig.source()
+    source.silent |= {"wrist", "front"}
+    states = rig.listen(JointState, "observation/state")
+    cameras = [
+        rig.node.create_publisher(CompressedImage, f"{n}_camera/color/image_raw/compressed", qos_profile_sensor_data)
+        for n in ("wrist", "front")
+    ]
+    rig.add(ObservationNode, image_transport="compressed", timeout=0.3)
+    jpeg = cv2.imencode(".jpg", np.full((120, 160, 3), 90, np.uint8))[1].tobytes()
+
+    def publish(data):
+        for camera in cameras:
+            camera.publish(CompressedImage(header=header(rig.node.get_clock().now().nanoseconds), format="jpeg", data=data))
+
+    rig.until(lambda: publish(jpeg) or len(states) > 3, "sets")
+    for broken in (b"", b"no image"):
+        refused = rig.value("observation_node", "refused")
+        rig.until(
+            lambda data=broken, before=refused: publish(data) or rig.value("observation_node", "refused") > before, "refusals"
+        )
+    have = len(states)
+    rig.until(lambda: publish(jpeg) or len(states) > have + 3, "sets again")
