@@ -7,6 +7,7 @@ Group ``data/``: one image array (N, H, W, 3) uint8 for each of the contract's c
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,10 +34,12 @@ def _unpack(array: zarr.Array, file: Path, stamp: str) -> NDArray:
     if not (done.exists() and done.read_text() == stamp):
         done.unlink(missing_ok=True)
         file.parent.mkdir(parents=True, exist_ok=True)
-        out = np.lib.format.open_memmap(file, "w+", array.dtype, array.shape)
+        partial = file.with_suffix(f".{os.getpid()}.partial")  # several machines may share the disk
+        out = np.lib.format.open_memmap(partial, "w+", array.dtype, array.shape)
         for first in range(0, array.shape[0], 1024):
             out[first : first + 1024] = array[first : first + 1024]
         out.flush()
+        os.replace(partial, file)
         done.write_text(stamp)
     return np.load(file, mmap_mode="r")
 
@@ -83,13 +86,15 @@ class WindowDataset:
                 )
             if not unpack or len(shape) < 3:
                 return np.ascontiguousarray(array[:])
-            return _unpack(array, Path(path).with_suffix(".cache") / f"{Path(name).name}.npy", stamp)
+            sample = array[:: max(1, array.shape[0] // 32)]  # enough to tell other images of the same states
+            images = hashlib.sha256(self.stamp.encode() + np.asarray(sample).tobytes()).hexdigest()
+            return _unpack(array, Path(path).with_suffix(".cache") / f"{Path(name).name}.npy", images)
 
         c = self.contract
         self.state = read("data/state", (c.state_dim,), "float32")
         self.action = read("data/action", (c.action_dim,), "float32")
         self.episode_ends = read("meta/episode_ends", (), "int64")
-        stamp = hashlib.sha256(b"".join(a.tobytes() for a in (self.state, self.action, self.episode_ends))).hexdigest()
+        self.stamp = hashlib.sha256(b"".join(a.tobytes() for a in (self.state, self.action, self.episode_ends))).hexdigest()
         self.images = {n: read(f"data/{n}", (camera.height, camera.width, 3), "uint8") for n, camera in c.cameras.items()}
         lengths = {"state": len(self.state), "action": len(self.action), **{n: len(i) for n, i in self.images.items()}}
         ends = self.episode_ends

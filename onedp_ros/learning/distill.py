@@ -36,7 +36,16 @@ from tqdm import tqdm
 
 from onedp_ros.contract import Contract
 from onedp_ros.learning.dataset import WindowDataset
-from onedp_ros.learning.train import STATE, add_common_arguments, load_state, prepare, save_ema, save_state, settings_error
+from onedp_ros.learning.train import (
+    STATE,
+    add_common_arguments,
+    load_state,
+    make_config,
+    prepare,
+    save_ema,
+    save_state,
+    settings_error,
+)
 from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config, write_atomically
 from onedp_ros.policy.diffusion import Denoiser, Diffusion, denoising_loss, generate, sample_ddim
 from onedp_ros.policy.policies import Batch, Policy
@@ -225,9 +234,11 @@ def distill(
     distillation = Distillation(policy.diffusion, teacher.unet, policy.unet, score, encoders, config, average)
     ema = EMAModel(policy.parameters(), config.ema_max, use_ema_warmup=True, power=config.ema_power, foreach=True)
     networks = nn.ModuleDict({"generator": policy} | ({"score": score} if score is not None else {}))
+    teacher_weights = read_config(teacher_path)["weights_sha256"]
+    made_of = dataclasses.asdict(config) | {"method": method, "teacher": teacher_weights, "data": dataset.stamp}
     step, seconds = 0, 0.0
     if resume and (out / STATE).exists():
-        step, seconds = load_state(out / STATE, networks, distillation.optimizers, ema, config, device)
+        step, seconds = load_state(out / STATE, networks, distillation.optimizers, ema, made_of, device)
         log.info("resuming %s at step %d", out, step)
 
     watched = dataset.batch(np.random.default_rng(config.seed).choice(len(dataset), min(128, len(dataset)), replace=False))
@@ -264,12 +275,12 @@ def distill(
         if step % 20 == 0 or step == end:
             values = {name: float(value) for name, value in report.items()}
             if any(value != value for value in values.values()):
-                raise FloatingPointError(f"NaN at step {step} ({values}); reduce the learning rates and resume from {out / STATE}")
+                raise RuntimeError(f"NaN at step {step} ({values}); begin anew with smaller learning rates")
             bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
             accelerator.log(values, step)
         if (step % config.save_every == 0 or step == end) and accelerator.is_main_process:
             seconds = time.monotonic() - begin
-            save_state(out / STATE, step, seconds, networks, distillation.optimizers, ema, config)
+            save_state(out / STATE, step, seconds, networks, distillation.optimizers, ema, made_of)
             ema.store(policy.parameters())
             ema.copy_to(policy.parameters())
             errors["trained"] = watch(policy, method)
@@ -342,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, _, settings = prepare(args, args.method)
     teacher = args.teacher or Path("out") / args.task / "teacher"
     out = args.out or Path("out") / args.task / args.method
-    result = distill(teacher, data, args.method, out, DistillConfig(**settings), args.resume, task_contract(args.task))
+    result = distill(teacher, data, args.method, out, make_config(DistillConfig, settings), args.resume, task_contract(args.task))
     print(json.dumps({k: v for k, v in result.items() if k != "distill"}, indent=2))
     return 0
 

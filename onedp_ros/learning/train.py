@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import yaml
@@ -29,7 +29,11 @@ from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
 from onedp_ros.resources import resource, task_contract
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 log = logging.getLogger(__name__)
+Config = TypeVar("Config", bound="DataclassInstance")
 STATE = "state.safetensors"
 
 
@@ -49,7 +53,6 @@ class TrainConfig:
     ema_power: float = 0.75
     ema_max: float = 0.9999
     mixed_precision: str = "bf16"
-    compile: bool = False
     save_every: int = 5000
     seed: int = 0
     init: str = ""
@@ -67,6 +70,14 @@ def settings_error(config: Any, positive: Sequence[str]) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}, expected a positive number")
     if config.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed_precision is '{config.mixed_precision}', expected 'no' or 'bf16'")
+
+
+def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
+    """A configuration of a section's settings. ValueError names a setting that there is not."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"unknown settings {unknown}; known are {known}")
+    return kind(**settings)
 
 
 def read_section(path: str | Path, section: str) -> dict[str, Any]:
@@ -122,8 +133,6 @@ def train(
     else:
         policy = Policy(dataset.contract, network, dataset.normalizer())
     policy.encoders.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.compile:
-        compile_networks(policy)
     optimizer = torch.optim.AdamW(
         policy.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
     )
@@ -132,9 +141,10 @@ def train(
     ema = EMAModel(policy.parameters(), config.ema_max, use_ema_warmup=True, power=config.ema_power, foreach=True)
     ema.to(accelerator.device)
 
+    made_of = dataclasses.asdict(config) | {"network": network.to_dict(), "data": dataset.stamp}
     step, seconds = 0, 0.0
     if resume and (out / STATE).exists():
-        step, seconds = load_state(out / STATE, policy, {"adam": optimizer}, ema, config, accelerator.device)
+        step, seconds = load_state(out / STATE, policy, {"adam": optimizer}, ema, made_of, accelerator.device)
         for _ in range(step):
             schedule.step()
         log.info("resuming %s at step %d", out, step)
@@ -164,15 +174,13 @@ def train(
         if step % 20 == 0 or step == end:
             value = accelerator.reduce(total, "mean").item()
             if value != value:
-                raise FloatingPointError(
-                    f"the loss is NaN at step {step}; reduce train.learning_rate and resume from {out / STATE}"
-                )
+                raise RuntimeError(f"the loss is NaN at step {step}; begin anew with a smaller --learning-rate")
             loss_mean = value if loss_mean != loss_mean else 0.9 * loss_mean + 0.1 * value
             bar.set_postfix(loss=f"{loss_mean:.4f}")
             accelerator.log({"loss": value, "grad_norm": float(norm), "learning_rate": schedule.get_last_lr()[0]}, step)
         if (step % config.save_every == 0 or step == end) and accelerator.is_main_process:
             seconds = time.monotonic() - begin
-            save_state(out / STATE, step, seconds, policy, {"adam": optimizer}, ema, config)
+            save_state(out / STATE, step, seconds, policy, {"adam": optimizer}, ema, made_of)
             result = {
                 "gradient_steps": step + earlier.get("gradient_steps", 0),
                 "planned_steps": config.steps,
@@ -193,13 +201,6 @@ def train(
     return json.loads((out / "train.json").read_text()) if (out / "train.json").exists() else {}
 
 
-def compile_networks(policy: Policy) -> None:
-    """Let torch.compile fuse the networks' layers, where a C++ compiler is there; they run as written otherwise."""
-    torch._dynamo.config.suppress_errors = True
-    for network in (*policy.encoders.values(), policy.unet):
-        network.compile()
-
-
 def save_ema(out: Path, policy: Policy, ema: EMAModel, training: dict[str, Any]) -> None:
     """Write the averaged weights as a checkpoint, float32 (``onedp release`` halves them)."""
     ema.store(policy.parameters())
@@ -209,26 +210,33 @@ def save_ema(out: Path, policy: Policy, ema: EMAModel, training: dict[str, Any])
 
 
 def save_state(
-    path: Path, step: int, seconds: float, model: nn.Module, optimizers: dict[str, Any], ema: EMAModel, config: Any
+    path: Path,
+    step: int,
+    seconds: float,
+    model: nn.Module,
+    optimizers: dict[str, Any],
+    ema: EMAModel,
+    made_of: Mapping[str, Any],
 ) -> None:
-    """All that a run needs to go on: one safetensors file, its header holding the step and the settings."""
+    """All that a run needs to go on: one safetensors file, its header holding the step and what the run is ``made_of``: settings
+    and data."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"ema.{i}": value for i, value in enumerate(ema.shadow_params)}
     for name, optimizer in optimizers.items():
         for i, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{i}.{slot}": value for slot, value in slots.items()}
-    header = {"step": step, "seconds": seconds, "ema_step": ema.optimization_step, "config": dataclasses.asdict(config)}
+    header = {"step": step, "seconds": seconds, "ema_step": ema.optimization_step, "made_of": dict(made_of)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomically(path, save(tensors, metadata={"run": json.dumps(header)}))
 
 
 def load_state(
-    path: Path, model: nn.Module, optimizers: dict[str, Any], ema: EMAModel, config: Any, device: torch.device
+    path: Path, model: nn.Module, optimizers: dict[str, Any], ema: EMAModel, made_of: Mapping[str, Any], device: torch.device
 ) -> tuple[int, float]:
     """Inverse of :func:`save_state`: the step and seconds reached.
 
     Raises:
-        CheckpointError: a damaged file, or a run with other settings; names the setting.
+        CheckpointError: a damaged file, or a run with other settings, another network or other data; names it.
     """
     try:
         with safe_open(path, "pt", device=str(device.type)) as file:
@@ -236,9 +244,9 @@ def load_state(
             tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it and train from the start") from error
-    for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items():
-        if header["config"].get(name) != value and name not in ("save_every", "steps"):
-            raise CheckpointError(f"{path}: {name} was {header['config'].get(name)}, now {value}; resume with the former settings")
+    for name, value in json.loads(json.dumps(dict(made_of))).items():
+        if header["made_of"].get(name) != value and name not in ("save_every", "steps"):
+            raise CheckpointError(f"{path}: {name} was {header['made_of'].get(name)}, now {value}; resume as it was begun")
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     ema.shadow_params = [tensors[f"ema.{i}"] for i in range(len(ema.shadow_params))]
     ema.optimization_step = header["ema_step"]
@@ -291,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings["learning_rate"] = args.learning_rate
     network = NetworkConfig.from_dict(read_section(config, "network"))
     out = args.out or Path("out") / args.task / "teacher"
-    result = train(data, out, network, TrainConfig(**settings), args.resume, task_contract(args.task))
+    result = train(data, out, network, make_config(TrainConfig, settings), args.resume, task_contract(args.task))
     print(json.dumps({k: v for k, v in result.items() if k != "train"}, indent=2))
     return 0
 

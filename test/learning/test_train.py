@@ -1,13 +1,18 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
+from replays import write_replay
 from safetensors.torch import load_file
 
+from onedp_ros.contract import ContractError
 from onedp_ros.learning.distill import DistillConfig, distill
-from onedp_ros.learning.train import STATE, TrainConfig, read_section, train
+from onedp_ros.learning.train import STATE, TrainConfig, make_config, read_section, train
 from onedp_ros.policy.checkpoint import WEIGHTS, CheckpointError, IncompatibleCheckpointError, load_policy
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.resources import resource
@@ -61,6 +66,34 @@ def test_resuming_with_other_settings_names_the_setting(replay, teacher):
         train(replay, teacher, SMALL, dataclasses.replace(CONFIG, learning_rate=1e-3), resume=True)
 
 
+def test_resuming_with_another_network_or_data_names_it(replay, teacher, tmp_path, small_contract):
+    with pytest.raises(CheckpointError, match="network was"):
+        train(replay, teacher, dataclasses.replace(SMALL, unet_channels=(8, 16, 16)), CONFIG, resume=True)
+    other = write_replay(tmp_path / "other.zarr", small_contract, [13, 20])
+    with pytest.raises(CheckpointError, match="data was"):
+        train(other, teacher, SMALL, CONFIG, resume=True)
+
+
+def test_two_processes_share_the_batch(replay, tmp_path, small_contract):
+    """As ``accelerate launch`` starts them. Each takes half of the batch; the weights stay the same in both."""
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump({"network": SMALL.to_dict(), "train": {"steps": 3, "batch_size": 4, "warmup_steps": 1, "save_every": 3}})
+    )
+    program = (
+        "import sys; from pathlib import Path; from onedp_ros.learning import train as t; "
+        "t.train(sys.argv[1], sys.argv[2], t.NetworkConfig.from_dict(t.read_section(sys.argv[3], 'network')), "
+        "t.make_config(t.TrainConfig, t.read_section(sys.argv[3], 'train')))"
+    )
+    (tmp_path / "run.py").write_text(program)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "run.py")]
+    arguments = [str(replay), str(tmp_path / "two"), str(tmp_path / "c.yaml")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *launcher, *arguments], check=True, env=environment, capture_output=True, timeout=300)
+    report = json.loads((tmp_path / "two" / "train.json").read_text())
+    assert (report["processes"], report["gradient_steps"]) == (2, 3)
+    assert load_policy(tmp_path / "two").contract == small_contract
+
+
 def test_a_damaged_state_is_named(replay, teacher):
     (teacher / STATE).write_bytes((teacher / STATE).read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=STATE):
@@ -101,6 +134,14 @@ def test_distillation_trains_encoders_and_generator_and_leaves_the_teacher(repla
     assert equal(before, weights(teacher))
 
 
+def test_data_or_an_initial_checkpoint_of_another_contract_is_refused(replay, teacher, tmp_path, small_contract):
+    other = write_replay(tmp_path / "other.zarr", dataclasses.replace(small_contract, control_hz=10.0), [12, 20])
+    with pytest.raises(ContractError, match="control_hz"):
+        distill(teacher, other, "onedp_s", tmp_path / "s", DISTILL)
+    with pytest.raises(ContractError, match="control_hz"):
+        train(other, tmp_path / "t", SMALL, dataclasses.replace(CONFIG, init=str(teacher)))
+
+
 def test_a_generator_cannot_be_distilled(replay, teacher, tmp_path):
     distill(teacher, replay, "onedp_d", tmp_path / "d", dataclasses.replace(DISTILL, steps=1))
     with pytest.raises(IncompatibleCheckpointError, match="onedp_d"):
@@ -110,9 +151,9 @@ def test_a_generator_cannot_be_distilled(replay, teacher, tmp_path):
 @pytest.mark.parametrize("name", ["paper", "compact"])
 def test_shipped_settings_are_valid(name):
     path = resource("config", "train", f"{name}.yaml")
-    TrainConfig(**read_section(path, "train"))
+    make_config(TrainConfig, read_section(path, "train"))
     for method in ("onedp_s", "onedp_d"):
-        config = DistillConfig(**read_section(path, method))
+        config = make_config(DistillConfig, read_section(path, method))
         assert (config.betas, config.first_timestep, config.last_timestep) == ((0.0, 0.999), 2, 95)
     network = NetworkConfig.from_dict(read_section(path, "network"))
     assert (name == "paper") == (network == NetworkConfig())
@@ -130,6 +171,11 @@ def test_shipped_settings_are_valid(name):
 def test_a_bad_setting_is_named(section, values, named):
     with pytest.raises(ValueError, match=named):
         section(**values)
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(ValueError, match="lerning_rate"):
+        make_config(TrainConfig, {"steps": 1, "lerning_rate": 1e-3})
 
 
 def test_a_missing_section_is_named(tmp_path):
