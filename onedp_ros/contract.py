@@ -265,7 +265,7 @@ class Normalizer:
 class Observation:
     """One set under one stamp (ns): an image (height, width, 3) uint8 for each camera and the state (9,) at the stamp.
 
-    ``image_stamps`` (ns) name each camera's frame, so that a frame that serves two sets is encoded once.
+    ``image_stamps`` (ns) are those of each camera's frame.
     """
 
     stamp: int

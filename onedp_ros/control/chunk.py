@@ -56,7 +56,7 @@ class ChunkSchedule:
     Sampled at ``now + lead`` by time, never by counting: actions whose time has passed are dropped by themselves.
 
     Args:
-        lead: how far ahead of the clock to sample, s; covers the way from here to the arm.
+        lead: how far ahead of the clock to sample, s; covers the way from here to the arm and the arm's lag behind its targets.
         stale_after: s after its arrival a chunk is no longer followed.
     """
 

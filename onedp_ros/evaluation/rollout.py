@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=EVALUATION_SEEDS, help=f"first seed; below {EVALUATION_SEEDS} is training data")
     parser.add_argument("--action-steps", type=int, help="actions executed of each chunk (default: the contract's)")
-    parser.add_argument("--lead", type=float, default=0.0, help="how far ahead of the clock chunks are executed, s; live: 0.3")
+    parser.add_argument("--lead", type=float, default=0.0, help="how far ahead of the clock chunks are executed, s")
     parser.add_argument("--max-time", type=float, default=20.0, help="s, simulated")
     parser.add_argument("--max-yaw", type=float, default=30.0, help="greatest turn of the carton, degrees (180: any)")
     parser.add_argument("--jobs", type=int)

@@ -43,7 +43,7 @@ class ActionNode(Node):
         self.contract = declare_contract(self)
         robot = declare(self, "robot", "twin", "Robot: the name of a file in config/robot, or the path of a robot file")
         target_rate = declare(self, "target_rate", 50.0, "Least targets a second; a fresh chunk gives one at once", 1.0, 1000.0)
-        lead = declare(self, "lead", 0.3, "How far ahead of the clock chunks are sampled, s", 0.0, 0.5)
+        lead = declare(self, "lead", 0.18, "How far ahead of the clock chunks are sampled, s", 0.0, 0.5)
         self._enable_pending = declare(self, "enabled", False, "Enable at start, as soon as the measured pose is known")
 
         path = robot if robot.endswith((".yaml", ".yml")) else resource("config", "robot", f"{robot}.yaml")

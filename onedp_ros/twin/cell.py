@@ -55,13 +55,13 @@ class Cell:
         self._gains = ImpedanceGains()
         self._scratch = mujoco.MjData(self.model)
 
-    def reset(self, rng: np.random.Generator, arm: Array | None = None, opening: float = MAX_OPENING) -> None:
-        """Place arm (joint angles (7,) rad, default :data:`HOME`), hand and objects; targets equal the measured pose."""
+    def reset(self, rng: np.random.Generator) -> None:
+        """Place the arm at :data:`HOME`, the hand open, and the objects; targets equal the measured pose."""
         mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[:7] = HOME if arm is None else arm
-        self.data.qpos[7:9] = opening / 2
+        self.data.qpos[:7] = HOME
+        self.data.qpos[7:9] = MAX_OPENING / 2
         self.task.reset(self, rng)
-        self.hold(opening)
+        self.hold(MAX_OPENING)
 
     def hold(self, opening: float) -> None:
         """Make the measured pose the target, at rest, with the hand at ``opening`` (m)."""

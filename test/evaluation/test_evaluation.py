@@ -9,7 +9,7 @@ import torch
 
 from onedp_ros.contract import Normalizer, Observation, encode_action
 from onedp_ros.evaluation import bench
-from onedp_ros.evaluation.rollout import EVALUATION_SEEDS, evaluate, main, rollout, wilson
+from onedp_ros.evaluation.rollout import evaluate, main, rollout, wilson
 from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
@@ -17,7 +17,7 @@ from onedp_ros.policy.policies import Policy
 from onedp_ros.resources import task_contract
 from onedp_ros.twin.drive import drive
 from onedp_ros.twin.environment import SteppedCell
-from onedp_ros.twin.pnp_milk import Expert, PnpMilk
+from onedp_ros.twin.pnp_milk import EVALUATION_SEEDS, Expert, PnpMilk
 
 CONTRACT = task_contract("pnp_milk")
 

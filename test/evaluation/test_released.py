@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from onedp_ros.evaluation.rollout import TRAINING_SEEDS, released, rollout
+from onedp_ros.evaluation.rollout import rollout
+from onedp_ros.graph import released
 from onedp_ros.policy.inference import load_predictor
 from onedp_ros.resources import resource, task_contract
 from onedp_ros.twin.environment import SteppedCell
-from onedp_ros.twin.pnp_milk import PnpMilk
+from onedp_ros.twin.pnp_milk import EVALUATION_SEEDS, PnpMilk
 
 CONTRACT = task_contract("pnp_milk")
 METHODS = ("dp_ddim10", "onedp_s", "onedp_d")
@@ -36,7 +37,7 @@ def test_distillation_was_short() -> None:
 def test_released_policy_picks_the_milk(method: str) -> None:
     predictor = load_predictor(released("pnp_milk", method), engine="torch", contract=CONTRACT)
     stepped = SteppedCell(CONTRACT, PnpMilk())
-    episodes = [rollout(predictor, stepped, TRAINING_SEEDS + i, CONTRACT.n_action_steps, 20.0) for i in range(4)]
+    episodes = [rollout(predictor, stepped, EVALUATION_SEEDS + i, CONTRACT.n_action_steps, 20.0) for i in range(4)]
     stepped.close()
     assert sum(e.success for e in episodes) >= 3, episodes
 
