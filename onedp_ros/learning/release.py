@@ -69,9 +69,10 @@ def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Se
     for r in results:
         mean = "-" if r["mean_time_s"] is None else f"{r['mean_time_s']:.1f} s"
         low, high = r["ci95"]
+        executed = f"{r['action_steps']} of a chunk, from {r['lead_s']:.2f} s on"
         lines.append(
-            f"| {r['method']} | {r['nfe']} | {r['action_steps']} of a chunk, from {r['lead_s']:.2f} s on | {r['success_rate']:.2f} | "
-            f"{low:.2f} to {high:.2f} | {mean} | {r['episodes']}, seeds from {r['seed']} |"
+            f"| {r['method']} | {r['nfe']} | {executed} | {r['success_rate']:.2f} | {low:.2f} to {high:.2f} | {mean} | "
+            f"{r['episodes']}, seeds from {r['seed']} |"
         )
     lines += ["", "Evaluation seeds were never trained on. The scene is simulated; nothing is known of the real arm.", ""]
     lines += ["## How it was made", "", "```", *commands, "```", ""]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -86,8 +86,12 @@ class LeanExecutor(SingleThreadedExecutor):
         for subscription, taken in messages:
             if taken is not None:
                 subscription.callback(taken[0])
+        due = []
         for timer in self._timers:  # last: a message may have put its timer off
-            if timer.handle.pointer in ready["timer"] and timer.handle.is_timer_ready():
-                timer.handle.call_timer()
-                timer.callback()
+            with suppress(rclpy_implementation.InvalidHandle):  # or have ended it
+                if timer.handle.pointer in ready["timer"] and timer.handle.is_timer_ready():
+                    timer.handle.call_timer()
+                    due.append(timer)
+        for timer in due:
+            timer.callback()
         return more
