@@ -220,6 +220,7 @@ def _summary(demo: DemoNode, begin: dict[str, int], results: list[dict[str, Any]
     # counters are read at different instants: compare both at the instants of observation_node's reports
     first, last = received[begin["observation_node"]], received[-2]
     frames_sent = np.interp([first[0], last[0]], *np.array(sent).T)
+    frames = round(float(frames_sent[1] - frames_sent[0]))
     enabled = [float(v["target_hz"]) for _, v in demo.history["action_node"] if float(v.get("target_hz", 0)) > 0]
     return {
         "episodes": len(results),
@@ -230,8 +231,8 @@ def _summary(demo: DemoNode, begin: dict[str, int], results: list[dict[str, Any]
         "inference_ms": {p: float(policy.get(f"inference_ms_{p}", "nan")) for p in ("p50", "p95", "p99")},
         "ticks_skipped": int(counted("policy_node", "ticks_skipped")),
         "repeats": int(counted("policy_node", "repeats")),
-        "frames_sent": round(float(frames_sent[1] - frames_sent[0])),
-        "frames_received": round(last[1] - first[1]),
+        "frames_sent": frames,
+        "frames_received": min(round(last[1] - first[1]), frames),  # the interpolation is good to a frame
         "time_lost_s": float(demo.values("twin").get("time_lost_s", 0)),
         **{key: policy.get(key, "") for key in ("engine", "network", "method")},
         "nfe": int(policy.get("nfe", 0)),
