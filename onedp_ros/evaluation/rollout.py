@@ -101,12 +101,12 @@ def evaluate(
     from onedp_ros.policy.checkpoint import load_policy
 
     contract = task_contract(task)
-    load_policy(model, method, contract)  # here, or its error would be hidden in a worker's
     action_steps = action_steps or contract.n_action_steps
     lead_steps = round(lead / contract.dt)
     most = contract.horizon - contract.n_obs_steps + 1 - lead_steps
     if not 1 <= action_steps <= most:
         raise ValueError(f"action_steps is {action_steps}, expected 1 to {most} with a lead of {lead} s")
+    load_policy(model, method, contract)  # here, or its error would be hidden in a worker's
     jobs = jobs or os.cpu_count() or 1
     threads = max(1, (os.cpu_count() or 1) // jobs)
     begin = time.perf_counter()
