@@ -7,6 +7,7 @@ its end only as long as it is the newest; when another replaces it, its tick was
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -130,7 +131,7 @@ class PolicyNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def destroy_node(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)  # its thread holds the node
         super().destroy_node()
 
     def _prepare(self) -> Any:
@@ -300,6 +301,7 @@ def make_node(load: Callable[..., Any] = load_bundle) -> PolicyNode:
 
 def main(args: list[str] | None = None) -> int:
     status = main_of(make_node, args)
+    gc.collect()  # the node, in cycles with its callbacks: the middleware gives its shared memory back only with it
     sys.stdout.flush()
     os._exit(status)  # nothing is left to do, and taking torch and the engine down would cost up to a second
 
