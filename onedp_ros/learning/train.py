@@ -82,7 +82,10 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
 
 def read_section(path: str | Path, section: str) -> dict[str, Any]:
     """One section of a ``config/train`` file. ValueError when it is not there."""
-    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, Mapping) or not isinstance(data.get(section), Mapping):
         raise ValueError(f"{path} has no section '{section}'; see config/train/compact.yaml")
     return dict(data[section])

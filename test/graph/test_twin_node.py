@@ -99,6 +99,9 @@ def test_follows_targets_and_holds_without_them(rig, twin):
         return np.linalg.norm(rest[-1] - rest[-2]) < 5e-4
 
     rig.until(still, "rest")
+    at_rest = twin.position()
+    still()
+    assert np.linalg.norm(twin.position() - at_rest) < 0.002
     assert np.linalg.norm(twin.position() - goal) < 0.05, "it braked, and did not go on"
 
 
