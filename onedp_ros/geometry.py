@@ -6,6 +6,7 @@ https://arxiv.org/abs/1812.07035; rows as in Diffusion Policy's pytorch3d transf
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,36 +54,51 @@ def rotation_6d_to_matrix(rotation: Array) -> Array:
     return np.stack([first, second, np.cross(first, second)], axis=-2)
 
 
+# The next six are plain floats inside: several times faster than NumPy on three or four numbers, at 1 kHz.
+
+
 def quaternion_multiply(a: Array, b: Array) -> Array:
     """Hamilton product ``a * b``: the rotation b, then a. (4,), (4,) -> (4,)."""
-    ax, ay, az, aw = np.asarray(a).tolist()  # plain floats: several times faster than NumPy scalars at 1 kHz
-    bx, by, bz, bw = np.asarray(b).tolist()
-    return np.array(
-        [
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-            aw * bw - ax * bx - ay * by - az * bz,
-        ]
+    return np.array(multiply_xyzw(np.asarray(a).tolist(), np.asarray(b).tolist()))
+
+
+def multiply_xyzw(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float, float]:
+    """:func:`quaternion_multiply` of plain floats."""
+    ax, ay, az, aw = a
+    bx, by, bz, bw = b
+    return (
+        aw * bx + ax * bw + ay * bz - az * by,
+        aw * by - ax * bz + ay * bw + az * bx,
+        aw * bz + ax * by - ay * bx + az * bw,
+        aw * bw - ax * bx - ay * by - az * bz,
     )
 
 
 def quaternion_from_rotation_vector(vector: Array) -> Array:
     """Rotation vector (axis times angle, rad) -> unit quaternion. (3,) -> (4,)."""
-    x, y, z = np.asarray(vector).tolist()
+    return np.array(xyzw_from_rotation_vector(*np.asarray(vector).tolist()))
+
+
+def xyzw_from_rotation_vector(x: float, y: float, z: float) -> tuple[float, float, float, float]:
+    """:func:`quaternion_from_rotation_vector` of plain floats."""
     angle = math.sqrt(x * x + y * y + z * z)
     scale = 0.5 if angle < 1e-9 else math.sin(0.5 * angle) / angle
-    return np.array([x * scale, y * scale, z * scale, math.cos(0.5 * angle)])
+    return x * scale, y * scale, z * scale, math.cos(0.5 * angle)
 
 
 def rotation_difference(to: Array, start: Array) -> Array:
     """Rotation vector, in the fixed frame, of the shortest rotation that takes ``start`` to ``to``. (4,), (4,) -> (3,)."""
-    x, y, z, w = quaternion_multiply(to, start * np.array([-1.0, -1.0, -1.0, 1.0])).tolist()
+    return np.array(rotation_between(np.asarray(to).tolist(), np.asarray(start).tolist()))
+
+
+def rotation_between(to: Sequence[float], start: Sequence[float]) -> tuple[float, float, float]:
+    """:func:`rotation_difference` of plain floats."""
+    x, y, z, w = multiply_xyzw(to, (-start[0], -start[1], -start[2], start[3]))
     if w < 0:
         x, y, z, w = -x, -y, -z, -w
     sine = math.sqrt(x * x + y * y + z * z)
     scale = 2.0 if sine < 1e-9 else 2.0 * math.atan2(sine, w) / sine
-    return np.array([x * scale, y * scale, z * scale])
+    return x * scale, y * scale, z * scale
 
 
 def slerp(first: Array, second: Array, fraction: float) -> Array:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg.lapack import dposv
 
-from onedp_ros.geometry import quaternion_from_rotation_vector, quaternion_multiply, rotation_difference
+from onedp_ros.control.joints import TORQUE_LIMITS
+from onedp_ros.geometry import multiply_xyzw, rotation_between, rotation_difference, xyzw_from_rotation_vector
 
 Array = NDArray[np.float64]
+Triple = tuple[float, float, float]
+
+STILL = (0.0, 0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,58 +41,125 @@ class TargetFilter:
     """Follows a target that may jump with a pose that cannot: speed, acceleration and jerk stay within limits.
 
     Velocity is proportional to the error (bounded by speed and by what can still be braked), acceleration to the error in
-    velocity, and the acceleration's change is bounded. Position and velocity in the base frame.
+    velocity, and the acceleration's change is bounded. Position and velocity in the base frame. Plain floats inside: a third of the
+    time of NumPy on three numbers.
     """
 
     def __init__(self, limits: ServoLimits) -> None:
         self.limits = limits
         self.reset(np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]))
 
-    def reset(self, position: Array, quaternion: Array) -> None:
+    def reset(self, position: ArrayLike, quaternion: ArrayLike) -> None:
         """Begin at rest at a pose: (3,) m, (4,) xyzw."""
-        self.position, self.quaternion = np.array(position, dtype=np.float64), np.array(quaternion, dtype=np.float64)
-        self.velocity, self.acceleration = np.zeros(3), np.zeros(3)
-        self.angular_velocity, self.angular_acceleration = np.zeros(3), np.zeros(3)
+        self._position: Sequence[float] = np.asarray(position, np.float64).tolist()
+        self._quaternion: Sequence[float] = np.asarray(quaternion, np.float64).tolist()
+        self._velocity, self._acceleration, self._spin, self._spin_up = STILL, STILL, STILL, STILL
+
+    @property
+    def position(self) -> Array:
+        """(3,) m."""
+        return np.array(self._position)
+
+    @property
+    def quaternion(self) -> Array:
+        """(4,) xyzw."""
+        return np.array(self._quaternion)
+
+    @property
+    def pose(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Position and quaternion as plain floats."""
+        return self._position, self._quaternion
+
+    @property
+    def velocity(self) -> Array:
+        """(3,) m/s."""
+        return np.array(self._velocity)
+
+    @property
+    def acceleration(self) -> Array:
+        """(3,) m/s²."""
+        return np.array(self._acceleration)
+
+    @property
+    def angular_velocity(self) -> Array:
+        """(3,) rad/s."""
+        return np.array(self._spin)
+
+    @property
+    def angular_acceleration(self) -> Array:
+        """(3,) rad/s²."""
+        return np.array(self._spin_up)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the motion is too slow to see: 0.1 mm/s, 0.1 mrad/s, and no acceleration to speak of."""
+        return max(map(abs, self._velocity + self._spin)) < 1e-4 and max(map(abs, self._acceleration + self._spin_up)) < 1e-2
 
     def step(self, position: Array, quaternion: Array, dt: float) -> None:
         """Advance by ``dt`` (s) towards the target: (3,) m, (4,) xyzw."""
+        self.follow(*self.wanted(position.tolist(), quaternion.tolist()), dt)
+
+    def wanted(self, position: Sequence[float], quaternion: Sequence[float], share: float = 1.0) -> tuple[Triple, Triple]:
+        """This share of the velocity (m/s) and angular velocity (rad/s) that close the errors to a target."""
+        lim, (x, y, z) = self.limits, self._position
+        error = position[0] - x, position[1] - y, position[2] - z
+        turn = rotation_between(quaternion, self._quaternion)
+        return (
+            _closing(error, share, lim.gain, lim.linear_speed, lim.linear_acceleration),
+            _closing(turn, share, lim.gain, lim.angular_speed, lim.angular_acceleration),
+        )
+
+    def follow(self, velocity: Triple, spin: Triple, dt: float, share: float = 1.0) -> None:
+        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), at this share of the accelerations."""
         lim = self.limits
-        self.velocity, self.acceleration = _advance(
-            position - self.position,
-            self.velocity,
-            self.acceleration,
-            (lim.gain, lim.linear_speed, lim.linear_acceleration, lim.linear_jerk),
-            dt,
+        push, twist = self.pushes(velocity, spin, share)
+        ax, ay, az = self._acceleration = _changed(push, self._acceleration, lim.linear_jerk * dt)
+        bx, by, bz = self._spin_up = _changed(twist, self._spin_up, lim.angular_jerk * dt)
+        vx, vy, vz = self._velocity
+        vx, vy, vz = self._velocity = vx + ax * dt, vy + ay * dt, vz + az * dt
+        wx, wy, wz = self._spin
+        wx, wy, wz = self._spin = wx + bx * dt, wy + by * dt, wz + bz * dt
+        x, y, z = self._position
+        self._position = x + vx * dt, y + vy * dt, z + vz * dt
+        i, j, k, w = multiply_xyzw(xyzw_from_rotation_vector(wx * dt, wy * dt, wz * dt), self._quaternion)
+        length = math.sqrt(i * i + j * j + k * k + w * w)
+        self._quaternion = i / length, j / length, k / length, w / length
+
+    def pushes(self, velocity: Triple, spin: Triple, share: float = 1.0) -> tuple[Triple, Triple]:
+        """The acceleration (m/s²) and angular acceleration (rad/s²) towards wanted velocities, at this share of their limits."""
+        lim = self.limits
+        return (
+            _towards(velocity, self._velocity, lim.gain, share * lim.linear_acceleration),
+            _towards(spin, self._spin, lim.gain, share * lim.angular_acceleration),
         )
-        self.position = self.position + self.velocity * dt
-        self.angular_velocity, self.angular_acceleration = _advance(
-            rotation_difference(quaternion, self.quaternion),
-            self.angular_velocity,
-            self.angular_acceleration,
-            (lim.gain, lim.angular_speed, lim.angular_acceleration, lim.angular_jerk),
-            dt,
-        )
-        turned = quaternion_multiply(quaternion_from_rotation_vector(self.angular_velocity * dt), self.quaternion)
-        self.quaternion = turned / math.sqrt(float(turned @ turned))
+
+    def brake(self, dt: float, share: float = 1.0) -> None:
+        """Advance by ``dt`` (s), slowing down."""
+        self.follow(STILL, STILL, dt, share)
 
 
-def _advance(
-    error: Array, velocity: Array, acceleration: Array, limits: tuple[float, float, float, float], dt: float
-) -> tuple[Array, Array]:
-    """Velocity and acceleration after ``dt``. In plain floats: a third of the time of NumPy on three numbers."""
-    gain, speed, most, jerk = limits
-    ex, ey, ez = error.tolist()
-    vx, vy, vz = velocity.tolist()
-    ax, ay, az = acceleration.tolist()
-    distance = math.sqrt(ex * ex + ey * ey + ez * ez)
+def _closing(error: Triple, share: float, gain: float, speed: float, most: float) -> Triple:
+    """A share of the velocity that closes the error: proportional, within the speed limit, and no more than can still be braked."""
+    x, y, z = error
+    distance = math.sqrt(x * x + y * y + z * z)
     # half of the acceleration is kept for the brake's own delay
-    scale = min(gain, min(speed, math.sqrt(most * distance)) / max(distance, 1e-12))
-    bx, by, bz = 4.0 * gain * (scale * ex - vx), 4.0 * gain * (scale * ey - vy), 4.0 * gain * (scale * ez - vz)
-    scale = min(1.0, most / max(math.sqrt(bx * bx + by * by + bz * bz), 1e-12))
-    jx, jy, jz = scale * bx - ax, scale * by - ay, scale * bz - az
-    scale = min(1.0, jerk * dt / max(math.sqrt(jx * jx + jy * jy + jz * jz), 1e-12))
-    ax, ay, az = ax + scale * jx, ay + scale * jy, az + scale * jz
-    return np.array([vx + ax * dt, vy + ay * dt, vz + az * dt]), np.array([ax, ay, az])
+    scale = share * min(gain, min(speed, math.sqrt(most * distance)) / max(distance, 1e-12))
+    return scale * x, scale * y, scale * z
+
+
+def _towards(wanted: Triple, velocity: Triple, gain: float, most: float) -> Triple:
+    """The acceleration that brings the velocity to the wanted one, within its limit."""
+    x, y, z = 4.0 * gain * (wanted[0] - velocity[0]), 4.0 * gain * (wanted[1] - velocity[1]), 4.0 * gain * (wanted[2] - velocity[2])
+    scale = min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
+    return scale * x, scale * y, scale * z
+
+
+def _changed(wanted: Triple, acceleration: Triple, most: float) -> Triple:
+    """The acceleration, changed towards the wanted one by no more than ``most``."""
+    ax, ay, az = acceleration
+    x, y, z = wanted[0] - ax, wanted[1] - ay, wanted[2] - az
+    scale = min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
+    return ax + scale * x, ay + scale * y, az + scale * z
 
 
 def _bounded(vector: Array, most: float) -> Array:
@@ -111,7 +183,6 @@ class ImpedanceGains:
 
 
 DAMPING = 1e-4 * np.eye(6)
-TORQUE_LIMITS = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])  # Nm, FR3 data sheet
 
 
 def impedance_torque(

@@ -1,0 +1,122 @@
+"""Which target the servo heads for: the newest while it is fresh, else none. The arm's own watch over the stream of targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onedp_ros.control.joints import JointGuard, JointMargins
+from onedp_ros.control.servo import STILL, ServoLimits, TargetFilter
+from onedp_ros.geometry import rotation_between
+
+Array = NDArray[np.float64]
+
+INSET = 0.005  # m that targets stay away from the walls of the workspace, so that overshoot stays inside
+SPEED_MARGIN = 0.9  # of the speed limits: the filter may exceed them by what a jerk-limited change of mind takes
+TICK = 0.001  # s, the cycle of the arm's controller
+LOOK_EVERY = 10  # cycles between looks at the joints
+MOST_TICKS = 20  # cycles made up for after a late one; the arm itself stops after more
+
+
+@dataclasses.dataclass(frozen=True)
+class FollowLimits:
+    """``workspace_min``, ``workspace_max`` (m, tool point, base frame); ``stale_after`` (s): a target older than that is none;
+    ``resume_distance`` (m) and ``resume_angle`` (rad): following begins only with a target as near as that."""
+
+    workspace_min: tuple[float, float, float]
+    workspace_max: tuple[float, float, float]
+    stale_after: float
+    resume_distance: float
+    resume_angle: float
+
+
+class TargetFollower:
+    """Targets that may jump, stall and end -> a reference that does none of it.
+
+    ``state`` is ``holding``, ``following`` or ``stopping``. Following begins with a fresh target near the reference; one that is
+    too far away is counted in ``far`` and left. Without a fresh target the reference slows down and stays.
+
+    Args:
+        joints: gives the present joint angles (7,) rad and Jacobian (6, 7); asked every :data:`LOOK_EVERY` cycles, in which
+            an arm within the limits has hardly moved.
+    """
+
+    def __init__(
+        self, limits: FollowLimits, servo: ServoLimits, margins: JointMargins, joints: Callable[[], tuple[Sequence[float], Array]]
+    ) -> None:
+        self._limits, self._guard, self._joints = limits, JointGuard(margins), joints
+        self._low = [low + INSET for low in limits.workspace_min]
+        self._high = [high - INSET for high in limits.workspace_max]
+        self._stale_after = round(limits.stale_after * 1e9)
+        self.filter = TargetFilter(
+            dataclasses.replace(
+                servo, linear_speed=SPEED_MARGIN * servo.linear_speed, angular_speed=SPEED_MARGIN * servo.angular_speed
+            )
+        )
+        self.far = 0
+
+    def start(self, position: Sequence[float], quaternion: Sequence[float], now: int) -> None:
+        """Hold at a pose, (3,) m and (4,) xyzw. Targets stamped before ``now`` (ns) will not be followed."""
+        self.filter.reset(position, quaternion)
+        self._seen, self._cycle = now, 0
+        self._seen_joints = self._joints()
+        self._guard.look(*self._seen_joints)
+        self.share = self._push_share = 1.0
+        self.state = "holding"
+        self._goal = self.filter.pose
+
+    def step(
+        self, stamp: int, position: Sequence[float], quaternion: Sequence[float], now: int, ticks: int, stop: bool = False
+    ) -> None:
+        """Advance the reference by ``ticks`` cycles.
+
+        Args:
+            stamp: when the newest target came, ns on the clock of ``now``.
+            position, quaternion: that target, (3,) m and (4,) xyzw, plain floats.
+            stop: slow down whatever the target.
+        """
+        fresh, turn = not stop and now - stamp < self._stale_after, self._cycle % LOOK_EVERY
+        self._cycle += 1
+        changed = fresh and stamp > self._seen
+        if changed:
+            self._seen = stamp
+            self._take(position, quaternion)
+        elif not fresh and self.state == "following":
+            self.state, changed = "stopping", True
+        if self.state == "holding":
+            return
+        if turn == 1:  # a look is spread over three cycles
+            self._seen_joints = self._joints()
+        elif turn == 2:
+            self._guard.look(*self._seen_joints)
+        if changed or turn == 3:
+            self._share_out()
+        for _ in range(min(ticks, MOST_TICKS)):
+            if self.state == "following":
+                velocity, spin = self.filter.wanted(*self._goal, self.share)
+                self.filter.follow(velocity, spin, TICK, self._push_share)
+            else:
+                self.filter.brake(TICK, self._push_share)
+        if self.state == "stopping" and self.filter.at_rest:
+            self.state, self._goal = "holding", self.filter.pose
+
+    def _take(self, position: Sequence[float], quaternion: Sequence[float]) -> None:
+        inside = tuple(min(max(p, low), high) for p, low, high in zip(position, self._low, self._high, strict=True))
+        if self.state != "following":
+            limits, (here, turned) = self._limits, self.filter.pose
+            turn = math.hypot(*rotation_between(quaternion, turned))
+            if math.dist(inside, here) > limits.resume_distance or turn > limits.resume_angle:
+                self.far += 1
+                return
+            self.state = "following"
+        self._goal = inside, quaternion
+
+    def _share_out(self) -> None:
+        """Ask what the joints can follow of what the filter wants now."""
+        velocity, spin = self.filter.wanted(*self._goal) if self.state == "following" else (STILL, STILL)
+        push, twist = self.filter.pushes(velocity, spin)
+        self.share, self._push_share = self._guard.shares(velocity + spin, push + twist)

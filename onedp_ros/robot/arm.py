@@ -1,0 +1,148 @@
+"""The arm as its node sees it: targets and requests in, states and faults out. No call waits for the robot."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from onedp_ros.robot import memory
+from onedp_ros.robot.child import Child
+from onedp_ros.robot.faults import Fault
+from onedp_ros.robot.settings import RobotSettings
+
+CONNECT_TIME = 4.0  # s from its start until the arm's process must be connected
+HANG_TIME = 3.0  # s without a sign of life after that; libfranka itself gives up after 1 s
+END_TIME = 1.2  # s that the arm gets to come to rest and end
+MODES = {"cartesian_pose": memory.POSE, "cartesian_impedance": memory.IMPEDANCE}
+
+
+def target_fault(position: ArrayLike, quaternion: ArrayLike) -> str:
+    """Why a pose cannot be a target, ``not_finite`` or ``not_a_rotation``; empty when it can."""
+    values = np.concatenate([np.asarray(position, np.float64), np.asarray(quaternion, np.float64)])
+    if not np.all(np.isfinite(values)):
+        return "not_finite"
+    return "" if abs(float(np.linalg.norm(values[3:])) - 1.0) < 0.01 else "not_a_rotation"
+
+
+class Arm:
+    """A process that controls the arm, watched.
+
+    Args:
+        address: the robot's.
+        enforce: whether to fail without real-time scheduling.
+        cpu: processor of its own for the control loop; -1: any.
+    """
+
+    def __init__(self, address: str, settings: RobotSettings, enforce: bool = True, cpu: int = -1) -> None:
+        self.address = address
+        self.memory = memory.arm_memory()
+        self._latest = self.memory.latest
+        options = json.dumps({"settings": settings.to_dict(), "enforce": enforce, "cpu": cpu})
+        self.child = Child("arm_process", self.memory.descriptor, [address, options])
+        self._request, self._target = memory.record("arm", "request"), memory.record("arm", "target")
+        self._state, self._notes = memory.record("arm", "state"), memory.record("arm", "notes")
+        self._asked_at = 0.0
+
+    def start(self) -> None:
+        """Start the process, which connects at once. See :meth:`fault` for how that went."""
+        self._request["mode"] = memory.REST
+        self._ask()
+        self.child.start()
+
+    def _ask(self) -> None:
+        self._asked_at = time.monotonic()
+        self._latest["request"].write(self._request)
+
+    def control(self, mode: str) -> None:
+        """Ask for a mode of :data:`MODES`, or ``"rest"``: to decelerate and end the motion."""
+        self._request["mode"] = memory.REST if mode == "rest" else MODES[mode]
+        self._ask()
+
+    def send(self, position: ArrayLike, quaternion: ArrayLike) -> None:
+        """Give a target, checked by :func:`target_fault`: tool pose in the base frame, (3,) m and (4,) xyzw."""
+        q = np.asarray(quaternion, np.float64)
+        self._target["stamp"] = time.monotonic_ns()
+        self._target["position"], self._target["quaternion"] = position, q / np.linalg.norm(q)
+        self._latest["target"].write(self._target)
+
+    def recover(self) -> None:
+        """Ask to recover from a fault: error recovery of the robot, a new connection, or a new process, whatever it takes."""
+        self._request["serial"] += 1
+        self._ask()
+        if self.child.ended():
+            self.child.start()
+
+    @property
+    def recovering(self) -> bool:
+        """Whether a request to recover has not been answered."""
+        return bool(self.state()["serial"] < self._request["serial"]) and self.fault() is None
+
+    def state(self) -> NDArray[np.void]:
+        """The newest state (see ``memory``); ``phase`` is CONNECTING before the first."""
+        self._latest["state"].read(self._state)
+        return self._state
+
+    @property
+    def phase(self) -> str:
+        """One of :data:`~onedp_ros.robot.memory.PHASES`."""
+        return memory.PHASES[int(self.state()["phase"])]
+
+    @property
+    def notes(self) -> tuple[str, NDArray[np.float64]]:
+        """What real-time scheduling was granted, and the tool's pose in the flange's frame (16,), column-major."""
+        self._latest["notes"].read(self._notes)
+        return self._notes["realtime"].item().decode(), self._notes["tool"].copy()
+
+    def fault(self) -> Fault | None:
+        """What keeps the arm from moving; None when nothing does. Ends a process that hangs."""
+        state, now = self.state(), time.monotonic()
+        if ended := self.child.ended():
+            return self._told(state) or Fault(f"the arm's process {ended}; call ~/recover", ("process_died",))
+        phase = int(state["phase"])
+        if phase == memory.FAULT and state["serial"] >= self._request["serial"]:
+            return self._told(state)
+        silent = now - max(float(state["alive"]) * 1e-9, self.child.started, self._asked_at)
+        if phase == memory.CONNECTING and silent > CONNECT_TIME:
+            self.child.kill()
+            return self._tell(
+                Fault(
+                    f"no answer from {self.address} within {CONNECT_TIME:.0f} s: another program may hold the robot (only one can), "
+                    f"or robot_ip, cable or power are wrong; end the other program or mend that, then call ~/recover",
+                    ("no_answer",),
+                )
+            )
+        if phase not in (memory.CONNECTING, memory.FAULT) and silent > HANG_TIME:
+            self.child.kill()
+            return self._tell(Fault(f"the arm's process hung for {HANG_TIME:.0f} s and was ended; call ~/recover", ("hung",)))
+        return None
+
+    def _told(self, state: NDArray[np.void]) -> Fault | None:
+        said = memory.record("arm", "fault")
+        if state["phase"] != memory.FAULT or not self._latest["fault"].read(said):
+            return None
+        return Fault(said["text"].item().decode(errors="ignore"), tuple(said["names"].item().decode().split()))
+
+    def _tell(self, fault: Fault) -> Fault:
+        """Say it in the ended process's place."""
+        said = memory.record("arm", "fault")
+        said["text"], said["names"] = str(fault).encode(), " ".join(fault.names).encode()
+        self._latest["fault"].write(said)
+        self._state["phase"], self._state["serial"] = memory.FAULT, self._request["serial"]
+        self._latest["state"].write(self._state)
+        return fault
+
+    def close(self) -> None:
+        """Bring the arm to rest, end the motion and the process."""
+        self._request["mode"] = memory.END
+        self._ask()
+        self.child.wait(END_TIME)
+        self.memory.close()
+
+
+def percentile(histogram: NDArray[np.int64], share: float) -> int:
+    """The bin of a histogram below which this share (0 to 1) of the values lie, the last one for 1; 0 when it is empty."""
+    total = np.cumsum(histogram)
+    return int(np.searchsorted(total, share * total[-1])) if total[-1] else 0

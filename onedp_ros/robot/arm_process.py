@@ -1,0 +1,296 @@
+"""The arm's process: libfranka's 1 kHz loop and nothing else.
+
+pylibfranka holds the interpreter's lock in every call, so whatever shares the process with the loop makes it late; hence a process of
+its own (``python -m onedp_ros.robot.arm_process DESCRIPTOR ADDRESS OPTIONS``, started by :class:`onedp_ros.robot.arm.Arm`). Targets and
+requests come, and states go, through shared memory. It decelerates, ends the motion and exits when its parent has died.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pylibfranka as franka
+
+from onedp_ros.control.follow import TargetFollower
+from onedp_ros.control.joints import TORQUE_RATE
+from onedp_ros.control.servo import impedance_torque
+from onedp_ros.robot import memory
+from onedp_ros.robot.faults import explain
+from onedp_ros.robot.poses import columns_from_pose, pose_from_columns
+from onedp_ros.robot.settings import RobotSettings
+
+PUBLISH_EVERY = 5  # cycles: states at 200 Hz
+PRIORITY = 80  # of SCHED_FIFO
+TORQUE_STEP = 0.9 * TORQUE_RATE * 0.001  # Nm a cycle
+SETTLED = 0.02  # rad/s: joints slower than that are at rest
+SETTLE_TIME = 1.0  # s that the arm may take to come to rest behind the reference
+IDLE_PERIOD = 0.02  # s between looks at requests without a robot
+
+STILL, UPRIGHT = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)
+
+CONTROLLERS = {
+    "joint_impedance": franka.ControllerMode.JointImpedance,
+    "cartesian_impedance": franka.ControllerMode.CartesianImpedance,
+}
+
+
+@dataclasses.dataclass
+class Report:
+    """What is said of the control besides libfranka's state; see ``memory``."""
+
+    phase: int = memory.CONNECTING
+    serial: int = 0
+    cycles: int = 0
+    lost: int = 0
+    far: int = 0
+    share: float = 1.0
+
+
+class ArmProcess:
+    """Connects, controls while asked to, and says what happens.
+
+    Args:
+        descriptor: of the parent's :func:`~onedp_ros.robot.memory.arm_memory`.
+        address: the robot's.
+        enforce: fail without real-time scheduling, as libfranka does by default.
+        cpu: processor to run on; -1: any.
+    """
+
+    def __init__(self, descriptor: int, address: str, settings: RobotSettings, enforce: bool, cpu: int) -> None:
+        self._memory = memory.arm_memory(descriptor)
+        self._latest = self._memory.latest
+        self._address, self._settings, self._enforce, self._cpu = address, settings, enforce, cpu
+        self._parent = os.getppid()
+        self._report = Report()
+        self._robot: Any = None
+        self._model: Any = None
+        self._faulty = False
+        self._work, self._gap = (memoryview(self._memory.arrays[name]) for name in ("work", "gap"))  # faster than NumPy on one number
+        self._measured: Any = None  # libfranka's state in this cycle
+        self._follower = TargetFollower(settings.follow, settings.servo, settings.joints, self._joints)
+
+    def run(self) -> None:
+        """Until asked to end, or until the parent has died."""
+        self._say(memory.CONNECTING)
+        while self._asked() != memory.END:
+            try:
+                self._advance()
+            except Exception as error:  # libfranka's own have no common base that says so
+                self._fail(error)
+        self._robot = None
+        self._say(memory.ENDED)
+
+    def _asked(self) -> int:
+        mode, self._serial = self._latest["request"].unpack()
+        return memory.END if os.getppid() != self._parent else mode
+
+    def _advance(self) -> None:
+        """One look at the requests, and what they ask for."""
+        mode, serial = self._asked(), self._serial
+        if self._faulty and serial <= self._report.serial:
+            if self._robot is None:
+                time.sleep(IDLE_PERIOD)
+            else:
+                self._idle(memory.FAULT)
+            return
+        if self._robot is None:
+            self._connect()
+        if serial > self._report.serial:
+            self._report.serial = serial
+            self._robot.automatic_error_recovery()
+        self._faulty = False
+        if mode in (memory.POSE, memory.IMPEDANCE):
+            self._control(mode)
+        elif mode == memory.REST:
+            self._idle(memory.IDLE)
+
+    def _connect(self) -> None:
+        self._say(memory.CONNECTING)
+        self._report.serial = self._serial
+        arm = self._settings.arm
+        self._robot = None
+        realtime = franka.RealtimeConfig.kEnforce if self._enforce else franka.RealtimeConfig.kIgnore
+        robot = franka.Robot(self._address, realtime)
+        first = robot.read_once()
+        if first.robot_mode == franka.RobotMode.Reflex:
+            robot.automatic_error_recovery()  # of a motion before ours; settings are refused in reflex
+        torque, force = list(arm.collision_torque), list(arm.collision_force)
+        robot.set_collision_behavior(torque, torque, force, force)
+        robot.set_load(arm.load_mass, list(arm.load_center), list(arm.load_inertia))
+        self._model = robot.load_model()
+        self._robot = robot
+        notes = memory.record("arm", "notes")
+        notes["realtime"], notes["tool"] = self._ask_for_realtime().encode()[:500], first.F_T_EE
+        self._latest["notes"].write(notes)
+
+    def _ask_for_realtime(self) -> str:
+        """SCHED_FIFO, a processor, locked memory; says which were granted, and how to get the others."""
+        granted, refused = [], []
+        if self._cpu >= 0:
+            try:
+                os.sched_setaffinity(0, {self._cpu})
+                granted.append(f"processor {self._cpu}")
+            except OSError as error:
+                refused.append(f"processor {self._cpu} ({error.strerror}; this machine has {os.cpu_count()})")
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
+            granted.append(f"SCHED_FIFO {PRIORITY}")
+        except PermissionError:
+            refused.append("SCHED_FIFO (allow it by 'USER - rtprio 99' in /etc/security/limits.d/realtime.conf)")
+        if ctypes.CDLL(None).mlockall(1) == 0:  # MCL_CURRENT
+            granted.append("locked memory")
+        else:
+            refused.append("locked memory (allow it by 'USER - memlock unlimited' in /etc/security/limits.d/realtime.conf)")
+        text = ", ".join(granted) or "nothing"
+        return f"granted {text}" + (f"; refused {', '.join(refused)}" if refused else "")
+
+    # without control
+
+    def _idle(self, phase: int) -> None:
+        self._report.phase = phase
+        state = self._robot.read_once()
+        self._report.cycles += 1
+        if self._report.cycles % PUBLISH_EVERY == 0:
+            self._publish(state, time.time_ns())
+
+    # with control
+
+    def _control(self, mode: int) -> None:
+        """Control until something else is asked for and the arm is at rest. Raises what libfranka raises."""
+        gc.collect()
+        gc.disable()
+        try:
+            if mode == memory.POSE:
+                self._loop(mode, self._robot.start_cartesian_pose_control(CONTROLLERS[self._settings.arm.controller]))
+            else:
+                self._loop(mode, self._robot.start_torque_control())
+        finally:
+            gc.enable()
+
+    def _loop(self, mode: int, control: Any) -> None:
+        follower, report = self._follower, self._report
+        targets, requests = self._latest["target"], self._latest["request"]
+        work, gap, clock = self._work, self._gap, time.monotonic_ns
+        last_work, last_gap = memory.WORK_BINS - 1, memory.GAP_BINS - 1
+        state, period = control.readOnce()
+        self._measured = state
+        # The motion generator starts where the robot was last told to be, within a millimetre of where it is.
+        follower.start(*pose_from_columns(state.O_T_EE_c if mode == memory.POSE else state.O_T_EE), clock())
+        far, cycles, lost = report.far - follower.far, report.cycles, report.lost
+        posture, torque = np.array(state.q), np.array(state.tau_J_d)
+        taken = asked = resting = cycle = 0
+        received, given, wanted = 0, (STILL, UPRIGHT), mode
+        ended, begin = False, clock()
+        while True:
+            ticks = max(1, round(1000.0 * period.to_sec())) if cycle else 1
+            if targets.count != taken:
+                taken = targets.count
+                received, x, y, z, *turn = targets.unpack()
+                given = (x, y, z), turn
+            if requests.count != asked or cycle % PUBLISH_EVERY == 0:
+                asked, wanted = requests.count, self._asked()
+            self._measured = state
+            follower.step(received, *given, begin, ticks, wanted != mode)
+            ended = wanted != mode and follower.state == "holding"
+            if mode == memory.POSE:
+                command = franka.CartesianPose(columns_from_pose(*follower.filter.pose))
+            else:
+                dq = np.array(state.dq)
+                wished = self._torque(state, dq, posture)
+                torque = np.minimum(np.maximum(wished, torque - TORQUE_STEP), torque + TORQUE_STEP)
+                command = franka.Torques(torque.tolist())
+                resting = resting + 1 if ended else 0
+                ended = ended and (float(np.abs(dq).max()) < SETTLED or resting > 1000 * SETTLE_TIME)
+            command.motion_finished = ended
+            control.writeOnce(command)
+            cycle += 1
+            lost += ticks - 1
+            if ended or cycle % PUBLISH_EVERY == 0:
+                report.phase, report.cycles, report.lost = PHASE_OF[follower.state], cycles + cycle, lost
+                report.far, report.share = far + follower.far, follower.share
+                self._publish(state, time.time_ns() - (clock() - begin))
+            work[min((clock() - begin) // 1000, last_work)] += 1
+            if ended:
+                return
+            state, period = control.readOnce()
+            before, begin = begin, clock()
+            gap[min((begin - before) // 10_000, last_gap)] += 1
+
+    def _joints(self) -> tuple[Any, Any]:
+        """Joint angles (7,) rad and Jacobian (6, 7) in this cycle."""
+        state = self._measured
+        return state.q, np.array(self._model.zero_jacobian(state)).reshape(7, 6).T
+
+    def _torque(self, state: Any, dq: Any, posture: Any) -> Any:
+        q, jacobian = self._joints()
+        position, quaternion = map(np.array, pose_from_columns(state.O_T_EE))
+        reference = self._follower.filter
+        spring = impedance_torque(self._settings.impedance, reference, position, quaternion, jacobian, dq, posture - q)
+        return spring + self._model.coriolis(state)
+
+    # what is said
+
+    def _publish(self, state: Any, stamp: int) -> None:
+        report, here, there = self._report, pose_from_columns(state.O_T_EE), self._follower.filter.pose
+        self._latest["state"].pack(
+            stamp,
+            time.monotonic_ns(),
+            report.phase,
+            state.robot_mode.value,
+            report.serial,
+            *state.q,
+            *state.dq,
+            *state.tau_J,
+            *here[0],
+            *here[1],
+            *there[0],
+            *there[1],
+            *state.O_F_ext_hat_K,
+            state.control_command_success_rate,
+            report.share,
+            report.cycles,
+            report.lost,
+            report.far,
+        )
+
+    def _say(self, phase: int) -> None:
+        """Tell the phase, with the last state that was read."""
+        self._report.phase = phase
+        said = memory.record("arm", "state")
+        self._latest["state"].read(said)
+        said["phase"], said["serial"], said["alive"] = phase, self._report.serial, time.monotonic_ns()
+        self._latest["state"].write(said)
+
+    def _fail(self, error: Exception) -> None:
+        fault, said = explain(error, self._address), memory.record("arm", "fault")
+        said["text"], said["names"] = str(fault).encode()[:1000], " ".join(fault.names).encode()[:500]
+        self._latest["fault"].write(said)
+        self._faulty = True
+        if isinstance(error, franka.NetworkException):
+            self._robot = None
+        self._say(memory.FAULT)
+
+
+PHASE_OF = {"holding": memory.HOLDING, "following": memory.FOLLOWING, "stopping": memory.STOPPING}
+
+
+def main(argv: list[str]) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent says when to end, or dies
+    options = json.loads(argv[2])
+    settings = RobotSettings.from_dict(options["settings"])
+    ArmProcess(int(argv[0]), argv[1], settings, options["enforce"], options["cpu"]).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

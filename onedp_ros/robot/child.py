@@ -1,0 +1,60 @@
+"""A process of the robot's and its parent's watch over it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+# One thread each: the arrays are small, and threads would only wait for each other.
+ENVIRONMENT = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+class Child:
+    """Runs ``python -m onedp_ros.robot.<module> …`` with an inherited file descriptor."""
+
+    def __init__(self, module: str, descriptor: int, arguments: Sequence[str]) -> None:
+        self._module, self._descriptor, self._arguments = module, descriptor, list(arguments)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0  # monotonic, s
+
+    def start(self) -> None:
+        """Start it; nothing when it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        source = str(Path(__file__).resolve().parents[2])  # the child must find the package that this process runs
+        paths = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", f"onedp_ros.robot.{self._module}", str(self._descriptor), *self._arguments]
+        self._process = subprocess.Popen(
+            command, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}, pass_fds=[self._descriptor], stdin=subprocess.DEVNULL
+        )
+        self.started = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    def ended(self) -> str:
+        """How it ended, in words; empty while it runs or was never started."""
+        status = None if self._process is None else self._process.poll()
+        if status is None:
+            return ""
+        return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self, seconds: float) -> None:
+        """Give it so long to end, then kill it."""
+        if self._process is not None:
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.kill()

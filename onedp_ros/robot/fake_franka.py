@@ -1,0 +1,117 @@
+"""``onedp fake-franka``: a robot to try the real client on, without an arm. Serves Franka's own protocol on this machine alone.
+
+The server (``fake_franka_server.py``) needs packages that cannot live beside this one's, so it has a virtual environment of its own,
+made at the first start.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from onedp_ros.resources import resource
+from onedp_ros.robot.child import ENVIRONMENT
+
+START_TIME = 60.0  # s
+SERVER = Path(__file__).with_name("fake_franka_server.py")
+
+
+def environment() -> Path:
+    """The Python of the server's virtual environment, which is made when it is not there or its packages changed.
+
+    Raises:
+        RuntimeError: the packages could not be installed.
+    """
+    pinned = resource("config", "fake_franka", "constraints.txt")
+    inside = sys.prefix != sys.base_prefix
+    home = Path(sys.prefix) if inside else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "onedp_ros"
+    folder = home / "fake_franka"
+    python, made_from = folder / "bin" / "python", folder / "made_from"
+    wanted = f"{sys.version}\n{pinned.read_text()}"
+    if python.exists() and made_from.exists() and made_from.read_text() == wanted:
+        return python
+    print(f"making the fake robot's environment in {folder}; the first time this downloads about 100 MB", file=sys.stderr, flush=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", str(pinned)]
+    for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], pip):
+        if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
+            raise RuntimeError(f"could not make the fake robot's environment: {' '.join(command)} said: {done.stderr.strip()[-800:]}")
+    made_from.write_text(wanted)
+    return python
+
+
+def _variables() -> dict[str, str]:
+    """Of the server's process: none of this one's Python, and one thread, or its small matrices cost it its rate."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | ENVIRONMENT
+
+
+class FakeFranka:
+    """A fake robot as a child process; a context manager. :meth:`tell` provokes faults."""
+
+    def __init__(self, *arguments: str, address: str = "127.0.0.1", log: Path | None = None) -> None:
+        self.address = address
+        self._arguments = ["--host", address, *arguments, *(["--log", str(log)] if log is not None else [])]
+
+    def __enter__(self) -> FakeFranka:
+        command = [str(environment()), str(SERVER), *self._arguments]
+        self._process = subprocess.Popen(command, env=_variables(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answers: list[str] = []
+        self._arrived = threading.Condition()
+        threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            self._await("ready")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._arrived:
+                self._answers.append(line.strip())
+                self._arrived.notify_all()
+        with self._arrived:
+            self._answers.append("ended")
+            self._arrived.notify_all()
+
+    def _await(self, answer: str) -> None:
+        deadline = time.monotonic() + START_TIME
+        with self._arrived:
+            while answer not in self._answers:
+                if "ended" in self._answers or not self._arrived.wait(max(deadline - time.monotonic(), 0.0)):
+                    raise RuntimeError(f"the fake robot did not say '{answer}'; is port 1337 or 1338 of {self.address} taken?")
+            self._answers.clear()
+
+    def tell(self, command: str) -> None:
+        """A command of the server: ``reflex``, ``press``, ``release``, ``object WIDTH``, ``flush``. Returns when it is done."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        self._await(f"done {command}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    python = environment()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments != ["--install"]:
+        print("the fake robot takes: reflex, press, release, object WIDTH, quit", flush=True)
+        os.execve(python, [str(python), str(SERVER), *arguments], _variables())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,82 @@
+"""What the node's process, the arm's and the hand's say to each other. Monotonic stamps are ns of CLOCK_MONOTONIC."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onedp_ros.robot.shared import SharedMemory
+
+REST, POSE, IMPEDANCE, END = range(4)  # what the arm's process is asked for
+PHASES = ("connecting", "idle", "holding", "following", "stopping", "fault", "ended")
+CONNECTING, IDLE, HOLDING, FOLLOWING, STOPPING, FAULT, ENDED = range(7)
+ROBOT_MODES = ("other", "idle", "move", "guiding", "reflex", "user_stopped", "automatic_error_recovery")
+
+WORK_BINS, GAP_BINS = 5000, 6000  # of 1 µs and 10 µs; the last holds all that is longer
+
+_ARM = {
+    # node -> arm
+    "request": np.dtype([("mode", "u1"), ("serial", "i8")]),  # a higher serial asks to recover from a fault
+    "target": np.dtype([("stamp", "i8"), ("position", "f8", 3), ("quaternion", "f8", 4)]),  # monotonic
+    # arm -> node
+    "state": np.dtype(
+        [
+            ("stamp", "i8"),  # wall clock, ns
+            ("alive", "i8"),  # monotonic
+            ("phase", "u1"),
+            ("robot_mode", "u1"),
+            ("serial", "i8"),  # of the last request to recover that was answered
+            ("q", "f8", 7),
+            ("dq", "f8", 7),
+            ("torque", "f8", 7),
+            ("position", "f8", 3),
+            ("quaternion", "f8", 4),
+            ("reference_position", "f8", 3),
+            ("reference_quaternion", "f8", 4),
+            ("wrench", "f8", 6),
+            ("success_rate", "f8"),
+            ("share", "f8"),  # of the wanted velocity that the joints can follow
+            ("cycles", "i8"),
+            ("lost", "i8"),  # cycles without a command of ours in time
+            ("far", "i8"),  # targets that were too far away to begin with
+        ]
+    ),
+    "fault": np.dtype([("text", "S1000"), ("names", "S500")]),
+    "notes": np.dtype([("realtime", "S500"), ("tool", "f8", 16)]),
+}
+_HAND = {
+    "intent": np.dtype([("wish", "u1"), ("serial", "i8")]),  # serial counts wishes
+    "state": np.dtype(
+        [
+            ("alive", "i8"),  # monotonic
+            ("connected", "?"),
+            ("width", "f8"),
+            ("moving", "?"),
+            ("goal", "f8"),  # of the command under way, with its begin and speed
+            ("begin", "i8"),
+            ("speed", "f8"),
+            ("grasped", "?"),
+            ("done", "i8"),  # commands that ended
+            ("failed", "i8"),  # of which without success
+            ("problem", "S300"),
+        ]
+    ),
+}
+
+NOTHING, OPEN, CLOSED, HOME = range(4)  # wishes of the hand
+
+
+def arm_memory(descriptor: int | None = None) -> SharedMemory:
+    """Of the arm's process and its parent; arrays ``work`` and ``gap`` are histograms of the control loop."""
+    return SharedMemory(
+        {k: v for k, v in _ARM.items()}, {"work": (np.int64, WORK_BINS), "gap": (np.int64, GAP_BINS)}, descriptor
+    )
+
+
+def hand_memory(descriptor: int | None = None) -> SharedMemory:
+    """Of the hand's process and its parent."""
+    return SharedMemory(dict(_HAND), {}, descriptor)
+
+
+def record(group: str, name: str) -> np.ndarray:
+    """An empty record: ``record("arm", "state")``."""
+    return np.zeros((), {"arm": _ARM, "hand": _HAND}[group][name])
