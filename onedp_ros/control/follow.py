@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from onedp_ros.control.joints import JointGuard, JointMargins
 from onedp_ros.control.servo import STILL, ServoLimits, TargetFilter
-from onedp_ros.geometry import rotation_between
+from onedp_ros.geometry import columns_from_pose, rotation_between
 
 Array = NDArray[np.float64]
 
@@ -19,7 +20,8 @@ INSET = 0.005  # m that targets stay away from the walls of the workspace, so th
 SPEED_MARGIN = 0.9  # of the speed limits: the filter may exceed them by what a jerk-limited change of mind takes
 TICK = 0.001  # s, the cycle of the arm's controller
 LOOK_EVERY = 10  # cycles between looks at the joints
-MOST_TICKS = 20  # cycles made up for after a late one; the arm itself stops after more
+SAME = 3e-7  # m, and of a rotation matrix: poses that the robot, which reports in single precision, cannot tell apart
+MOST_TICKS = 20  # cycles without a command that the robot makes up for; it stops after more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +65,40 @@ class TargetFollower:
         """Hold at a pose, (3,) m and (4,) xyzw. Targets stamped before ``now`` (ns) will not be followed."""
         self.filter.reset(position, quaternion)
         self._seen, self._cycle = now, 0
+        self._ticks = self._looked = self._since = 0
+        self._sent = deque([(0, self.filter.moment)], maxlen=MOST_TICKS)
         self._seen_joints = self._joints()
-        self._guard.look(*self._seen_joints)
+        self._guard.look(*self._seen_joints, 0.0)
         self.share = self._push_share = 1.0
         self.state = "holding"
         self._goal = self.filter.pose
 
-    def step(
-        self, stamp: int, position: Sequence[float], quaternion: Sequence[float], now: int, ticks: int, stop: bool = False
-    ) -> None:
-        """Advance the reference by ``ticks`` cycles.
+    def catch_up(self, ticks: int, commanded: Sequence[float] | None) -> None:
+        """Begin a cycle that is ``ticks`` after the one before, where the robot is in its own books.
+
+        A robot that misses a command goes on at the last acceleration (libfranka, "Packet handling"); a step from anywhere else would
+        look like a jump to it. Nothing tells how many commands came too late but the robot's own last commanded pose.
+
+        Args:
+            commanded: that pose (``O_T_EE_c``), 16 numbers; None when the robot follows no pose.
+        """
+        self._ticks += ticks
+        if commanded is not None:
+            for tick, moment in reversed(self._sent):
+                self.filter.restore(moment)
+                self._coast(self._ticks - 1 - tick)
+                mine = columns_from_pose(*self.filter.pose)
+                if all(abs(a - b) < SAME for a, b in zip(mine, commanded, strict=True)):
+                    return
+            self.filter.restore(self._sent[-1][1])
+        self._coast(ticks - 1)
+
+    def _coast(self, ticks: int) -> None:
+        for _ in range(min(ticks, MOST_TICKS)):
+            self.filter.coast(TICK)
+
+    def step(self, stamp: int, position: Sequence[float], quaternion: Sequence[float], now: int, stop: bool = False) -> None:
+        """Advance the reference by a cycle.
 
         Args:
             stamp: when the newest target came, ns on the clock of ``now``.
@@ -87,22 +113,24 @@ class TargetFollower:
             self._take(position, quaternion)
         elif not fresh and self.state == "following":
             self.state, changed = "stopping", True
-        if self.state == "holding":
-            return
         if turn == 1:  # a look is spread over three cycles
             self._seen_joints = self._joints()
+            self._looked, self._since = self._ticks, self._ticks - self._looked
         elif turn == 2:
-            self._guard.look(*self._seen_joints)
+            self._guard.look(*self._seen_joints, TICK * self._since)
+        if self.state == "holding":
+            self._sent.append((self._ticks, self.filter.moment))
+            return
         if changed or turn == 3:
             self._share_out()
-        for _ in range(min(ticks, MOST_TICKS)):
-            if self.state == "following":
-                velocity, spin = self.filter.wanted(*self._goal, self.share)
-                self.filter.follow(velocity, spin, TICK, self._push_share)
-            else:
-                self.filter.brake(TICK, self._push_share)
+        if self.state == "following":
+            self.filter.follow(*self.filter.wanted(*self._goal, self.share), TICK, self._push_share)
+        else:
+            self.filter.brake(TICK, self._push_share)
         if self.state == "stopping" and self.filter.at_rest:
             self.state, self._goal = "holding", self.filter.pose
+            self.filter.reset(*self._goal)
+        self._sent.append((self._ticks, self.filter.moment))
 
     def _take(self, position: Sequence[float], quaternion: Sequence[float]) -> None:
         inside = tuple(min(max(p, low), high) for p, low, high in zip(position, self._low, self._high, strict=True))
@@ -119,4 +147,4 @@ class TargetFollower:
         """Ask what the joints can follow of what the filter wants now."""
         velocity, spin = self.filter.wanted(*self._goal) if self.state == "following" else (STILL, STILL)
         push, twist = self.filter.pushes(velocity, spin)
-        self.share, self._push_share = self._guard.shares(velocity + spin, push + twist)
+        self.share, self._push_share = self._guard.shares(self.filter.twist, velocity + spin, push + twist)

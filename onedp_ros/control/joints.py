@@ -23,6 +23,7 @@ JOINT_ACCELERATION = 10.0  # rad/s²
 TORQUE_LIMITS = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])  # Nm
 TORQUE_RATE = 1000.0  # Nm/s
 
+BRAKING = 0.5  # of the joints' decelerations that a Cartesian motion is trusted with
 DAMPING = 1e-6 * np.eye(6)
 
 
@@ -35,11 +36,13 @@ def joint_speed_limit(joint: int, distance: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class JointMargins:
-    """Shares of the joints' limits that a motion may use, and the distance (rad) kept from the ends of their ranges."""
+    """Shares of the joints' limits that a motion may use; ``range`` (rad): kept from the ends of their ranges; ``elbow`` (rad): least
+    bend of joint 4, since a stretched arm can neither go on nor brake."""
 
-    speed: float = 0.7
-    acceleration: float = 0.7
+    speed: float = 0.5
+    acceleration: float = 0.45
     range: float = 0.05
+    elbow: float = 0.6
 
 
 class JointGuard:
@@ -51,23 +54,53 @@ class JointGuard:
 
     def __init__(self, margins: JointMargins) -> None:
         self._margins = margins
+        self._min = [angle + margins.range for angle in JOINT_MIN]
+        self._max = [angle - margins.range for angle in JOINT_MAX]
+        self._max[3] = min(self._max[3], -margins.elbow)
+        self._last = np.zeros((6, 7))
 
-    def look(self, q: Sequence[float], jacobian: Array) -> None:
-        """Take the present joint angles (7,) rad and Jacobian (6, 7), linear rows first, base frame."""
-        _, solved, _ = dposv(jacobian @ jacobian.T + DAMPING, jacobian)
-        self._q, self._inverse = q, solved.T.tolist()
+    def look(self, q: Sequence[float], jacobian: Array, since: float) -> None:
+        """Take the present joint angles (7,) rad and Jacobian (6, 7), linear rows first, base frame.
 
-    def shares(self, twist: Sequence[float], acceleration: Sequence[float]) -> tuple[float, float]:
-        """The shares, 0 to 1, of a velocity (6,) m/s and rad/s and of an acceleration (6,) that keep all joints within limits."""
-        margins, speed_share, greatest = self._margins, 1.0, 1e-9
-        a, b, c, d, e, f = twist
-        g, h, i, j, k, m = acceleration
-        for joint, (s, t, u, v, w, x) in enumerate(self._inverse):  # plain floats: NumPy is slower on seven
-            speed = s * a + t * b + u * c + v * d + w * e + x * f
-            angle = self._q[joint]
-            distance = JOINT_MAX[joint] - angle if speed > 0 else angle - JOINT_MIN[joint]
-            limit = margins.speed * joint_speed_limit(joint, distance - margins.range)
+        Args:
+            since: time since the look before, s; 0 for the first.
+        """
+        _, inverse, _ = dposv(jacobian @ jacobian.T + DAMPING, jacobian)
+        change = (inverse - self._last) / since if since > 0 else np.zeros((6, 7))
+        self._last = inverse
+        self._q, self._inverse, self._change = q, inverse.T.tolist(), change.T.tolist()
+
+    def shares(self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float]) -> tuple[float, float]:
+        """The shares, 0 to 1, of a wanted velocity and of an acceleration that keep all joints within limits.
+
+        The joints accelerate by ``J⁺ẍ`` and, since the arm's posture changes, by ``(dJ⁺/dt) ẋ``; the latter has to leave half of what
+        they may.
+
+        Args:
+            now: present velocity, (6,) m/s and rad/s, as is ``wanted``.
+            acceleration: (6,) m/s² and rad/s².
+        """
+        margins, most = self._margins, self._margins.acceleration * JOINT_ACCELERATION
+        share = push = 1.0
+        for joint, (inverse, change) in enumerate(zip(self._inverse, self._change, strict=True)):
+            speed, bend, gain = _dot(inverse, wanted), _dot(change, now), _dot(inverse, acceleration)
+            distance = self._max[joint] - self._q[joint] if speed > 0 else self._q[joint] - self._min[joint]
+            limit = margins.speed * joint_speed_limit(joint, BRAKING * distance)
             if abs(speed) > limit:
-                speed_share = min(speed_share, limit / abs(speed))
-            greatest = max(greatest, abs(s * g + t * h + u * i + v * j + w * k + x * m))
-        return speed_share, min(1.0, margins.acceleration * JOINT_ACCELERATION / greatest)
+                share = min(share, limit / abs(speed))
+            if abs(bend) > 0.5 * most:
+                share, bend = min(share, math.sqrt(0.5 * most / abs(bend))), math.copysign(0.5 * most, bend)
+            room, needed = most - math.copysign(bend, bend * gain), _sum(inverse, acceleration)
+            if needed > room:
+                push = min(push, room / needed)
+        return share, push
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of six plain floats: NumPy is slower."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] + a[4] * b[4] + a[5] * b[5]
+
+
+def _sum(a: Sequence[float], b: Sequence[float]) -> float:
+    """The linear and the angular part of :func:`_dot`, each at its worst: the filter turns them at different times."""
+    return abs(a[0] * b[0] + a[1] * b[1] + a[2] * b[2]) + abs(a[3] * b[3] + a[4] * b[4] + a[5] * b[5])

@@ -51,9 +51,9 @@ class TargetFilter:
 
     def reset(self, position: ArrayLike, quaternion: ArrayLike) -> None:
         """Begin at rest at a pose: (3,) m, (4,) xyzw."""
-        self._position: Sequence[float] = np.asarray(position, np.float64).tolist()
+        self._position: Triple = tuple(np.asarray(position, np.float64).tolist())
         self._quaternion: Sequence[float] = np.asarray(quaternion, np.float64).tolist()
-        self._velocity, self._acceleration, self._spin, self._spin_up = STILL, STILL, STILL, STILL
+        self._velocity = self._acceleration = self._spin = self._spin_up = STILL
 
     @property
     def position(self) -> Array:
@@ -69,6 +69,11 @@ class TargetFilter:
     def pose(self) -> tuple[Sequence[float], Sequence[float]]:
         """Position and quaternion as plain floats."""
         return self._position, self._quaternion
+
+    @property
+    def twist(self) -> Sequence[float]:
+        """Velocity (m/s) and angular velocity (rad/s) as six plain floats."""
+        return self._velocity + self._spin
 
     @property
     def velocity(self) -> Array:
@@ -110,32 +115,46 @@ class TargetFilter:
         )
 
     def follow(self, velocity: Triple, spin: Triple, dt: float, share: float = 1.0) -> None:
-        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), at this share of the accelerations."""
+        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), with this share of the accelerations."""
         lim = self.limits
         push, twist = self.pushes(velocity, spin, share)
-        ax, ay, az = self._acceleration = _changed(push, self._acceleration, lim.linear_jerk * dt)
-        bx, by, bz = self._spin_up = _changed(twist, self._spin_up, lim.angular_jerk * dt)
-        vx, vy, vz = self._velocity
-        vx, vy, vz = self._velocity = vx + ax * dt, vy + ay * dt, vz + az * dt
-        wx, wy, wz = self._spin
-        wx, wy, wz = self._spin = wx + bx * dt, wy + by * dt, wz + bz * dt
-        x, y, z = self._position
-        self._position = x + vx * dt, y + vy * dt, z + vz * dt
-        i, j, k, w = multiply_xyzw(xyzw_from_rotation_vector(wx * dt, wy * dt, wz * dt), self._quaternion)
-        length = math.sqrt(i * i + j * j + k * k + w * w)
-        self._quaternion = i / length, j / length, k / length, w / length
+        self._acceleration = _changed(push, self._acceleration, lim.linear_jerk * dt)
+        self._spin_up = _changed(twist, self._spin_up, lim.angular_jerk * dt)
+        self.coast(dt)
 
     def pushes(self, velocity: Triple, spin: Triple, share: float = 1.0) -> tuple[Triple, Triple]:
-        """The acceleration (m/s²) and angular acceleration (rad/s²) towards wanted velocities, at this share of their limits."""
+        """The acceleration (m/s²) and angular acceleration (rad/s²) towards wanted velocities, this share of them."""
         lim = self.limits
         return (
-            _towards(velocity, self._velocity, lim.gain, share * lim.linear_acceleration),
-            _towards(spin, self._spin, lim.gain, share * lim.angular_acceleration),
+            _towards(velocity, self._velocity, share, lim.gain, lim.linear_acceleration),
+            _towards(spin, self._spin, share, lim.gain, lim.angular_acceleration),
         )
+
+    @property
+    def moment(self) -> tuple[Any, ...]:
+        """Pose, velocity and acceleration as they are now, for :meth:`restore`."""
+        return self._position, self._quaternion, self._velocity, self._spin, self._acceleration, self._spin_up
+
+    def restore(self, moment: tuple[Any, ...]) -> None:
+        """Go back to a :attr:`moment`."""
+        self._position, self._quaternion, self._velocity, self._spin, self._acceleration, self._spin_up = moment
+
+    def coast(self, dt: float) -> None:
+        """Advance by ``dt`` (s) at the present acceleration."""
+        self._velocity = _plus(self._velocity, self._acceleration, dt)
+        self._spin = x, y, z = _plus(self._spin, self._spin_up, dt)
+        self._position = _plus(self._position, self._velocity, dt)
+        i, j, k, w = multiply_xyzw(xyzw_from_rotation_vector(x * dt, y * dt, z * dt), self._quaternion)
+        length = math.sqrt(i * i + j * j + k * k + w * w)
+        self._quaternion = i / length, j / length, k / length, w / length
 
     def brake(self, dt: float, share: float = 1.0) -> None:
         """Advance by ``dt`` (s), slowing down."""
         self.follow(STILL, STILL, dt, share)
+
+
+def _plus(a: Triple, b: Triple, scale: float) -> Triple:
+    return a[0] + scale * b[0], a[1] + scale * b[1], a[2] + scale * b[2]
 
 
 def _closing(error: Triple, share: float, gain: float, speed: float, most: float) -> Triple:
@@ -147,10 +166,10 @@ def _closing(error: Triple, share: float, gain: float, speed: float, most: float
     return scale * x, scale * y, scale * z
 
 
-def _towards(wanted: Triple, velocity: Triple, gain: float, most: float) -> Triple:
-    """The acceleration that brings the velocity to the wanted one, within its limit."""
+def _towards(wanted: Triple, velocity: Triple, share: float, gain: float, most: float) -> Triple:
+    """A share of the acceleration that brings the velocity to the wanted one, within its limit."""
     x, y, z = 4.0 * gain * (wanted[0] - velocity[0]), 4.0 * gain * (wanted[1] - velocity[1]), 4.0 * gain * (wanted[2] - velocity[2])
-    scale = min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
+    scale = share * min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
     return scale * x, scale * y, scale * z
 
 

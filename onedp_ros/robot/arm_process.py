@@ -23,9 +23,9 @@ import pylibfranka as franka
 from onedp_ros.control.follow import TargetFollower
 from onedp_ros.control.joints import TORQUE_RATE
 from onedp_ros.control.servo import impedance_torque
+from onedp_ros.geometry import columns_from_pose, pose_from_columns
 from onedp_ros.robot import memory
 from onedp_ros.robot.faults import explain
-from onedp_ros.robot.poses import columns_from_pose, pose_from_columns
 from onedp_ros.robot.settings import RobotSettings
 
 PUBLISH_EVERY = 5  # cycles: states at 200 Hz
@@ -199,7 +199,8 @@ class ArmProcess:
             if requests.count != asked or cycle % PUBLISH_EVERY == 0:
                 asked, wanted = requests.count, self._asked()
             self._measured = state
-            follower.step(received, *given, begin, ticks, wanted != mode)
+            follower.catch_up(ticks, state.O_T_EE_c if mode == memory.POSE else None)
+            follower.step(received, *given, begin, wanted != mode)
             ended = wanted != mode and follower.state == "holding"
             if mode == memory.POSE:
                 command = franka.CartesianPose(columns_from_pose(*follower.filter.pose))

@@ -6,6 +6,7 @@ made at the first start.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onedp_ros.resources import resource
 from onedp_ros.robot.child import ENVIRONMENT
@@ -102,6 +106,15 @@ class FakeFranka:
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
         self._await(f"done {command}")
+
+
+def read_log(path: Path) -> NDArray[np.void]:
+    """What the robot wrote about every cycle: time (s), q, dq, twist (m/s, rad/s), pose and commanded_pose (16, column-major), torque, mode, errors (bits),
+    success_rate."""
+    with path.open("rb") as file:
+        kind = np.dtype([(name, form, tuple(shape[0])) if shape else (name, form) for name, form, *shape in json.loads(file.readline())])
+        data = file.read()
+    return np.frombuffer(data[: len(data) // kind.itemsize * kind.itemsize], kind)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

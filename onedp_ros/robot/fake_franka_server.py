@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import math
 import os
@@ -47,6 +48,7 @@ RECORD = np.dtype(
         ("time", "f8"),  # s, monotonic
         ("q", "f8", 7),
         ("dq", "f8", 7),
+        ("twist", "f8", 6),  # of the tool point, m/s and rad/s
         ("pose", "f8", 16),  # O_T_EE, column-major
         ("commanded_pose", "f8", 16),
         ("torque", "f8", 7),  # commanded
@@ -90,6 +92,8 @@ class FakeFranka(FrankaSimServer):
 
     def __init__(self, log: Path | None, compatible: bool, **kwargs: Any) -> None:
         self._log = log.open("wb", buffering=1 << 20) if log is not None else None
+        if self._log is not None:
+            self._log.write(json.dumps(RECORD.descr).encode() + b"\n")
         self._record = np.zeros((), RECORD)
         self._compatible = compatible
         self._pressed = False
@@ -116,10 +120,15 @@ class FakeFranka(FrankaSimServer):
         state, record = self.robot_state.state, self._record
         record["time"] = time.monotonic()
         record["q"], record["dq"], record["pose"] = state["q"], state["dq"], state["O_T_EE"]
+        record["twist"] = self.physics_sim.get_robot_state()["O_J_EE"] @ record["dq"]
         record["commanded_pose"], record["torque"] = state["O_T_EE_c"], state["tau_J_d"]
         record["mode"], record["success_rate"] = state["robot_mode"], state["control_command_success_rate"]
         record["errors"] = sum(1 << i for i, error in enumerate(state["errors"]) if error) if any(state["errors"]) else 0
         self._log.write(record.tobytes())
+
+    def _absorb_within_motion_limits(self, command: Any, *, fresh: bool) -> bool:
+        # A late command is dropped, as FCI does; franka-sim would rewind and apply it.
+        return fresh and bool(super()._absorb_within_motion_limits(command, fresh=fresh))
 
     def flush(self) -> None:
         if self._log is not None:
@@ -197,10 +206,11 @@ def stop(*_: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="onedp fake-franka")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve, of this machine only (default 127.0.0.1)")
-    parser.add_argument("--log", type=Path, help="file for the state of every cycle (numpy records, see RECORD)")
+    parser.add_argument("--log", type=Path, help="file for the state of every cycle; fake_franka.read_log reads it")
     parser.add_argument("--object", type=float, help="width of something between the fingers, m")
     parser.add_argument("--incompatible", action="store_true", help="speak another version of the protocol")
     parser.add_argument("--joints", type=float, nargs=7, default=JOINTS, help="where the arm stands, rad")
+    parser.add_argument("--cpu", type=int, default=-1, help="processor to keep to (default: any)")
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
     if not args.host.startswith("127."):
@@ -208,6 +218,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.ERROR, format="fake-franka: %(message)s")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    if args.cpu >= 0:
+        os.sched_setaffinity(0, {args.cpu})
     with contextlib.suppress(PermissionError):  # a robot has a computer of its own
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
     mujoco_franka_sim.ARM_INITIAL_Q = np.array(args.joints)
