@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PACKAGE = "onedp_ros"
-NODES = ("observation_node", "policy_node", "action_node", "twin_node")
+NODES = ("observation_node", "policy_node", "action_node", "twin_node", "franka_node", "crisp_node")
 
 
 def shared_files(*folders: str) -> list[tuple[str, list[str]]]:
@@ -47,6 +47,7 @@ setup(
         "numpy<2",  # cv_bridge and tf2 of Humble and Jazzy are compiled against NumPy 1
         "opencv-python-headless<4.12",
         "openvino",
+        "pylibfranka",
         "PyYAML",
         "rosbags",
         "safetensors",

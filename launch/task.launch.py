@@ -17,12 +17,19 @@ ARGUMENTS = {
     "model": ("", "directory of the policy; empty: the released one of the method"),
     "seed": ("0", "of the policy's noise"),
     "twin_seed": ("100000", "of the twin's first episode"),
-    "enabled": ("true", "whether the arm may move at once, or waits for action_node's service ~/enable"),
+    "enabled": ("", "whether the arm may move at once, or waits for action_node's service ~/enable; empty: only the twin"),
+}
+FRANKA = {
+    "robot_ip": ("", "address of the Franka"),
+    "mode": ("", "cartesian_pose or cartesian_impedance; empty: the robot file's"),
+    "realtime": ("enforce", "enforce, or ignore for a machine without a real-time kernel"),
+    "speed": ("1.0", "share of the robot file's speeds, above 0 and up to 1"),
+    "cpu": ("-1", "processor of its own for the control loop; -1: any"),
 }
 
 
 def start_graph(context: LaunchContext) -> list:
-    given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    given = {name: LaunchConfiguration(name).perform(context) for name in (*ARGUMENTS, *FRANKA)}
     processes = task_graph(
         given["task"],
         robot=given["robot"],
@@ -31,7 +38,8 @@ def start_graph(context: LaunchContext) -> list:
         model=given["model"] or None,
         seed=int(given["seed"]),
         twin_seed=int(given["twin_seed"]),
-        enabled=given["enabled"].lower() == "true",
+        enabled=given["enabled"].lower() == "true" if given["enabled"] else None,
+        franka={**{n: given[n] for n in FRANKA}, "speed": float(given["speed"]), "cpu": int(given["cpu"])},
     )
     environment = [SetEnvironmentVariable(name, value) for name, value in graph_environment(os.environ).items()]
     nodes = [
@@ -43,7 +51,9 @@ def start_graph(context: LaunchContext) -> list:
             output="screen",
             sigterm_timeout="1.5",
             sigkill_timeout="0.3",
-            on_exit=Shutdown(reason=f"{process.name} ended"),
+            respawn=process.respawn,
+            respawn_delay=1.0,
+            on_exit=None if process.respawn else Shutdown(reason=f"{process.name} ended"),
         )
         for process in processes
     ]
@@ -51,5 +61,7 @@ def start_graph(context: LaunchContext) -> list:
 
 
 def generate_launch_description() -> LaunchDescription:
-    arguments = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in ARGUMENTS.items()]
+    arguments = [
+        DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in (ARGUMENTS | FRANKA).items()
+    ]
     return LaunchDescription([*arguments, OpaqueFunction(function=start_graph)])

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("onedp_ros.evaluation.rollout", "success of a policy in the twin"),
     "bench": ("onedp_ros.evaluation.bench", "latency of engines and methods, frames over DDS"),
     "run": ("onedp_ros.runner", "start the whole graph without ros2 launch"),
+    "fake-franka": ("onedp_ros.robot.fake_franka", "serve an FR3 on this machine, to try the real client without an arm"),
     "demo": ("onedp_ros.demo", "watch the released policy pick the milk, in real time"),
 }
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: onedp <command> [options]; onedp <command> --help tells more\n")
-        print("\n".join(f"  {name:9} {text}" for name, (_, text) in COMMANDS.items()))
+        print("\n".join(f"  {name:11} {text}" for name, (_, text) in COMMANDS.items()))
         return 0
     if arguments[0] not in COMMANDS:
         print(f"onedp: unknown command '{arguments[0]}', expected one of {', '.join(COMMANDS)}", file=sys.stderr)

@@ -102,7 +102,8 @@ def rotation_between(to: Sequence[float], start: Sequence[float]) -> tuple[float
 
 
 def pose_from_columns(m: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    """libfranka's pose, a 4 x 4 matrix as 16 numbers, column after column -> position (3,) m and unit quaternion xyzw (4,), the greatest of its parts positive."""
+    """libfranka's pose, a 4 x 4 matrix as 16 numbers, column after column -> position (3,) m and unit quaternion xyzw (4,), the
+    greatest of its parts positive."""
     xx, yx, zx, _, xy, yy, zy, _, xz, yz, zz = m[:11]
     trace = xx + yy + zz
     greatest = max(trace, xx, yy, zz)

@@ -10,17 +10,20 @@ from typing import Any
 
 from onedp_ros.resources import resource
 
-ROBOTS = ("twin",)
+ROBOTS = ("twin", "franka", "crisp")
+ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
 METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
 
 
 @dataclasses.dataclass(frozen=True)
 class NodeProcess:
-    """One node, one process: ``executable`` of this package, which is also the module's name in ``onedp_ros.nodes``."""
+    """One node, one process: ``executable`` of this package, which is also the module's name in ``onedp_ros.nodes``. A node that
+    ended is started again with ``respawn``; without, it ends the graph."""
 
     name: str
     executable: str
     parameters: Mapping[str, Any]
+    respawn: bool = False
 
 
 def task_graph(
@@ -32,24 +35,26 @@ def task_graph(
     model: str | Path | None = None,
     seed: int = 0,
     twin_seed: int = 100_000,
-    enabled: bool = True,
+    enabled: bool | None = None,
     threads: int = 0,
+    franka: Mapping[str, Any] | None = None,
 ) -> list[NodeProcess]:
     """Everything that runs for a task, in the order of starting.
 
     Args:
         task: name of a file in ``config/tasks``.
-        robot: what moves, one of :data:`ROBOTS`; its limits are in ``config/robot/<robot>.yaml``.
+        robot: what moves, one of :data:`ROBOTS`.
         method: sampler or generator, as of ``onedp evaluate``.
         engine: inference engine.
         model: directory of the policy; default: the released one of the method.
         seed: of the policy's noise.
         twin_seed: of the twin's first episode.
-        enabled: whether the arm may move from the start, or waits for ``action_node``'s service ``~/enable``.
+        enabled: whether the arm may move from the start, or waits for ``action_node``'s service ``~/enable``; default: only the twin.
         threads: processor threads of the engine; 0: its own choice.
+        franka: further parameters of franka_node, ``robot_ip`` among them.
 
     Raises:
-        ValueError: an unknown robot.
+        ValueError: an unknown robot, or a Franka without an address.
         FileNotFoundError: no such task, or no released policy for the method.
     """
     if robot not in ROBOTS:
@@ -57,23 +62,31 @@ def task_graph(
     resource("config", "tasks", f"{task}.yaml")
     if model is None:
         model = released(task, method)
-    return [
-        NodeProcess("twin", "twin_node", {"task": task, "seed": twin_seed}),
-        NodeProcess("observation_node", "observation_node", {"task": task}),
-        NodeProcess(
-            "policy_node",
-            "policy_node",
-            {
-                "task": task,
-                "model": str(Path(model).resolve()),
-                "method": method,
-                "engine": engine,
-                "threads": threads,
-                "seed": seed,
-                "autostart": True,
-            },
+    if robot == "franka" and not (franka or {}).get("robot_ip"):
+        raise ValueError("robot franka needs robot_ip, its address, such as 172.16.0.2; onedp fake-franka serves one at 127.0.0.1")
+    file, real = ROBOT_FILES[robot], robot != "twin"
+    arm = {
+        "twin": NodeProcess("twin", "twin_node", {"task": task, "seed": twin_seed}),
+        "franka": NodeProcess(
+            "franka_node", "franka_node", {"task": task, "robot": file, "autostart": True, **(franka or {})}, respawn=True
         ),
-        NodeProcess("action_node", "action_node", {"task": task, "robot": robot, "enabled": enabled}),
+        "crisp": NodeProcess("crisp_node", "crisp_node", {"task": task, "robot": file}),
+    }[robot]
+    policy = {
+        "task": task,
+        "model": str(Path(model).resolve()),
+        "method": method,
+        "engine": engine,
+        "threads": threads,
+        "seed": seed,
+        "autostart": True,
+    }
+    action = {"task": task, "robot": file, "enabled": not real if enabled is None else enabled}
+    return [
+        arm,
+        NodeProcess("observation_node", "observation_node", {"task": task}),
+        NodeProcess("policy_node", "policy_node", policy, respawn=real),
+        NodeProcess("action_node", "action_node", action),
     ]
 
 

@@ -19,6 +19,8 @@ from typing import IO
 from onedp_ros.graph import METHODS, ROBOTS, NodeProcess, graph_environment, task_graph
 
 STOP_TIME = 1.4  # s that nodes get to end by themselves
+RESPAWN_DELAY = 1.0  # s before a node is started again
+SHORT_LIFE = 5.0  # s: a node that ends sooner after its start will not do better the next time
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -36,7 +38,7 @@ def command(process: NodeProcess) -> list[str]:
 
 
 class Supervisor:
-    """Runs processes together: all or none. A context manager; leaving it stops them.
+    """Runs processes together: all or none, but for those that are to be respawned. A context manager; leaving it stops them.
 
     A child is killed by the kernel when this process dies, whatever kills it. Enter the context in the main thread: the kernel
     counts the death of the thread that started a child.
@@ -56,6 +58,8 @@ class Supervisor:
         paths = [source, *filter(None, [base.get("PYTHONPATH")])]
         self._environment = {**base, **graph_environment(base), "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, float] = {}
+        self._ended: dict[str, float] = {}
 
     def __enter__(self) -> Supervisor:
         try:
@@ -80,7 +84,8 @@ class Supervisor:
         output: IO[bytes] | None = None
         if self._logs is not None:
             self._logs.mkdir(parents=True, exist_ok=True)
-            output = open(self.log(process.name), "wb")  # noqa: SIM115 (closed below, when the child has its own)
+            output = open(self.log(process.name), "ab" if process.name in self._started else "wb")  # noqa: SIM115 (closed below, when the child has its own)
+        self._started[process.name] = time.monotonic()
         try:
             # A session of its own: Ctrl-C reaches the nodes through stop() alone, and their own children are stopped with them.
             self.children[process.name] = subprocess.Popen(
@@ -102,15 +107,24 @@ class Supervisor:
         return self._logs / f"{name}.log"
 
     def check(self) -> None:
-        """NodeDiedError when a node has ended."""
-        for name, child in self.children.items():
-            if (status := child.poll()) is not None:
-                how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-                where = "see its output above"
-                if self._logs is not None:
-                    lines = self.log(name).read_text(errors="replace").strip().splitlines()[-8:]
-                    where = "\n".join([f"{self.log(name)} ends with:", *lines])
-                raise NodeDiedError(f"{name} {how}, so the graph was stopped; {where}")
+        """NodeDiedError when a node has ended that is not to be respawned, or that lives too short for that."""
+        for process in self._processes:
+            name, now = process.name, time.monotonic()
+            if (status := self.children[name].poll()) is None:
+                continue
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+            if process.respawn and self._ended.setdefault(name, now) - self._started[name] > SHORT_LIFE:
+                if now - self._ended[name] > RESPAWN_DELAY:
+                    print(f"{name} {how}; starting it again", file=sys.stderr, flush=True)
+                    del self._ended[name]
+                    _signal_group(self.children[name], signal.SIGTERM)  # children that it left
+                    self._start(process)
+                continue
+            where = "see its output above"
+            if self._logs is not None:
+                lines = self.log(name).read_text(errors="replace").strip().splitlines()[-8:]
+                where = "\n".join([f"{self.log(name)} ends with:", *lines])
+            raise NodeDiedError(f"{name} {how}, so the graph was stopped; {where}")
 
     def stop(self) -> None:
         """End all nodes: SIGINT, then, for whatever is left after :data:`STOP_TIME`, SIGKILL."""
@@ -155,7 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the policy's noise")
     parser.add_argument("--twin-seed", type=int, default=100_000, help="of the twin's first episode")
     parser.add_argument("--threads", type=int, default=0, help="processor threads of the engine (default: its own choice)")
-    parser.add_argument("--disabled", action="store_true", help="do not move before action_node's service ~/enable is called")
+    wait = parser.add_mutually_exclusive_group()
+    wait.add_argument("--disabled", action="store_true", help="do not move before action_node's service ~/enable is called")
+    wait.add_argument("--enabled", action="store_true", help="move at once; what only the twin does by itself")
+    parser.add_argument("--robot-ip", default="", help="address of the Franka")
+    parser.add_argument("--mode", default="", help="cartesian_pose or cartesian_impedance (default: the robot file's)")
+    parser.add_argument("--realtime", choices=("enforce", "ignore"), default="enforce", help="ignore: without a real-time kernel")
+    parser.add_argument("--speed", type=float, default=1.0, help="share of the robot file's speeds, above 0 and up to 1")
+    parser.add_argument("--cpu", type=int, default=-1, help="processor of its own for the Franka's control loop (default: any)")
     args = parser.parse_args(argv)
     processes = task_graph(
         args.task,
@@ -165,8 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         model=args.model,
         seed=args.seed,
         twin_seed=args.twin_seed,
-        enabled=not args.disabled,
+        enabled=False if args.disabled else True if args.enabled else None,
         threads=args.threads,
+        franka={name: getattr(args, name) for name in ("robot_ip", "mode", "realtime", "speed", "cpu")},
     )
     signal.signal(signal.SIGTERM, _on_terminate)
     try:

@@ -76,8 +76,8 @@ class TargetFollower:
     def catch_up(self, ticks: int, commanded: Sequence[float] | None) -> None:
         """Begin a cycle that is ``ticks`` after the one before, where the robot is in its own books.
 
-        A robot that misses a command goes on at the last acceleration (libfranka, "Packet handling"); a step from anywhere else would
-        look like a jump to it. Nothing tells how many commands came too late but the robot's own last commanded pose.
+        A robot that misses a command goes on at the last acceleration (libfranka, "Packet handling"); a step from anywhere else
+        would look like a jump to it. Nothing tells how many commands came too late but the robot's own last commanded pose.
 
         Args:
             commanded: that pose (``O_T_EE_c``), 16 numbers; None when the robot follows no pose.

@@ -24,6 +24,7 @@ TORQUE_LIMITS = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])  # Nm
 TORQUE_RATE = 1000.0  # Nm/s
 
 BRAKING = 0.5  # of the joints' decelerations that a Cartesian motion is trusted with
+BENDING = 0.25  # of what the joints may accelerate, for the change of the arm's posture
 DAMPING = 1e-6 * np.eye(6)
 
 
@@ -36,8 +37,8 @@ def joint_speed_limit(joint: int, distance: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class JointMargins:
-    """Shares of the joints' limits that a motion may use; ``range`` (rad): kept from the ends of their ranges; ``elbow`` (rad): least
-    bend of joint 4, since a stretched arm can neither go on nor brake."""
+    """Shares of the joints' limits that a motion may use; ``range`` (rad): kept from the ends of their ranges; ``elbow`` (rad):
+    least bend of joint 4, since a stretched arm can neither go on nor brake."""
 
     speed: float = 0.5
     acceleration: float = 0.45
@@ -73,8 +74,8 @@ class JointGuard:
     def shares(self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float]) -> tuple[float, float]:
         """The shares, 0 to 1, of a wanted velocity and of an acceleration that keep all joints within limits.
 
-        The joints accelerate by ``J⁺ẍ`` and, since the arm's posture changes, by ``(dJ⁺/dt) ẋ``; the latter has to leave half of what
-        they may.
+        The joints accelerate by ``J⁺ẍ`` and, since the arm's posture changes, by ``(dJ⁺/dt) ẋ``; the latter may take a
+        quarter of what they can.
 
         Args:
             now: present velocity, (6,) m/s and rad/s, as is ``wanted``.
@@ -88,9 +89,11 @@ class JointGuard:
             limit = margins.speed * joint_speed_limit(joint, BRAKING * distance)
             if abs(speed) > limit:
                 share = min(share, limit / abs(speed))
-            if abs(bend) > 0.5 * most:
-                share, bend = min(share, math.sqrt(0.5 * most / abs(bend))), math.copysign(0.5 * most, bend)
-            room, needed = most - math.copysign(bend, bend * gain), _sum(inverse, acceleration)
+            if abs(bend) > BENDING * most:
+                share = min(share, math.sqrt(BENDING * most / abs(bend)))
+            # An acceleration against the bend, such as braking before the arm is stretched, may be the greater by it.
+            room = most + abs(bend) if bend * gain < 0 else most - min(abs(bend), BENDING * most)
+            needed = _sum(inverse, acceleration)
             if needed > room:
                 push = min(push, room / needed)
         return share, push

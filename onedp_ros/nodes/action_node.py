@@ -2,7 +2,7 @@
 
 One thread: a fresh chunk sends at once; a timer sends when that was not for ``1 / target_rate``, so that the arm is told what
 comes next between late chunks too.
-Disabled, nothing is published. Enabling begins at rest at the measured pose.
+Disabled, nothing is published. Enabling begins at rest at the measured pose. After a hold of some seconds the node disables itself.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from onedp_ros.nodes.process import main_of
 from onedp_ros.resources import resource
 
 POSE_TIMEOUT = 0.5  # s: a measured pose older than this is no place to begin from
+LONGEST_HOLD = 5.0  # s: an arm that has stood still for so long does not start by itself
 
 
 class ActionNode(Node):
@@ -142,6 +143,10 @@ class ActionNode(Node):
             if self._followed:
                 self._holds += self._state == "following"
                 self._enter("stopping" if self._gate.moving else "holding")
+                if self._state == "holding" and clock - self._state_since > LONGEST_HOLD:
+                    self._enabled = False
+                    self._enter("given up")
+                    return
         self._publish(target)
         chunk = self._schedule.chunk
         if wanted is not None and chunk is not None and chunk.stamp != self._measured_stamp:
@@ -175,6 +180,12 @@ class ActionNode(Node):
         level, text = worst(
             (DiagnosticStatus.ERROR, f"no valid chunk, arm {self._state} for {for_seconds:.1f} s; see policy_node")
             if stopped
+            else None,
+            (
+                DiagnosticStatus.ERROR,
+                f"disabled itself after {LONGEST_HOLD:.0f} s without a valid chunk; see policy_node, then call ~/enable",
+            )
+            if self._state == "given up"
             else None,
             (DiagnosticStatus.WARN, f"{self.contract.pose_topic}: not heard; start the robot's node")
             if now - self._pose_time > POSE_TIMEOUT

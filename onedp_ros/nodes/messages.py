@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import math
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,13 @@ def pose_message(position: ArrayLike, quaternion: ArrayLike, stamp: int, frame_i
     p.x, p.y, p.z = (float(v) for v in np.asarray(position))
     q.x, q.y, q.z, q.w = (float(v) for v in np.asarray(quaternion))
     return message
+
+
+def opening_of(message: JointState) -> float | None:
+    """The opening (m) that ``gripper_target`` asks for; None when it does not say one finite number."""
+    if len(message.position) != 1 or not math.isfinite(message.position[0]):
+        return None
+    return float(message.position[0])
 
 
 def state_message(state: ArrayLike, stamp: int, frame_id: str) -> JointState:

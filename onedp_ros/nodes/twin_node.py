@@ -27,7 +27,7 @@ from std_srvs.srv import Trigger
 
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate
-from onedp_ros.nodes.messages import header, image_message, pose_message
+from onedp_ros.nodes.messages import header, image_message, opening_of, pose_message
 from onedp_ros.nodes.parameters import declare, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
@@ -138,10 +138,11 @@ class TwinNode(Node):
         self._target, self._target_time = (position, quaternion / length), time.monotonic()
 
     def _on_gripper(self, message: JointState) -> None:
-        if len(message.position) != 1 or not np.isfinite(message.position[0]):
+        opening = opening_of(message)
+        if opening is None:
             self._refused += 1
-            return
-        self._opening = float(message.position[0])
+        else:
+            self._opening = opening
 
     # executor's thread
 

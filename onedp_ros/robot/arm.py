@@ -109,8 +109,8 @@ class Arm:
             self.child.kill()
             return self._tell(
                 Fault(
-                    f"no answer from {self.address} within {CONNECT_TIME:.0f} s: another program may hold the robot (only one can), "
-                    f"or robot_ip, cable or power are wrong; end the other program or mend that, then call ~/recover",
+                    f"no answer from {self.address} within {CONNECT_TIME:.0f} s: another program may hold the robot, or "
+                    f"robot_ip, cable or power are wrong; end the other program or mend that, then call ~/recover",
                     ("no_answer",),
                 )
             )

@@ -1,8 +1,8 @@
 """The arm's process: libfranka's 1 kHz loop and nothing else.
 
-pylibfranka holds the interpreter's lock in every call, so whatever shares the process with the loop makes it late; hence a process of
-its own (``python -m onedp_ros.robot.arm_process DESCRIPTOR ADDRESS OPTIONS``, started by :class:`onedp_ros.robot.arm.Arm`). Targets and
-requests come, and states go, through shared memory. It decelerates, ends the motion and exits when its parent has died.
+pylibfranka holds the interpreter's lock in every call, so whatever shares the process with the loop makes it late; hence a process
+of its own (``python -m onedp_ros.robot.arm_process DESCRIPTOR ADDRESS OPTIONS``, started by :class:`onedp_ros.robot.arm.Arm`).
+Targets and requests come, and states go, through shared memory. It decelerates, ends the motion and exits when its parent has died.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class ArmProcess:
         self._robot: Any = None
         self._model: Any = None
         self._faulty = False
-        self._work, self._gap = (memoryview(self._memory.arrays[name]) for name in ("work", "gap"))  # faster than NumPy on one number
+        # faster than NumPy on one number
+        self._work, self._gap = (memoryview(self._memory.arrays[name].data) for name in ("work", "gap"))
         self._measured: Any = None  # libfranka's state in this cycle
         self._follower = TargetFollower(settings.follow, settings.servo, settings.joints, self._joints)
 
@@ -188,7 +189,9 @@ class ArmProcess:
         far, cycles, lost = report.far - follower.far, report.cycles, report.lost
         posture, torque = np.array(state.q), np.array(state.tau_J_d)
         taken = asked = resting = cycle = 0
-        received, given, wanted = 0, (STILL, UPRIGHT), mode
+        received, wanted = 0, mode
+        given: tuple[Any, Any] = STILL, UPRIGHT
+        command: Any
         ended, begin = False, clock()
         while True:
             ticks = max(1, round(1000.0 * period.to_sec())) if cycle else 1

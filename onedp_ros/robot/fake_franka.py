@@ -1,7 +1,7 @@
 """``onedp fake-franka``: a robot to try the real client on, without an arm. Serves Franka's own protocol on this machine alone.
 
-The server (``fake_franka_server.py``) needs packages that cannot live beside this one's, so it has a virtual environment of its own,
-made at the first start.
+The server (``fake_franka_server.py``) needs packages that cannot live beside this one's, so it has a virtual environment of its
+own, made at the first start.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ def environment() -> Path:
     wanted = f"{sys.version}\n{pinned.read_text()}"
     if python.exists() and made_from.exists() and made_from.read_text() == wanted:
         return python
-    print(f"making the fake robot's environment in {folder}; the first time this downloads about 100 MB", file=sys.stderr, flush=True)
+    print(
+        f"making the fake robot's environment in {folder}; the first time this downloads about 100 MB", file=sys.stderr, flush=True
+    )
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", str(pinned)]
     for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], pip):
         if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
-            raise RuntimeError(f"could not make the fake robot's environment: {' '.join(command)} said: {done.stderr.strip()[-800:]}")
+            raise RuntimeError(
+                f"could not make the fake robot's environment: {' '.join(command)} said: {done.stderr.strip()[-800:]}"
+            )
     made_from.write_text(wanted)
     return python
 
@@ -59,7 +63,7 @@ class FakeFranka:
 
     def __init__(self, *arguments: str, address: str = "127.0.0.1", log: Path | None = None) -> None:
         self.address = address
-        self._arguments = ["--host", address, *arguments, *(["--log", str(log)] if log is not None else [])]
+        self._arguments = ["--host", address, "--until-eof", *arguments, *(["--log", str(log)] if log is not None else [])]
 
     def __enter__(self) -> FakeFranka:
         command = [str(environment()), str(SERVER), *self._arguments]
@@ -109,10 +113,12 @@ class FakeFranka:
 
 
 def read_log(path: Path) -> NDArray[np.void]:
-    """What the robot wrote about every cycle: time (s), q, dq, twist (m/s, rad/s), pose and commanded_pose (16, column-major), torque, mode, errors (bits),
-    success_rate."""
+    """What the robot wrote about every cycle: time (s), q, dq, twist (m/s, rad/s), pose and commanded_pose (16, column-major),
+    torque, mode, errors (bits), success_rate."""
     with path.open("rb") as file:
-        kind = np.dtype([(name, form, tuple(shape[0])) if shape else (name, form) for name, form, *shape in json.loads(file.readline())])
+        kind = np.dtype(
+            [(name, form, tuple(shape[0])) if shape else (name, form) for name, form, *shape in json.loads(file.readline())]
+        )
         data = file.read()
     return np.frombuffer(data[: len(data) // kind.itemsize * kind.itemsize], kind)
 

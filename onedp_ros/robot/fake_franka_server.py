@@ -14,6 +14,7 @@ Other than franka-sim's own, this robot stands at a pose above the table, report
 Prints ``ready`` once it accepts clients. Sources: https://github.com/BarisYazici/franka-sim, libfranka's research_interface.
 """
 
+# mypy: ignore-errors
 from __future__ import annotations
 
 import argparse
@@ -183,7 +184,7 @@ def arm_model(urdf: Path, folder: Path) -> Path:
     return path
 
 
-def serve_commands(server: FakeFranka, hand: SlowHand) -> None:
+def serve_commands(server: FakeFranka, hand: SlowHand, until_eof: bool) -> None:
     """Faults on demand, from standard input."""
     for line in sys.stdin:
         words = line.split()
@@ -197,6 +198,8 @@ def serve_commands(server: FakeFranka, hand: SlowHand) -> None:
             print(f"unknown command '{line.strip()}': reflex, press, release, object WIDTH, flush, quit", flush=True)
             continue
         print(f"done {line.strip()}", flush=True)
+    if until_eof:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop(*_: Any) -> None:
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--incompatible", action="store_true", help="speak another version of the protocol")
     parser.add_argument("--joints", type=float, nargs=7, default=JOINTS, help="where the arm stands, rad")
     parser.add_argument("--cpu", type=int, default=-1, help="processor to keep to (default: any)")
+    parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
     if not args.host.startswith("127."):
@@ -234,7 +238,7 @@ def main() -> None:
             enforce_comm_constraints=True,
             enforce_motion_limits=True,
         )
-        threading.Thread(target=serve_commands, args=(server, hand), daemon=True).start()
+        threading.Thread(target=serve_commands, args=(server, hand, args.until_eof), daemon=True).start()
         threading.Thread(target=announce, args=(server,), daemon=True).start()
         try:
             server.start()

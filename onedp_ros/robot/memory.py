@@ -57,19 +57,17 @@ _HAND = {
             ("grasped", "?"),
             ("done", "i8"),  # commands that ended
             ("failed", "i8"),  # of which without success
-            ("problem", "S300"),
+            ("problem", "S300"),  # of the last command; empty when it went well
         ]
     ),
 }
 
-NOTHING, OPEN, CLOSED, HOME = range(4)  # wishes of the hand
+NOTHING, OPEN, CLOSED, HOME, LEAVE = range(5)  # wishes of the hand; the last ends its process
 
 
 def arm_memory(descriptor: int | None = None) -> SharedMemory:
     """Of the arm's process and its parent; arrays ``work`` and ``gap`` are histograms of the control loop."""
-    return SharedMemory(
-        {k: v for k, v in _ARM.items()}, {"work": (np.int64, WORK_BINS), "gap": (np.int64, GAP_BINS)}, descriptor
-    )
+    return SharedMemory({k: v for k, v in _ARM.items()}, {"work": (np.int64, WORK_BINS), "gap": (np.int64, GAP_BINS)}, descriptor)
 
 
 def hand_memory(descriptor: int | None = None) -> SharedMemory:

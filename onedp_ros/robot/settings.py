@@ -26,7 +26,7 @@ class ArmSettings:
     ``stale_after`` (s), ``resume_distance`` (m), ``resume_angle`` (rad): :class:`~onedp_ros.control.follow.FollowLimits`.
     ``collision_torque`` (7,) Nm and ``collision_force`` (6,) N, Nm: above them the robot stops. ``load_mass`` (kg), ``load_center``
     (3,) m from the flange, ``load_inertia`` (9,) kg m²: what is held besides the hand. ``auto_recover``: errors after which the arm
-    goes on by itself, by libfranka's names."""
+    goes on by itself, by libfranka's names; empty strings are none, which ROS needs to know the type."""
 
     mode: str
     controller: str
@@ -82,7 +82,7 @@ class RobotSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RobotSettings:
         """Plain data -> settings. ValueError names a missing, unknown or senseless field."""
-        sections = {name: _section(name, kind, data.get(name)) for name, kind in SECTIONS.items()}
+        sections: dict[str, Any] = {name: _section(name, kind, data.get(name)) for name, kind in SECTIONS.items()}
         corners = {name: tuple(float(v) for v in data["safety"][name]) for name in ("workspace_min", "workspace_max")}
         return cls(**corners, **sections)  # type: ignore[arg-type]
 

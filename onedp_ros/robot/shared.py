@@ -1,7 +1,7 @@
 """Memory that processes share without locks: one writes, others read the newest, nobody ever waits.
 
-The memory has no name and no file: it is passed to a child as a file descriptor and ends with the last process that holds it, however
-that ends. Reads and writes rely on x86-64's order of stores, the only processors this package runs on.
+The memory has no name and no file: it is passed to a child as a file descriptor and ends with the last process that holds it,
+however that ends. Reads and writes rely on x86-64's order of stores, the only processors this package runs on.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class SharedMemory:
         for (name, kind), size in zip(records.items(), sizes, strict=True):
             self.latest[name] = Latest(self._memory, offset, kind)
             offset += size
-        for (name, (kind, count)), size in zip(arrays.items(), lengths, strict=True):
-            self.arrays[name] = np.ndarray(count, kind, self._memory, offset)
+        for (name, (number, count)), size in zip(arrays.items(), lengths, strict=True):
+            self.arrays[name] = np.ndarray(count, number, self._memory, offset)
             offset += size
 
     def close(self) -> None:

@@ -1,0 +1,144 @@
+"""For labs that run franka_ros2 with CRISP: the hand, and a watch over what CRISP needs.
+
+CRISP's ``cartesian_impedance_controller`` follows ``target_pose`` itself, which action_node publishes; it says only in its log that
+it ignores targets, so this node looks for the reasons. The hand is franka_ros2's, commanded by the actions of franka_msgs.
+
+Sources, read and not run: crisp_controllers 2.3 (src/cartesian_controller.cpp), franka_ros2 3.4 (franka_gripper).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+
+from onedp_ros.control.gripper import GripperIntent, GripperSettings
+from onedp_ros.nodes.diagnostics import Diagnostics, Report, worst
+from onedp_ros.nodes.messages import opening_of
+from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.polled import PolledSubscriber
+from onedp_ros.nodes.process import main_of
+from onedp_ros.resources import resource
+from onedp_ros.robot.settings import RobotSettings
+
+HEARD = 1.0  # s
+FINISH = 10.0  # s that a command of the hand may take
+
+
+class FrankaGripper:
+    """The newest wish, sent to franka_ros2's gripper actions when the last command has ended.
+
+    Raises:
+        ImportError: franka_msgs is not installed.
+    """
+
+    def __init__(self, node: Node, name: str, settings: GripperSettings) -> None:
+        from franka_msgs.action import Grasp, Move
+        from rclpy.action import ActionClient
+
+        s, half = settings, 0.5 * settings.width
+        grasp = Grasp.Goal(width=half, speed=s.speed, force=s.force)
+        grasp.epsilon.inner, grasp.epsilon.outer = half - s.nothing, half
+        move = Move.Goal(width=s.width, speed=s.speed)
+        self._goals = {
+            "closed": (ActionClient(node, Grasp, f"{name}/grasp"), grasp),
+            "open": (ActionClient(node, Move, f"{name}/move"), move),
+        }
+        self._sent = ""
+        self._busy_since: float | None = None
+        self.problem = ""
+
+    def wish(self, wish: str) -> None:
+        """Work towards a wish, ``open`` or ``closed``; call it again and again."""
+        if not wish or wish == self._sent or (self._busy_since is not None and time.monotonic() - self._busy_since < FINISH):
+            return
+        client, goal = self._goals[wish]
+        if not client.server_is_ready():
+            self.problem = "the gripper's action server is not there; start franka_gripper, or set the parameter gripper"
+            return
+        self._sent, self._busy_since = wish, time.monotonic()
+        client.send_goal_async(goal).add_done_callback(self._on_answer)
+
+    def _on_answer(self, future: Any) -> None:
+        handle = future.result()
+        if not handle.accepted:
+            self._busy_since, self.problem = None, "the gripper refused a command; see franka_gripper"
+            return
+        handle.get_result_async().add_done_callback(self._on_result)
+
+    def _on_result(self, future: Any) -> None:
+        result = future.result().result
+        self._busy_since = None
+        self.problem = "" if result.success else f"the gripper failed: {result.error or 'the grasp closed on nothing'}"
+
+
+class CrispNode(Node):
+    """gripper_target -> franka_msgs actions; says on /diagnostics what keeps CRISP from following target_pose.
+
+    Args:
+        gripper: makes the hand's client, as :class:`FrankaGripper`.
+    """
+
+    def __init__(self, gripper: Callable[[Node, str, GripperSettings], Any] = FrankaGripper, **kwargs: Any) -> None:
+        super().__init__("crisp_node", **kwargs)
+        self.contract = declare_contract(self)
+        robot = declare(self, "robot", "franka", "Robot: the name of a file in config/robot, or the path of a robot file")
+        name = declare(self, "gripper", "franka_gripper", "Name of franka_ros2's gripper node")
+        path = robot if robot.endswith((".yaml", ".yml")) else resource("config", "robot", f"{robot}.yaml")
+        settings = RobotSettings.from_yaml(path).gripper
+        self._intent = GripperIntent(settings)
+        self._missing = ""
+        self._gripper: Any = None
+        try:
+            self._gripper = gripper(self, name, settings)
+        except ImportError as error:
+            self._missing = f"the hand cannot be commanded: {error}; install franka_msgs of franka_ros2"
+        self._heard = float("-inf")
+        self._pose = PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose)
+        self._target = self.resolve_topic_name("target_pose")
+        self.create_subscription(JointState, "gripper_target", self._on_gripper, 1)
+        self._diagnostics = Diagnostics(self, self._report)
+
+    def _on_pose(self, _message: PoseStamped) -> None:
+        self._heard = time.monotonic()
+
+    def _on_gripper(self, message: JointState) -> None:
+        opening = opening_of(message)
+        if opening is None:
+            return
+        self._intent.update(opening)
+        if self._gripper is not None:
+            self._gripper.wish(self._intent.wish)
+
+    def _report(self) -> Report:
+        self._pose.poll()
+        publishers, followers = self.count_publishers(self._target), self.count_subscribers(self._target)
+        level, text = worst(
+            (DiagnosticStatus.ERROR, f"{publishers} nodes publish {self._target}, and CRISP then ignores all; end all but one")
+            if publishers > 1
+            else None,
+            (DiagnosticStatus.ERROR, f"nobody follows {self._target}; activate CRISP's cartesian_impedance_controller")
+            if not followers
+            else None,
+            (DiagnosticStatus.ERROR, f"{self.contract.pose_topic}: not heard; activate CRISP's pose_broadcaster")
+            if time.monotonic() - self._heard > HEARD
+            else None,
+            (DiagnosticStatus.ERROR, self._missing) if self._missing else None,
+            (DiagnosticStatus.WARN, self._gripper.problem) if self._gripper is not None and self._gripper.problem else None,
+            fine="running",
+        )
+        return level, text, {"publishers": publishers, "followers": followers, "gripper": self._intent.wish or "untold"}
+
+
+def main(args: list[str] | None = None) -> int:
+    return main_of(CrispNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+"""A Franka FR3 and its hand behind the topics that the twin has. A lifecycle node: configure connects, activate lets the arm move.
+
+Three processes: this one, the arm's 1 kHz loop and the hand's (``onedp_ros.robot``). One thread here: targets are handed on as they
+come, a timer publishes states at 200 Hz.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, WrenchStamped
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
+from onedp_ros.nodes.messages import header, opening_of, pose_message
+from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.process import main_of
+from onedp_ros.resources import resource
+from onedp_ros.robot import memory
+from onedp_ros.robot.arm import percentile
+from onedp_ros.robot.faults import Fault
+from onedp_ros.robot.franka import Franka
+from onedp_ros.robot.settings import MODES, RobotSettings
+
+ARM_JOINTS = [f"fr3_joint{i}" for i in range(1, 8)]
+STATE_RATE = 200.0  # Hz
+WATCH_EVERY = 10  # states between looks for faults
+NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes what any publisher offers
+LASTING = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LATE_RATE = 0.95  # success rate of commands below which the diagnostics warn
+
+
+class FrankaNode(LifecycleNode):
+    """target_pose, gripper_target -> the arm; joint_states, current_pose, franka/state/wrench and franka/state/robot_mode from it.
+
+    Services ``~/recover`` (after a fault: mends what can be mended and controls again, at rest) and ``~/home_gripper``
+    (std_srvs/Trigger). All of the robot file is also parameters, such as ``impedance.linear_stiffness``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("franka_node", **kwargs)
+        self.contract = declare_contract(self)
+        robot = declare(self, "robot", "franka", "Robot: the name of a file in config/robot, or the path of a robot file")
+        self._address = declare(self, "robot_ip", "", "Address of the robot")
+        mode = declare(self, "mode", "", f"One of {', '.join(MODES)}; empty: the robot file's")
+        realtime = declare(self, "realtime", "enforce", "enforce: fail without real-time scheduling; ignore: go on without")
+        self._cpu = declare(self, "cpu", -1, "Processor of its own for the control loop; -1: any", -1, 1023)
+        speed = declare(self, "speed", 1.0, "Share of the robot file's speeds", 0.01, 1.0)
+        self._autostart = declare(self, "autostart", False, "Configure and activate at start; ~/recover tries again")
+        if realtime not in ("enforce", "ignore"):
+            raise ValueError(f"parameter realtime is '{realtime}', expected enforce or ignore")
+        self._enforce = realtime == "enforce"
+        path = robot if robot.endswith((".yaml", ".yml")) else resource("config", "robot", f"{robot}.yaml")
+        settings = RobotSettings.from_yaml(path)
+        given = {name: declare(self, name, value, f"See {path}") for name, value in settings.parameters().items()}
+        if mode:
+            given["arm.mode"] = mode
+        self.settings = settings.replaced(given).slowed(speed)
+
+        self._franka: Franka | None = None
+        self._failed = ""
+        self._stamp = self._count = self._far = 0
+        self._far_at = float("-inf")
+        self._refused_frame = self._targets = 0
+        self._publishers_of_target = 1
+        self._mode = ""
+        self._states, self._target_rate = Rate(), Rate()
+        self._fingers = self.contract.finger_joints
+        self._joint_publisher = self.create_publisher(JointState, self.contract.joint_states_topic, 10)
+        self._pose_publisher = self.create_publisher(PoseStamped, self.contract.pose_topic, 10)
+        self._wrench_publisher = self.create_publisher(WrenchStamped, "franka/state/wrench", 10)
+        self._mode_publisher = self.create_publisher(String, "franka/state/robot_mode", LASTING)
+        self._target_subscription = self.create_subscription(PoseStamped, "target_pose", self._on_target, NEWEST)
+        self.create_subscription(JointState, "gripper_target", self._on_gripper, NEWEST)
+        self.create_service(Trigger, "~/recover", self._on_recover)
+        self.create_service(Trigger, "~/home_gripper", self._on_home)
+        self.create_timer(1.0 / STATE_RATE, self._tick)
+        self._diagnostics = Diagnostics(self, self._report)
+
+    def start(self) -> None:
+        """Configure and activate. Fault when that fails; the node stays and says why."""
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                raise Fault(self._failed, ("not_configured",))
+
+    # transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._failed = ""
+        try:
+            if not self._address:
+                raise Fault("parameter robot_ip is empty; give the address of the robot, for example 172.16.0.2", ("no_address",))
+            self._franka = Franka(self._address, self.settings, self._enforce, self._cpu, self._publish)
+            self._franka.connect()
+        except Fault as fault:
+            self._failed = str(fault)
+            self.get_logger().error(f"not connected: {fault}")
+            self._release()
+            return TransitionCallbackReturn.FAILURE
+        granted, tool = self._franka.arm.notes
+        self.get_logger().info(f"connected to {self._address}; real-time: {granted}; tool {tool[14]:.4f} m from the flange")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        assert self._franka is not None
+        self._franka.activate()
+        if self._franka.fault is not None:
+            self.get_logger().error(str(self._franka.fault))
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        assert self._franka is not None
+        self._franka.deactivate()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._release()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._release()
+        return super().on_shutdown(state)
+
+    def destroy_node(self) -> None:
+        self._release()
+        super().destroy_node()
+
+    def _release(self) -> None:
+        if self._franka is not None:
+            self._franka.close()
+        self._franka = None
+
+    # what comes
+
+    def _on_target(self, message: PoseStamped) -> None:
+        self._targets += 1
+        self._target_rate.tick()
+        if self._franka is None:
+            return
+        if message.header.frame_id != self.contract.base_frame:
+            self._franka.refused["frame"] += 1
+        elif self._publishers_of_target > 1:
+            self._franka.refused["several_publishers"] += 1
+        else:
+            p, q = message.pose.position, message.pose.orientation
+            self._franka.target((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+
+    def _on_gripper(self, message: JointState) -> None:
+        if self._franka is None:
+            return
+        opening = opening_of(message)
+        if opening is None:
+            self._franka.refused["gripper"] += 1
+        else:
+            self._franka.opening(opening)
+
+    def _on_recover(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            if self._franka is not None:
+                self._franka.recover()
+            elif self._autostart:
+                self.start()
+                if self._franka is not None and self._franka.fault is not None:
+                    self._franka.recover()
+            else:
+                raise Fault("not configured; configure and activate first", ("not_configured",))
+            response.success, response.message = True, "recovered" if self._is_active() else "recovered; not active"
+        except Fault as fault:
+            response.success, response.message = False, str(fault)
+        return response
+
+    def _is_active(self) -> bool:
+        return self._franka is not None and self._franka.active
+
+    def _on_home(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = self._is_active() and self._franka is not None and self._franka.fault is None
+        response.message = "homing" if response.success else "not active, or in a fault; see /diagnostics"
+        if response.success and self._franka is not None:
+            self._franka.hand.home()
+        return response
+
+    # what goes
+
+    def _tick(self) -> None:
+        self._count += 1
+        self._publish()
+        if self._franka is not None and self._count % WATCH_EVERY == 0:
+            before = self._franka.fault
+            self._franka.watch()
+            if self._franka.fault is not None and self._franka.fault is not before:
+                self.get_logger().error(str(self._franka.fault))
+                self._diagnostics.publish()
+
+    def _publish(self) -> None:
+        """The newest state of the robot, once."""
+        if self._franka is None:
+            return
+        state = self._franka.arm.state()
+        stamp = int(state["stamp"])
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        self._states.tick()
+        finger = 0.5 * self._franka.hand.width
+        joints = JointState(header=header(stamp), name=[*ARM_JOINTS, *self._fingers])
+        joints.position = [*state["q"].tolist(), finger, finger]
+        joints.velocity = [*state["dq"].tolist(), 0.0, 0.0]
+        joints.effort = [*state["torque"].tolist(), 0.0, 0.0]
+        self._joint_publisher.publish(joints)
+        base = self.contract.base_frame
+        self._pose_publisher.publish(pose_message(state["position"], state["quaternion"], stamp, base))
+        wrench = WrenchStamped(header=header(stamp, base))
+        f, t = wrench.wrench.force, wrench.wrench.torque
+        f.x, f.y, f.z, t.x, t.y, t.z = state["wrench"].tolist()
+        self._wrench_publisher.publish(wrench)
+        mode = memory.ROBOT_MODES[int(state["robot_mode"])]
+        if mode != self._mode:
+            self._mode = mode
+            self._mode_publisher.publish(String(data=mode))
+
+    def _report(self) -> Report:
+        now, franka = time.monotonic(), self._franka
+        self._publishers_of_target = self.count_publishers(self._target_subscription.topic_name)
+        if franka is None:
+            text = f"not connected: {self._failed}" if self._failed else "not configured"
+            level = DiagnosticStatus.ERROR if self._failed else DiagnosticStatus.OK
+            return level, text, {"phase": "unconfigured", "robot_ip": self._address}
+        arm, hand = franka.arm, franka.hand
+        state, phase = arm.state(), arm.phase
+        far = int(state["far"])
+        if far > self._far:
+            self._far, self._far_at = far, now
+        controlled = franka.active and franka.fault is None
+        level, text = worst(
+            (DiagnosticStatus.ERROR, str(franka.fault)) if franka.fault is not None else None,
+            (DiagnosticStatus.ERROR, f"{self._publishers_of_target} nodes publish target_pose; end all but one")
+            if self._publishers_of_target > 1
+            else None,
+            (DiagnosticStatus.ERROR, "user stop pressed; release it, then call ~/recover")
+            if self._mode == "user_stopped"
+            else None,
+            (DiagnosticStatus.WARN, "the target is too far from the arm to begin with; disable and enable action_node")
+            if now - self._far_at < 2.0
+            else None,
+            (DiagnosticStatus.WARN, f"no fresh target_pose, arm {phase}; see action_node")
+            if controlled and self._targets and phase in ("holding", "stopping") and self._target_rate.hz() == 0.0
+            else None,
+            (
+                DiagnosticStatus.WARN,
+                f"the robot received {100 * float(state['success_rate']):.0f} % of the commands in time; see docs/real_robot.md",
+            )
+            if controlled and phase == "following" and state["success_rate"] < LATE_RATE
+            else None,
+            (DiagnosticStatus.WARN, hand.problem) if hand.problem else None,
+            fine=phase,
+        )
+        work, gap = arm.memory.arrays["work"], arm.memory.arrays["gap"]
+        values = {
+            "phase": phase,
+            "active": franka.active,
+            "fault": " ".join(franka.fault.names) if franka.fault is not None else "",
+            "robot_mode": self._mode,
+            "mode": self.settings.arm.mode,
+            "robot_ip": self._address,
+            "realtime": arm.notes[0],
+            "state_hz": round(self._states.hz(), 1),
+            "target_hz": round(self._target_rate.hz(), 1),
+            "success_rate": round(float(state["success_rate"]), 3),
+            "cycles": int(state["cycles"]),
+            "cycles_lost": int(state["lost"]),
+            **{f"work_us_{name}": percentile(work, share) for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
+            **{f"gap_ms_{name}": percentile(gap, share) / 100 for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
+            "joint_share": round(float(state["share"]), 3),
+            "targets": self._targets,
+            "targets_far": far,
+            "refused": sum(franka.refused.values()),
+            **counted("refused", franka.refused),
+            "gripper": hand.intent.wish or "untold",
+            "gripper_width": round(hand.width, 4),
+            "gripper_commands": int(hand.state()["done"]),
+            "gripper_failed": int(hand.state()["failed"]),
+            "recoveries": franka.recoveries,
+        }
+        return level, text, values
+
+
+def make_node(**kwargs: Any) -> FrankaNode:
+    """The node, started when its parameter ``autostart`` is set."""
+    node = FrankaNode(**kwargs)
+    if node.get_parameter("autostart").value:
+        with suppress(Fault):  # said in the log and on /diagnostics; ~/recover tries again
+            node.start()
+    return node
+
+
+def main(args: list[str] | None = None) -> int:
+    return main_of(make_node, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

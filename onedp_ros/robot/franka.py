@@ -1,0 +1,157 @@
+"""An FR3 with its hand: when it may move, and what becomes of it when something fails."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from numpy.typing import ArrayLike
+
+from onedp_ros.robot.arm import CONNECT_TIME, Arm, target_fault
+from onedp_ros.robot.faults import Fault
+from onedp_ros.robot.hand import Hand
+from onedp_ros.robot.settings import RobotSettings
+
+START_TIME = 3.0  # s until control has begun
+PERIOD = 0.005  # s between looks while waiting
+AUTO_RECOVERY_PAUSE = 10.0  # s: a fault that comes back sooner is not recovered from by itself
+
+
+class Franka:
+    """Arm and hand. After any fault it stands still, named in ``fault``, until :meth:`recover`.
+
+    A file in the temporary directory tells the next process that this one died while it controlled the arm.
+
+    Args:
+        address: the robot's.
+        enforce: whether to fail without real-time scheduling.
+        cpu: processor of its own for the control loop; -1: any.
+        idle: called again and again while :meth:`connect`, :meth:`activate` or :meth:`recover` waits.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        settings: RobotSettings,
+        enforce: bool = True,
+        cpu: int = -1,
+        idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings, self._idle = settings, idle
+        self.arm, self.hand = Arm(address, settings, enforce, cpu), Hand(address, settings.gripper)
+        self.fault: Fault | None = None
+        self.active = False
+        self.refused: Counter[str] = Counter()
+        self.recoveries = 0
+        self._recovered_at = float("-inf")
+        self._marker = Path(tempfile.gettempdir()) / f"onedp_ros_{address.replace('/', '_')}.active"
+
+    def connect(self) -> None:
+        """Start both processes and connect. Fault when one cannot, within 5 s."""
+        self.arm.start()
+        self.hand.start()
+        self._await(lambda: self.arm.phase != "connecting" and bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0)
+        if self._marker.exists():
+            text = "franka_node ended unexpectedly while it controlled the arm; look at the arm, then call ~/recover"
+            self.fault = Fault(text, ("left_active",))
+
+    def activate(self) -> None:
+        """Begin to control, at rest at the measured pose. What prevents it becomes ``fault``."""
+        self.active = True
+        self._marker.touch()
+        self._control()
+
+    def _control(self) -> None:
+        if self.fault is not None:
+            return
+        self.arm.control(self._settings.arm.mode)
+        try:
+            self._await(lambda: self.arm.phase in ("holding", "following"), START_TIME)
+        except Fault as fault:
+            self._stop(fault)
+
+    def deactivate(self) -> None:
+        """Decelerate and end the motion; the arm stands still when this returns, or has a fault."""
+        self.active = False
+        self.arm.control("rest")
+        try:
+            self._await(lambda: self.arm.phase == "idle", START_TIME)
+        except Fault as fault:
+            self.fault = self.fault or fault
+        self._marker.unlink(missing_ok=True)
+
+    def watch(self) -> None:
+        """Look for faults; call it at least ten times a second."""
+        fault = self.arm.fault() or self.hand.fault()
+        if fault is None or self.fault is not None:
+            return
+        self._stop(fault)
+        again = time.monotonic() - self._recovered_at < AUTO_RECOVERY_PAUSE
+        if self.active and not again and set(fault.names) <= set(self._settings.arm.auto_recover):
+            self._recovered_at = time.monotonic()
+            self.recoveries += 1
+            try:
+                self.recover()
+            except Fault as another:
+                self.fault = another
+
+    def _stop(self, fault: Fault) -> None:
+        self.fault = fault
+        self.arm.control("rest")
+
+    def target(self, position: ArrayLike, quaternion: ArrayLike) -> str:
+        """A tool pose to follow, (3,) m and (4,) xyzw in the base frame. Why it was refused; empty when it was not."""
+        reason = target_fault(position, quaternion) or ("inactive" if not self.active else "") or ("fault" if self.fault else "")
+        if reason:
+            self.refused[reason] += 1
+        else:
+            self.arm.send(position, quaternion)
+        return reason
+
+    def opening(self, opening: float) -> None:
+        """A wished opening between the fingers, m; left where a fault is or nothing is active."""
+        if self.active and self.fault is None:
+            self.hand.command(opening)
+
+    def recover(self) -> None:
+        """Mend what can be mended and, when active, control again, at rest. Fault when something remains."""
+        hand_failed = self.hand.fault() is not None
+        self.arm.recover()
+        self.hand.recover()
+        try:
+            self._await(lambda: not self.arm.recovering and bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0)
+        except Fault as fault:
+            self.fault = fault
+            raise
+        if hand_failed:
+            self.hand.resume()
+        self.fault = None
+        if self.active:
+            self._control()
+        if self.fault is not None:
+            raise self.fault
+
+    def _await(self, done: Callable[[], bool], seconds: float) -> None:
+        """Until ``done()``. Fault when there is one, or when that takes longer than ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            if (fault := self.arm.fault() or self.hand.fault()) is not None:
+                raise fault
+            if time.monotonic() > deadline:
+                raise Fault(
+                    f"the robot did not come from '{self.arm.phase}' within {seconds:.0f} s; call ~/recover", ("no_answer",)
+                )
+            self._idle()
+            time.sleep(PERIOD)
+        if (fault := self.arm.fault() or self.hand.fault()) is not None:
+            raise fault
+
+    def close(self) -> None:
+        """Bring the arm to rest and end both processes."""
+        self.active = False
+        self.arm.close()
+        self.hand.close()
+        self._marker.unlink(missing_ok=True)

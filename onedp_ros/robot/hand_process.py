@@ -1,0 +1,89 @@
+"""The hand's process: pylibfranka's gripper commands take up to a second each and hold the interpreter's lock all the while.
+
+``python -m onedp_ros.robot.hand_process DESCRIPTOR ADDRESS SETTINGS``, started by :class:`onedp_ros.robot.hand.Hand`. A command
+cannot be cut short; when it has ended, the newest wish is obeyed, and those in between are forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+import pylibfranka as franka
+
+from onedp_ros.control.gripper import GripperSettings
+from onedp_ros.robot import memory
+
+
+class HandProcess:
+    """Obeys the newest wish and tells the width."""
+
+    def __init__(self, descriptor: int, address: str, settings: GripperSettings) -> None:
+        self._latest = memory.hand_memory(descriptor).latest
+        self._settings, self._parent = settings, os.getppid()
+        self._said = memory.record("hand", "state")
+        self._gripper = franka.Gripper(address)
+
+    def run(self) -> None:
+        """Until told to leave, or until the parent has died."""
+        self._look()
+        _, obeyed = self._latest["intent"].unpack()
+        while os.getppid() == self._parent:
+            wish, serial = self._latest["intent"].unpack()
+            if wish == memory.LEAVE:
+                return
+            if serial != obeyed:
+                obeyed = serial
+                self._obey(wish)
+            self._look()
+
+    def _look(self) -> None:
+        state = self._gripper.read_once()
+        said = self._said
+        said["connected"], said["moving"] = True, False
+        said["width"], said["grasped"] = state.width, state.is_grasped
+        self._say()
+
+    def _obey(self, wish: int) -> None:
+        s, said = self._settings, self._said
+        said["moving"], said["begin"], said["speed"] = True, time.monotonic_ns(), s.speed
+        said["goal"] = 0.0 if wish == memory.CLOSED else s.width
+        self._say()
+        problem = ""
+        try:
+            if wish == memory.CLOSED:
+                half = 0.5 * s.width  # anything between nothing and the whole width is an object
+                if not self._gripper.grasp(half, s.speed, s.force, half - s.nothing, half):
+                    problem = "the grasp closed on nothing; open and close again"
+            elif wish == memory.OPEN:
+                if not self._gripper.move(s.width, s.speed):
+                    problem = f"the hand did not open to {s.width} m; is something in its way?"
+            elif not self._gripper.homing():
+                problem = "homing failed; are the fingers free?"
+        except franka.CommandException as error:
+            problem = f"the hand refused: {error}; call ~/home_gripper with free fingers"
+        said["done"] += 1
+        said["failed"] += bool(problem)
+        said["problem"] = problem.encode()[:300]
+
+    def _say(self) -> None:
+        self._said["alive"] = time.monotonic_ns()
+        self._latest["state"].write(self._said)
+
+
+def main(argv: list[str]) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent says when to end, or dies
+    try:
+        HandProcess(int(argv[0]), argv[1], GripperSettings(**json.loads(argv[2]))).run()
+    except franka.NetworkException as error:
+        print(f"gripper at {argv[1]}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
