@@ -49,7 +49,7 @@ def task_graph(
         model: directory of the policy; default: the released one of the method.
         seed: of the policy's noise.
         twin_seed: of the twin's first episode.
-        enabled: whether the arm may move from the start, or waits for ``action_node``'s service ``~/enable``; default: only the twin.
+        enabled: whether the arm may move from the start, or waits for action_node's ``~/enable``; default: only the twin may.
         threads: processor threads of the engine; 0: its own choice.
         franka: further parameters of franka_node, ``robot_ip`` among them.
 

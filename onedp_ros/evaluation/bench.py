@@ -161,8 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--no-frames", action="store_true", help="leave out the frames over DDS")
+    parser.add_argument("--servo", action="store_true", help="the arm's 1 kHz loop instead, against the fake robot")
+    parser.add_argument("--robot-ip", default="", help="with --servo: a real robot, which MOVES")
+    parser.add_argument("--seconds", type=float, default=20.0, help="with --servo: of each row, 60 at most (default 20)")
     parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside it")
     args = parser.parse_args(argv)
+    if args.servo:
+        return _servo(args.seconds, args.robot_ip, args.json)
     networks = ["paper", "compact"] if args.network == "both" else [args.network]
     result = run(networks, args.repeats, args.threads, not args.no_frames)
     print("\n" + table(result))
@@ -173,6 +178,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         plot_bench(result, args.json.with_suffix(".png"))
         print(f"written {args.json} and {args.json.with_suffix('.png')}")
+    return 0
+
+
+def _servo(seconds: float, address: str, json_path: Path | None) -> int:
+    from onedp_ros.evaluation import servo
+    from onedp_ros.evaluation.figures import plot_servo
+
+    result = servo.run(min(seconds, 60.0), address, enforce=bool(address))
+    print("\n" + servo.table(result))
+    if json_path:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        plot_servo(result, json_path.with_suffix(".png"))
+        print(f"written {json_path} and {json_path.with_suffix('.png')}")
     return 0
 
 

@@ -103,3 +103,27 @@ def plot_bench(result: Mapping[str, Any], path: Path) -> None:
     axes.set_title(f"{result['processor']['name']}, {result['threads']} threads", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def plot_servo(result: Mapping[str, Any], path: Path) -> None:
+    """Of ``onedp bench --servo``: how long the loop worked in a cycle, and how long cycles were apart."""
+    rows = result["rows"]
+    figure, axes = plt.subplots(len(rows), 2, figsize=(10, 1.6 * len(rows) + 1), sharex="col", layout="constrained")
+    for row, (left, right) in zip(rows, axes, strict=True):
+        for axis, name, width, unit in ((left, "work_histogram", 1e-3, 0.01), (right, "gap_histogram", 0.01, 0.1)):
+            counts = np.array(row[name], dtype=np.int64)
+            merged = counts[: len(counts) // round(unit / width) * round(unit / width)].reshape(-1, round(unit / width)).sum(axis=1)
+            axis.bar((np.arange(len(merged)) + 0.5) * unit, merged, width=unit, color="tab:blue")
+            axis.set_yscale("log")
+            axis.set_ylim(0.5, None)
+        left.set_ylabel(f"{row['mode']}\n{row['load']}", fontsize=8)
+        left.axvline(row["work_us"]["p99"] / 1000, color="tab:red", linewidth=1)
+        right.axvline(1.0, color="tab:green", linewidth=1)
+    axes[0][0].set_xlim(0, 2)
+    axes[0][1].set_xlim(0, 25)
+    axes[0][0].set_title("work in a cycle (red: p99)")
+    axes[0][1].set_title("time between cycles (green: 1 ms)")
+    axes[-1][0].set_xlabel("ms")
+    axes[-1][1].set_xlabel("ms")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

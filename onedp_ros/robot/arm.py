@@ -104,8 +104,8 @@ class Arm:
         phase = int(state["phase"])
         if phase == memory.FAULT and state["serial"] >= self._request["serial"]:
             return self._told(state)
-        silent = now - max(float(state["alive"]) * 1e-9, self.child.started, self._asked_at)
-        if phase == memory.CONNECTING and silent > CONNECT_TIME:
+        waited = now - max(self.child.started, self._asked_at)
+        if phase == memory.CONNECTING and waited > CONNECT_TIME:
             self.child.kill()
             return self._tell(
                 Fault(
@@ -114,6 +114,7 @@ class Arm:
                     ("no_answer",),
                 )
             )
+        silent = min(waited, now - float(state["alive"]) * 1e-9)
         if phase not in (memory.CONNECTING, memory.FAULT) and silent > HANG_TIME:
             self.child.kill()
             return self._tell(Fault(f"the arm's process hung for {HANG_TIME:.0f} s and was ended; call ~/recover", ("hung",)))

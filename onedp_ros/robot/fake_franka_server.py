@@ -41,7 +41,7 @@ from franka_sim.gripper.backend import FrankaHandSim
 JOINTS = (0.0, -0.2, 0.0, -2.25, 0.0, 2.05, 0.7853)  # rad, the hand above the table, pointing down
 ARMATURE = 0.195  # kg m², rotors and gears; the URDF has none
 FLANGE_TO_HAND, HAND_TO_TOOL = 0.107, 0.1034  # m, FR3 and Franka Hand manuals; franka-sim's flange is link 7
-CARTESIAN_REFLEX = 6  # position in libfranka's list of errors
+CARTESIAN_REFLEX = 7  # position in libfranka's list of errors
 USER_STOPPED, IDLE = 5, 1  # robot modes
 
 RECORD = np.dtype(

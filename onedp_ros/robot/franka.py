@@ -41,6 +41,7 @@ class Franka:
         idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings, self._idle = settings, idle
+        self.mode = settings.arm.mode
         self.arm, self.hand = Arm(address, settings, enforce, cpu), Hand(address, settings.gripper)
         self.fault: Fault | None = None
         self.active = False
@@ -52,8 +53,9 @@ class Franka:
     def connect(self) -> None:
         """Start both processes and connect. Fault when one cannot, within 5 s."""
         self.arm.start()
+        self._await(lambda: self.arm.phase != "connecting", CONNECT_TIME + 1.0, hand=False)
         self.hand.start()
-        self._await(lambda: self.arm.phase != "connecting" and bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0)
+        self._await(lambda: bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0)
         if self._marker.exists():
             text = "franka_node ended unexpectedly while it controlled the arm; look at the arm, then call ~/recover"
             self.fault = Fault(text, ("left_active",))
@@ -67,7 +69,7 @@ class Franka:
     def _control(self) -> None:
         if self.fault is not None:
             return
-        self.arm.control(self._settings.arm.mode)
+        self.arm.control(self.mode)
         try:
             self._await(lambda: self.arm.phase in ("holding", "following"), START_TIME)
         except Fault as fault:
@@ -85,7 +87,7 @@ class Franka:
 
     def watch(self) -> None:
         """Look for faults; call it at least ten times a second."""
-        fault = self.arm.fault() or self.hand.fault()
+        fault = self._fault()
         if fault is None or self.fault is not None:
             return
         self._stop(fault)
@@ -119,10 +121,11 @@ class Franka:
     def recover(self) -> None:
         """Mend what can be mended and, when active, control again, at rest. Fault when something remains."""
         hand_failed = self.hand.fault() is not None
-        self.arm.recover()
-        self.hand.recover()
         try:
-            self._await(lambda: not self.arm.recovering and bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0)
+            self.arm.recover()
+            self._await(lambda: not self.arm.recovering, CONNECT_TIME + 1.0, hand=False)
+            self.hand.recover()
+            self._await(lambda: bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0)
         except Fault as fault:
             self.fault = fault
             raise
@@ -134,11 +137,14 @@ class Franka:
         if self.fault is not None:
             raise self.fault
 
-    def _await(self, done: Callable[[], bool], seconds: float) -> None:
+    def _fault(self, hand: bool = True) -> Fault | None:
+        return self.arm.fault() or (self.hand.fault() if hand else None)
+
+    def _await(self, done: Callable[[], bool], seconds: float, hand: bool = True) -> None:
         """Until ``done()``. Fault when there is one, or when that takes longer than ``seconds``."""
         deadline = time.monotonic() + seconds
         while not done():
-            if (fault := self.arm.fault() or self.hand.fault()) is not None:
+            if (fault := self._fault(hand)) is not None:
                 raise fault
             if time.monotonic() > deadline:
                 raise Fault(
@@ -146,7 +152,7 @@ class Franka:
                 )
             self._idle()
             time.sleep(PERIOD)
-        if (fault := self.arm.fault() or self.hand.fault()) is not None:
+        if (fault := self._fault(hand)) is not None:
             raise fault
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ class Hand:
 
     def start(self) -> None:
         """Start the process, which connects at once. See :meth:`fault` for how that went."""
-        self._state["connected"] = False
+        self._state["connected"], self._state["problem"] = False, b""
         self._latest["state"].write(self._state)
         self.child.start()
 
@@ -88,7 +88,8 @@ class Hand:
         """Why the hand cannot be used; None when it can. Ends a process that hangs."""
         if ended := self.child.ended():
             return Fault(
-                f"the gripper's process {ended}; is a Franka hand mounted and free? Then call ~/recover",
+                f"the gripper's process {ended}{f' ({self.problem})' if self.problem else ''}; is a Franka hand mounted and free? "
+                f"Then call ~/recover",
                 ("gripper_process_died",),
             )
         state = self.state()

@@ -25,10 +25,11 @@ class HandProcess:
         self._latest = memory.hand_memory(descriptor).latest
         self._settings, self._parent = settings, os.getppid()
         self._said = memory.record("hand", "state")
-        self._gripper = franka.Gripper(address)
+        self._address = address
 
     def run(self) -> None:
         """Until told to leave, or until the parent has died."""
+        self._gripper = franka.Gripper(self._address)
         self._look()
         _, obeyed = self._latest["intent"].unpack()
         while os.getppid() == self._parent:
@@ -69,6 +70,11 @@ class HandProcess:
         said["failed"] += bool(problem)
         said["problem"] = problem.encode()[:300]
 
+    def say_last(self, problem: str) -> None:
+        """Why the process ends."""
+        self._said["connected"], self._said["problem"] = False, problem.encode()[:300]
+        self._say()
+
     def _say(self) -> None:
         self._said["alive"] = time.monotonic_ns()
         self._latest["state"].write(self._said)
@@ -77,10 +83,11 @@ class HandProcess:
 def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent says when to end, or dies
+    process = HandProcess(int(argv[0]), argv[1], GripperSettings(**json.loads(argv[2])))
     try:
-        HandProcess(int(argv[0]), argv[1], GripperSettings(**json.loads(argv[2]))).run()
+        process.run()
     except franka.NetworkException as error:
-        print(f"gripper at {argv[1]}: {error}", file=sys.stderr)
+        process.say_last(str(error))
         return 1
     return 0
 
