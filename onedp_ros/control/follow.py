@@ -69,7 +69,7 @@ class TargetFollower:
         self._sent = deque([(0, self.filter.moment)], maxlen=MOST_TICKS)
         self._seen_joints = self._joints()
         self._guard.look(*self._seen_joints, 0.0)
-        self.share = self._push_share = 1.0
+        self.share, self._push = 1.0, (1.0, 0.0)
         self.state = "holding"
         self._goal = self.filter.pose
 
@@ -124,9 +124,9 @@ class TargetFollower:
         if changed or turn == 3:
             self._share_out()
         if self.state == "following":
-            self.filter.follow(*self.filter.wanted(*self._goal, self.share), TICK, self._push_share)
+            self.filter.follow(*self.filter.wanted(*self._goal, self.share), TICK, *self._push)
         else:
-            self.filter.brake(TICK, self._push_share)
+            self.filter.brake(TICK, *self._push)
         if self.state == "stopping" and self.filter.at_rest:
             self.state, self._goal = "holding", self.filter.pose
             self.filter.reset(*self._goal)
@@ -147,4 +147,4 @@ class TargetFollower:
         """Ask what the joints can follow of what the filter wants now."""
         velocity, spin = self.filter.wanted(*self._goal) if self.state == "following" else (STILL, STILL)
         push, twist = self.filter.pushes(velocity, spin)
-        self.share, self._push_share = self._guard.shares(self.filter.twist, velocity + spin, push + twist)
+        self.share, *self._push = self._guard.shares(self.filter.twist, velocity + spin, push + twist)

@@ -25,6 +25,7 @@ TORQUE_RATE = 1000.0  # Nm/s
 
 BRAKING = 0.5  # of the joints' decelerations that a Cartesian motion is trusted with
 BENDING = 0.25  # of what the joints may accelerate, for the change of the arm's posture
+DRAG = 20.0  # 1/s, at most
 DAMPING = 1e-6 * np.eye(6)
 
 
@@ -41,7 +42,7 @@ class JointMargins:
     least bend of joint 4, since a stretched arm can neither go on nor brake."""
 
     speed: float = 0.5
-    acceleration: float = 0.45
+    acceleration: float = 0.4
     range: float = 0.05
     elbow: float = 0.6
 
@@ -71,8 +72,11 @@ class JointGuard:
         self._last = inverse
         self._q, self._inverse, self._change = q, inverse.T.tolist(), change.T.tolist()
 
-    def shares(self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float]) -> tuple[float, float]:
-        """The shares, 0 to 1, of a wanted velocity and of an acceleration that keep all joints within limits.
+    def shares(self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float]) -> tuple[float, float, float]:
+        """What keeps all joints within limits: the shares, 0 to 1, of a wanted velocity and of an acceleration, and a drag (1/s).
+
+        Near a singularity hardly any change of direction is left; the drag then slows the present velocity down, whose joint speeds
+        it only scales.
 
         The joints accelerate by ``J⁺ẍ`` and, since the arm's posture changes, by ``(dJ⁺/dt) ẋ``; the latter may take a
         quarter of what they can.
@@ -83,8 +87,10 @@ class JointGuard:
         """
         margins, most = self._margins, self._margins.acceleration * JOINT_ACCELERATION
         share = push = 1.0
+        fastest = 1e-9
         for joint, (inverse, change) in enumerate(zip(self._inverse, self._change, strict=True)):
             speed, bend, gain = _dot(inverse, wanted), _dot(change, now), _dot(inverse, acceleration)
+            fastest = max(fastest, abs(_dot(inverse, now)))
             distance = self._max[joint] - self._q[joint] if speed > 0 else self._q[joint] - self._min[joint]
             limit = margins.speed * joint_speed_limit(joint, BRAKING * distance)
             if abs(speed) > limit:
@@ -96,7 +102,7 @@ class JointGuard:
             needed = _sum(inverse, acceleration)
             if needed > room:
                 push = min(push, room / needed)
-        return share, push
+        return share, push, (1.0 - push) * min(DRAG, 0.5 * most / fastest)
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:

@@ -114,10 +114,13 @@ class TargetFilter:
             _closing(turn, share, lim.gain, lim.angular_speed, lim.angular_acceleration),
         )
 
-    def follow(self, velocity: Triple, spin: Triple, dt: float, share: float = 1.0) -> None:
-        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), with this share of the accelerations."""
+    def follow(self, velocity: Triple, spin: Triple, dt: float, share: float = 1.0, drag: float = 0.0) -> None:
+        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), with this share of the accelerations, and
+        a drag (1/s) on the present velocity."""
         lim = self.limits
         push, twist = self.pushes(velocity, spin, share)
+        if drag:
+            push, twist = _plus(push, self._velocity, -drag), _plus(twist, self._spin, -drag)
         self._acceleration = _changed(push, self._acceleration, lim.linear_jerk * dt)
         self._spin_up = _changed(twist, self._spin_up, lim.angular_jerk * dt)
         self.coast(dt)
@@ -148,9 +151,9 @@ class TargetFilter:
         length = math.sqrt(i * i + j * j + k * k + w * w)
         self._quaternion = i / length, j / length, k / length, w / length
 
-    def brake(self, dt: float, share: float = 1.0) -> None:
-        """Advance by ``dt`` (s), slowing down."""
-        self.follow(STILL, STILL, dt, share)
+    def brake(self, dt: float, share: float = 1.0, drag: float = 0.0) -> None:
+        """Advance by ``dt`` (s), slowing down; ``share`` and ``drag`` as of :meth:`follow`."""
+        self.follow(STILL, STILL, dt, share, drag)
 
 
 def _plus(a: Triple, b: Triple, scale: float) -> Triple:
