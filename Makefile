@@ -1,18 +1,21 @@
 # Each target does the set-up it needs by itself; a second call finds it done.
 PYTHON := .venv/bin/python
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test lint fake-franka venv clean
 
 demo: venv
 	.venv/bin/onedp demo
 
-test: lint
+test: lint fake-franka
 	$(PYTHON) -m pytest
 
 lint: venv
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
+
+fake-franka: venv
+	@.venv/bin/onedp fake-franka --install
 
 venv:
 	@sh setup_environment.sh

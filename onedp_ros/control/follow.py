@@ -147,4 +147,5 @@ class TargetFollower:
         """Ask what the joints can follow of what the filter wants now."""
         velocity, spin = self.filter.wanted(*self._goal) if self.state == "following" else (STILL, STILL)
         push, twist = self.filter.pushes(velocity, spin)
-        self.share, *self._push = self._guard.shares(self.filter.twist, velocity + spin, push + twist)
+        self.share, share, drag = self._guard.shares(self.filter.twist, velocity + spin, push + twist)
+        self._push = share, drag

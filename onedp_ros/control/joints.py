@@ -26,7 +26,7 @@ TORQUE_RATE = 1000.0  # Nm/s
 BRAKING = 0.5  # of the joints' decelerations that a Cartesian motion is trusted with
 BENDING = 0.25  # of what the joints may accelerate, for the change of the arm's posture
 DRAG = 20.0  # 1/s, at most
-DAMPING = 1e-6 * np.eye(6)
+DAMPING = 1e-8 * np.eye(6)
 
 
 def joint_speed_limit(joint: int, distance: float) -> float:

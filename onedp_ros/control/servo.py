@@ -115,8 +115,8 @@ class TargetFilter:
         )
 
     def follow(self, velocity: Triple, spin: Triple, dt: float, share: float = 1.0, drag: float = 0.0) -> None:
-        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), with this share of the accelerations, and
-        a drag (1/s) on the present velocity."""
+        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), with this share of the accelerations,
+        and a drag (1/s) on the present velocity."""
         lim = self.limits
         push, twist = self.pushes(velocity, spin, share)
         if drag:

@@ -117,6 +117,19 @@ def test_without_chunks_it_slows_to_a_stop_holds_and_goes_on_with_the_next(rig, 
     arm.drive(lambda: rig.level(NODE, DiagnosticStatus.OK, "following"), "following again")
 
 
+def test_an_arm_that_stood_still_for_long_does_not_start_by_itself(rig, arm, monkeypatch):
+    monkeypatch.setattr("onedp_ros.nodes.action_node.LONGEST_HOLD", 0.5)
+    arm.enable()
+    arm.drive(lambda: len(arm.grips) > 30, "targets")
+    rig.until(lambda: arm.measure() or rig.error(NODE, "disabled itself"), "the end of the hold")
+    before = len(arm.targets)
+    chunks = rig.value(NODE, "chunks")
+    arm.drive(lambda: rig.value(NODE, "chunks") > chunks + 20, "chunks")
+    assert len(arm.targets) == before, "nothing is published until ~/enable"
+    arm.enable()
+    arm.drive(lambda: rig.level(NODE, DiagnosticStatus.OK, "following"), "following again")
+
+
 def test_disabled_it_publishes_nothing(rig, arm):
     rig.until(lambda: NODE in rig.status, "a status")
     arm.drive(lambda: rig.value(NODE, "chunks") > 10, "chunks to arrive")

@@ -1,5 +1,7 @@
 """What keeps CRISP from following is said. Its controllers and franka_msgs are not installed here; their part is not tested."""
 
+from functools import partial
+
 import pytest
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
@@ -29,7 +31,7 @@ def test_without_franka_msgs_the_hand_is_said_to_be_missing(rig):
 
 
 def test_what_crisp_lacks_is_said_one_after_the_other(rig):
-    rig.add(CrispNode, gripper=Wishes)
+    rig.add(partial(CrispNode, Wishes))
     rig.until(lambda: rig.error(NODE, "nobody follows") and rig.error(NODE, "current_pose: not heard"), "both errors")
     rig.node.create_subscription(PoseStamped, "target_pose", lambda message: None, 1)
     poses = rig.node.create_publisher(PoseStamped, "current_pose", 1)
@@ -44,7 +46,7 @@ def test_what_crisp_lacks_is_said_one_after_the_other(rig):
 
 
 def test_openings_become_wishes_with_hysteresis(rig):
-    node = rig.add(CrispNode, gripper=Wishes)
+    node = rig.add(partial(CrispNode, Wishes))
     publisher = rig.node.create_publisher(JointState, "gripper_target", 1)
     for opening, wish in ((0.08, "open"), (0.04, "open"), (0.01, "closed"), (0.04, "closed"), (0.06, "open")):
 

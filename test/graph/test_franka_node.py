@@ -99,10 +99,15 @@ def test_two_publishers_of_targets_are_followed_neither(rig, arm):
     start = arm.position()
     other = rig.node.create_publisher(PoseStamped, "target_pose", 1)
     rig.until(lambda: rig.error(NODE, "2 nodes publish target_pose"), "the error")
-    for _ in range(5):
-        arm.send(start + np.array([0.0, 0.05, 0.0]))
-        arm.send(start - np.array([0.0, 0.05, 0.0]), publisher=other)
-    rig.until(lambda: rig.value(NODE, "refused.several_publishers") > 3, "refusals")
+    for side, publisher in ((1, arm.target), (-1, other)):
+        before = rig.value(NODE, "refused.several_publishers")
+        goal = start + np.array([0.0, 0.05 * side, 0.0])
+        rig.until(
+            lambda goal=goal, publisher=publisher, before=before: (
+                arm.send(goal, publisher=publisher) or rig.value(NODE, "refused.several_publishers") > before + 3
+            ),
+            "refusals",
+        )
     assert np.linalg.norm(arm.position() - start) < 1e-3
     rig.node.destroy_publisher(other)
     rig.until(lambda: not rig.error(NODE, "target_pose"), "one publisher again")

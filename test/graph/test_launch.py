@@ -41,6 +41,16 @@ def expand(entity, context):
     return found
 
 
+@pytest.mark.parametrize("robot", ["franka", "crisp"])
+def test_real_robots_wait_to_be_enabled(robot, tmp_path):
+    context = LaunchContext()
+    context.launch_configurations.update({"model": str(tmp_path), "robot": robot, "robot_ip": "172.16.0.2", "speed": "0.1"})
+    nodes = [e for e in expand(description("task.launch.py"), context) if isinstance(e, Node)]
+    assert [n.node_executable for n in nodes] == [
+        p.executable for p in task_graph("pnp_milk", robot=robot, franka={"robot_ip": "x"})
+    ]
+
+
 @pytest.mark.parametrize("name", ["task.launch.py", "pnp_milk.launch.py"])
 def test_starts_what_onedp_run_starts(name, tmp_path, monkeypatch):
     monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE", raising=False)
@@ -52,5 +62,6 @@ def test_starts_what_onedp_run_starts(name, tmp_path, monkeypatch):
     expected = task_graph("pnp_milk", robot="twin", method="onedp_d", model=tmp_path, enabled=False)
     assert [n.node_executable for n in nodes] == [p.executable for p in expected]
     assert [n._Node__node_name for n in nodes] == [p.name for p in expected]
+    assert [n._ExecuteLocal__respawn for n in nodes] == [p.respawn for p in expected]
     assert context.environment["FASTRTPS_DEFAULT_PROFILES_FILE"].endswith("shared_memory.xml")
     assert any(isinstance(e, IncludeLaunchDescription) for e in found) == (name != "task.launch.py")

@@ -1,5 +1,6 @@
 """Nodes as processes: started together, watched, and stopped without a trace."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -66,6 +67,23 @@ def test_a_node_that_dies_is_named_with_its_last_words(rig, tmp_path):
         with pytest.raises(NodeDiedError, match=r"hand ended with exit status 1(.|\n)*octopus\.yaml"):
             running.check()
     assert gone(pids)
+
+
+def test_a_node_that_is_to_be_respawned_is_started_again_unless_it_dies_at_once(rig, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "SHORT_LIFE", 0.5)
+    eyes, hand = PROCESSES
+    processes = [dataclasses.replace(eyes, respawn=True), hand]
+    with supervisor(rig, tmp_path, processes) as running:
+        rig.until(lambda: {"eyes", "hand"} <= set(rig.status), "both nodes")
+        first = running.children["eyes"].pid
+        os.kill(first, signal.SIGKILL)
+        rig.until(lambda: running.check() or running.children["eyes"].pid != first, "another process")
+        rig.status.clear()
+        rig.until(lambda: running.check() or "eyes" in rig.status, "the node, again")
+        monkeypatch.setattr(runner, "SHORT_LIFE", 1000.0)
+        running.children["eyes"].kill()
+        with pytest.raises(NodeDiedError, match="eyes was killed by SIGKILL"):
+            rig.until(running.check, "the end")
 
 
 def test_nothing_is_left_behind_when_the_parent_is_killed(rig, tmp_path):
@@ -144,6 +162,20 @@ def test_the_graph_of_a_task_names_what_it_lacks(tmp_path):
         task_graph("pnp_milk", robot="octopus", model=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"juggle\.yaml"):
         task_graph("juggle", model=tmp_path)
+
+
+def test_each_robot_has_its_node_and_real_ones_wait_to_be_enabled(tmp_path):
+    def graph_of(robot, **options):
+        return {p.name: p for p in task_graph("pnp_milk", robot=robot, model=tmp_path, **options)}
+
+    assert graph_of("twin")["action_node"].parameters == {"task": "pnp_milk", "robot": "twin", "enabled": True}
+    franka = graph_of("franka", franka={"robot_ip": "172.16.0.2", "speed": 0.1})
+    assert franka["action_node"].parameters == {"task": "pnp_milk", "robot": "franka", "enabled": False}
+    assert franka["franka_node"].parameters["robot_ip"] == "172.16.0.2" and franka["franka_node"].parameters["speed"] == 0.1
+    assert [name for name, process in franka.items() if process.respawn] == ["franka_node", "policy_node"]
+    assert "crisp_node" in graph_of("crisp") and graph_of("crisp", enabled=True)["action_node"].parameters["enabled"]
+    with pytest.raises(ValueError, match="robot_ip"):
+        graph_of("franka")
 
 
 @pytest.mark.parametrize("name", ["FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"])
