@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onedp_ros.resources import resource
+from onedp_ros.robot.settings import MODES
 
 ROBOTS = ("twin", "franka", "crisp")
 ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
@@ -64,6 +65,9 @@ def task_graph(
         model = released(task, method)
     if robot == "franka" and not (franka or {}).get("robot_ip"):
         raise ValueError("robot franka needs robot_ip, its address, such as 172.16.0.2; onedp fake-franka serves one at 127.0.0.1")
+    for name, allowed in (("mode", ("", *MODES)), ("realtime", ("enforce", "ignore"))):
+        if (value := (franka or {}).get(name, allowed[0])) not in allowed:
+            raise ValueError(f"{name} is '{value}', expected one of {', '.join(filter(None, allowed))}")
     file, real = ROBOT_FILES[robot], robot != "twin"
     arm = {
         "twin": NodeProcess("twin", "twin_node", {"task": task, "seed": twin_seed}),

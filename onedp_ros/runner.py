@@ -117,7 +117,6 @@ class Supervisor:
                 if now - self._ended[name] > RESPAWN_DELAY:
                     print(f"{name} {how}; starting it again", file=sys.stderr, flush=True)
                     del self._ended[name]
-                    _signal_group(self.children[name], signal.SIGTERM)  # children that it left
                     self._start(process)
                 continue
             where = "see its output above"

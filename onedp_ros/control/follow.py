@@ -20,7 +20,9 @@ INSET = 0.005  # m that targets stay away from the walls of the workspace, so th
 SPEED_MARGIN = 0.9  # of the speed limits: the filter may exceed them by what a jerk-limited change of mind takes
 TICK = 0.001  # s, the cycle of the arm's controller
 LOOK_EVERY = 10  # cycles between looks at the joints
-SAME = 3e-7  # m, and of a rotation matrix: poses that the robot, which reports in single precision, cannot tell apart
+SAME = 1e-7  # m, and of a rotation matrix: poses that the robot, which reports in single precision, cannot tell apart
+DEPTH = 12  # commands among which the last one that the robot took is looked for
+IN_VAIN = 50  # searches after which there are none: this robot keeps other books
 MOST_TICKS = 20  # cycles without a command that the robot makes up for; it stops after more
 
 
@@ -66,9 +68,11 @@ class TargetFollower:
         self.filter.reset(position, quaternion)
         self._seen, self._cycle = now, 0
         self._ticks = self._looked = self._since = 0
-        self._sent = deque([(0, self.filter.moment)], maxlen=MOST_TICKS)
+        self._sent = deque([(0, self.filter.moment)], maxlen=DEPTH)
+        self._in_vain = 0
         self._seen_joints = self._joints()
         self._guard.look(*self._seen_joints, 0.0)
+        self._set_jerk()
         self.share, self._push = 1.0, (1.0, 0.0)
         self.state = "holding"
         self._goal = self.filter.pose
@@ -83,13 +87,15 @@ class TargetFollower:
             commanded: that pose (``O_T_EE_c``), 16 numbers; None when the robot follows no pose.
         """
         self._ticks += ticks
-        if commanded is not None:
+        if commanded is not None and self._in_vain < IN_VAIN:
             for tick, moment in reversed(self._sent):
                 self.filter.restore(moment)
                 self._coast(self._ticks - 1 - tick)
                 mine = columns_from_pose(*self.filter.pose)
                 if all(abs(a - b) < SAME for a, b in zip(mine, commanded, strict=True)):
+                    self._in_vain = 0
                     return
+            self._in_vain += 1
             self.filter.restore(self._sent[-1][1])
         self._coast(ticks - 1)
 
@@ -118,6 +124,7 @@ class TargetFollower:
             self._looked, self._since = self._ticks, self._ticks - self._looked
         elif turn == 2:
             self._guard.look(*self._seen_joints, TICK * self._since)
+            self._set_jerk()
         if self.state == "holding":
             self._sent.append((self._ticks, self.filter.moment))
             return
@@ -142,6 +149,10 @@ class TargetFollower:
                 return
             self.state = "following"
         self._goal = inside, quaternion
+
+    def _set_jerk(self) -> None:
+        limits = self.filter.limits
+        self.filter.jerk_share = self._guard.jerk_share(limits.linear_jerk, limits.angular_jerk)
 
     def _share_out(self) -> None:
         """Ask what the joints can follow of what the filter wants now."""

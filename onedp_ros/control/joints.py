@@ -20,12 +20,14 @@ JOINT_SPEED = (2.62, 2.62, 2.62, 2.62, 5.26, 4.18, 5.26)  # rad/s
 SPEED_OFFSET = (0.30, 0.20, 0.20, 0.30, 0.35, 0.35, 0.35)  # rad/s
 DECELERATION = (6.0, 2.585, 3.5, 4.0, 17.0, 5.5, 17.0)  # rad/s², towards an end of the range
 JOINT_ACCELERATION = 10.0  # rad/s²
+JOINT_JERK = 5000.0  # rad/s³
 TORQUE_LIMITS = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])  # Nm
 TORQUE_RATE = 1000.0  # Nm/s
 
 BRAKING = 0.5  # of the joints' decelerations that a Cartesian motion is trusted with
 BENDING = 0.25  # of what the joints may accelerate, for the change of the arm's posture
 DRAG = 20.0  # 1/s, at most
+ONES = np.ones(3)
 DAMPING = 1e-8 * np.eye(6)
 
 
@@ -38,11 +40,12 @@ def joint_speed_limit(joint: int, distance: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class JointMargins:
-    """Shares of the joints' limits that a motion may use; ``range`` (rad): kept from the ends of their ranges; ``elbow`` (rad):
-    least bend of joint 4, since a stretched arm can neither go on nor brake."""
+    """Shares of the joints' limits of speed, acceleration and jerk that a motion may use; ``range`` (rad): kept from the ends of
+    their ranges; ``elbow`` (rad): least bend of joint 4, since a stretched arm can neither go on nor brake."""
 
     speed: float = 0.5
     acceleration: float = 0.4
+    jerk: float = 0.4
     range: float = 0.05
     elbow: float = 0.6
 
@@ -71,6 +74,12 @@ class JointGuard:
         change = (inverse - self._last) / since if since > 0 else np.zeros((6, 7))
         self._last = inverse
         self._q, self._inverse, self._change = q, inverse.T.tolist(), change.T.tolist()
+        self._norms = np.sqrt(inverse[:3].T ** 2 @ ONES), np.sqrt(inverse[3:].T ** 2 @ ONES)
+
+    def jerk_share(self, linear: float, angular: float) -> float:
+        """Of bounds of jerk (m/s³) and angular jerk (rad/s³): the share, 0 to 1, that no joint minds in any direction."""
+        worst = float((linear * self._norms[0] + angular * self._norms[1]).max())
+        return min(1.0, self._margins.jerk * JOINT_JERK / worst)
 
     def shares(self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float]) -> tuple[float, float, float]:
         """What keeps all joints within limits: the shares, 0 to 1, of a wanted velocity and of an acceleration, and a drag (1/s).

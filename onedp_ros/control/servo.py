@@ -47,6 +47,7 @@ class TargetFilter:
 
     def __init__(self, limits: ServoLimits) -> None:
         self.limits = limits
+        self.jerk_share = 1.0  # of the jerks that is used
         self.reset(np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]))
 
     def reset(self, position: ArrayLike, quaternion: ArrayLike) -> None:
@@ -121,8 +122,8 @@ class TargetFilter:
         push, twist = self.pushes(velocity, spin, share)
         if drag:
             push, twist = _plus(push, self._velocity, -drag), _plus(twist, self._spin, -drag)
-        self._acceleration = _changed(push, self._acceleration, lim.linear_jerk * dt)
-        self._spin_up = _changed(twist, self._spin_up, lim.angular_jerk * dt)
+        self._acceleration = _changed(push, self._acceleration, self.jerk_share * lim.linear_jerk * dt)
+        self._spin_up = _changed(twist, self._spin_up, self.jerk_share * lim.angular_jerk * dt)
         self.coast(dt)
 
     def pushes(self, velocity: Triple, spin: Triple, share: float = 1.0) -> tuple[Triple, Triple]:

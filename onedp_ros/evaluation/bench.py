@@ -186,11 +186,12 @@ def _servo(seconds: float, address: str, json_path: Path | None) -> int:
     from onedp_ros.evaluation.figures import plot_servo
 
     result = servo.run(min(seconds, 60.0), address, enforce=bool(address))
-    print("\n" + servo.table(result))
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(result) + "\n", encoding="utf-8")
         plot_servo(result, json_path.with_suffix(".png"))
+    print("\n" + servo.table(result))
+    if json_path:
         print(f"written {json_path} and {json_path.with_suffix('.png')}")
     return 0
 

@@ -30,7 +30,7 @@ from onedp_ros.nodes.process import main_of
 from onedp_ros.resources import resource
 
 POSE_TIMEOUT = 0.5  # s: a measured pose older than this is no place to begin from
-LONGEST_HOLD = 5.0  # s: an arm that has stood still for so long does not start by itself
+LONGEST_HOLD = 3.0  # s: an arm that has stood still for so long does not start by itself
 
 
 class ActionNode(Node):

@@ -28,6 +28,7 @@ from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
 
 HEARD = 1.0  # s
+RETRY = 1.0  # s after a refusal
 FINISH = 10.0  # s that a command of the hand may take
 
 
@@ -66,15 +67,22 @@ class FrankaGripper:
         client.send_goal_async(goal).add_done_callback(self._on_answer)
 
     def _on_answer(self, future: Any) -> None:
-        handle = future.result()
-        if not handle.accepted:
-            self._busy_since, self.problem = None, "the gripper refused a command; see franka_gripper"
+        try:
+            handle = future.result()
+            if not handle.accepted:
+                raise RuntimeError("see franka_gripper")
+        except Exception as error:  # whatever the middleware says
+            self._sent, self._busy_since = "", time.monotonic() - FINISH + RETRY
+            self.problem = f"the gripper refused a command: {error}"
             return
         handle.get_result_async().add_done_callback(self._on_result)
 
     def _on_result(self, future: Any) -> None:
-        result = future.result().result
         self._busy_since = None
+        if future.exception() is not None:
+            self.problem = f"the gripper's answer was lost: {future.exception()}"
+            return
+        result = future.result().result
         self.problem = "" if result.success else f"the gripper failed: {result.error or 'the grasp closed on nothing'}"
 
 

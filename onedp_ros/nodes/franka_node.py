@@ -19,6 +19,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from onedp_ros.data.messages import stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import header, opening_of, pose_message
 from onedp_ros.nodes.parameters import declare, declare_contract
@@ -35,6 +36,8 @@ LOOK_RATE = 400.0  # Hz: states come at 200 Hz, by another clock
 WATCH_EVERY = 20  # looks between looks for faults
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes what any publisher offers
 LASTING = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+FUTURE = 0.05  # s that a target's stamp may lie ahead of this clock
+FLANGE = 0.05  # m: a tool nearer to the flange is none
 LATE_RATE = 0.95  # success rate of commands below which the diagnostics warn
 
 
@@ -68,8 +71,9 @@ class FrankaNode(LifecycleNode):
         self._franka: Franka | None = None
         self._failed = ""
         self._stamp = self._count = self._far = 0
-        self._far_at = float("-inf")
-        self._refused_frame = self._targets = 0
+        self._far_at = self._old_at = float("-inf")
+        self._old = 0.0
+        self._targets = 0
         self._publishers_of_target = 1
         self._mode = ""
         self._states, self._target_rate = Rate(), Rate()
@@ -95,14 +99,15 @@ class FrankaNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._failed = ""
+        self._release()
         try:
             if not self._address:
                 raise Fault("parameter robot_ip is empty; give the address of the robot, for example 172.16.0.2", ("no_address",))
             self._franka = Franka(self._address, self.settings, self._enforce, self._cpu, self._publish)
             self._franka.connect()
-        except Fault as fault:
-            self._failed = str(fault)
-            self.get_logger().error(f"not connected: {fault}")
+        except (Fault, OSError) as error:
+            self._failed = str(error)
+            self.get_logger().error(f"not connected: {error}")
             self._release()
             return TransitionCallbackReturn.FAILURE
         granted, tool = self._franka.arm.notes
@@ -126,16 +131,22 @@ class FrankaNode(LifecycleNode):
         return super().on_cleanup(state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._autostart = False
         self._release()
         return super().on_shutdown(state)
 
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._failed = "a transition failed; see the log"
+        self._release(wanted=False)
+        return super().on_error(state)
+
     def destroy_node(self) -> None:
-        self._release()
+        self._release(wanted=not self.context.ok())  # else something failed
         super().destroy_node()
 
-    def _release(self) -> None:
+    def _release(self, wanted: bool = True) -> None:
         if self._franka is not None:
-            self._franka.close()
+            self._franka.close(wanted)
         self._franka = None
 
     # what comes
@@ -147,11 +158,18 @@ class FrankaNode(LifecycleNode):
             return
         if message.header.frame_id != self.contract.base_frame:
             self._franka.refused["frame"] += 1
+        elif not -FUTURE < self._age(message) < self.settings.arm.stale_after:
+            self._franka.refused["old"] += 1
+            self._old_at, self._old = time.monotonic(), self._age(message)
         elif self._publishers_of_target > 1:
             self._franka.refused["several_publishers"] += 1
         else:
             p, q = message.pose.position, message.pose.orientation
             self._franka.target((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+
+    def _age(self, message: PoseStamped) -> float:
+        """How long ago it was stamped, s."""
+        return 1e-9 * (self.get_clock().now().nanoseconds - stamp_ns(message))
 
     def _on_gripper(self, message: JointState) -> None:
         if self._franka is None:
@@ -193,6 +211,7 @@ class FrankaNode(LifecycleNode):
         self._count += 1
         self._publish()
         if self._franka is not None and self._count % WATCH_EVERY == 0:
+            self._publishers_of_target = self.count_publishers(self._target_subscription.topic_name)
             before = self._franka.fault
             self._franka.watch()
             if self._franka.fault is not None and self._franka.fault is not before:
@@ -228,7 +247,6 @@ class FrankaNode(LifecycleNode):
 
     def _report(self) -> Report:
         now, franka = time.monotonic(), self._franka
-        self._publishers_of_target = self.count_publishers(self._target_subscription.topic_name)
         if franka is None:
             text = f"not connected: {self._failed}" if self._failed else "not configured"
             level = DiagnosticStatus.ERROR if self._failed else DiagnosticStatus.OK
@@ -237,7 +255,8 @@ class FrankaNode(LifecycleNode):
         state, phase = arm.state(), arm.phase
         far = int(state["far"])
         if far > self._far:
-            self._far, self._far_at = far, now
+            self._far_at = now
+        self._far = far
         controlled = franka.active and franka.fault is None
         level, text = worst(
             (DiagnosticStatus.ERROR, str(franka.fault)) if franka.fault is not None else None,
@@ -250,6 +269,10 @@ class FrankaNode(LifecycleNode):
             (DiagnosticStatus.WARN, "the target is too far from the arm to begin with; disable and enable action_node")
             if now - self._far_at < 2.0
             else None,
+            (DiagnosticStatus.WARN, f"target_pose was stamped {self._old:.2f} s ago; are the machines' clocks the same?")
+            if now - self._old_at < 2.0
+            else None,
+            (DiagnosticStatus.WARN, "the tool point is the flange; choose the hand in Desk") if arm.notes[1][14] < FLANGE else None,
             (DiagnosticStatus.WARN, f"no fresh target_pose, arm {phase}; see action_node")
             if controlled and self._targets and phase in ("holding", "stopping") and self._target_rate.hz() == 0.0
             else None,

@@ -13,9 +13,10 @@ from onedp_ros.robot.child import Child
 from onedp_ros.robot.faults import Fault
 from onedp_ros.robot.settings import RobotSettings
 
-CONNECT_TIME = 4.0  # s from its start until the arm's process must be connected
+START_TIME = 15.0  # s until the arm's process must have loaded its libraries
+CONNECT_TIME = 3.5  # s from then until it must be connected
 HANG_TIME = 3.0  # s without a sign of life after that; libfranka itself gives up after 1 s
-END_TIME = 1.2  # s that the arm gets to come to rest and end
+END_TIME = 0.8  # s that the arm gets to come to rest and end
 MODES = {"cartesian_pose": memory.POSE, "cartesian_impedance": memory.IMPEDANCE}
 
 
@@ -104,7 +105,13 @@ class Arm:
         phase = int(state["phase"])
         if phase == memory.FAULT and state["serial"] >= self._request["serial"]:
             return self._told(state)
-        waited = now - max(self.child.started, self._asked_at)
+        alive = float(state["alive"]) * 1e-9
+        if alive < self.child.started:
+            if now - self.child.started > START_TIME:
+                self.child.kill()
+                return self._tell(Fault(f"the arm's process did not start within {START_TIME:.0f} s; call ~/recover", ("hung",)))
+            return None
+        waited = now - max(alive if phase == memory.CONNECTING else self.child.started, self._asked_at)
         if phase == memory.CONNECTING and waited > CONNECT_TIME:
             self.child.kill()
             return self._tell(
@@ -114,8 +121,8 @@ class Arm:
                     ("no_answer",),
                 )
             )
-        silent = min(waited, now - float(state["alive"]) * 1e-9)
-        if phase not in (memory.CONNECTING, memory.FAULT) and silent > HANG_TIME:
+        silent = min(waited, now - alive) if phase != memory.FAULT else waited  # a fault that was to be recovered from
+        if phase != memory.CONNECTING and silent > HANG_TIME:
             self.child.kill()
             return self._tell(Fault(f"the arm's process hung for {HANG_TIME:.0f} s and was ended; call ~/recover", ("hung",)))
         return None

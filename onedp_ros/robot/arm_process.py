@@ -1,7 +1,8 @@
 """The arm's process: libfranka's 1 kHz loop and nothing else.
 
 pylibfranka holds the interpreter's lock in every call, so whatever shares the process with the loop makes it late; hence a process
-of its own (``python -m onedp_ros.robot.arm_process DESCRIPTOR ADDRESS OPTIONS``, started by :class:`onedp_ros.robot.arm.Arm`).
+of its own, started by :class:`onedp_ros.robot.arm.Arm`:
+``python -m onedp_ros.robot.arm_process DESCRIPTOR PARENT ADDRESS OPTIONS``.
 Targets and requests come, and states go, through shared memory. It decelerates, ends the motion and exits when its parent has died.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 import pylibfranka as franka
 
 from onedp_ros.control.follow import TargetFollower
-from onedp_ros.control.joints import TORQUE_RATE
+from onedp_ros.control.joints import TORQUE_LIMITS, TORQUE_RATE
 from onedp_ros.control.servo import impedance_torque
 from onedp_ros.geometry import columns_from_pose, pose_from_columns
 from onedp_ros.robot import memory
@@ -32,7 +33,7 @@ PUBLISH_EVERY = 5  # cycles: states at 200 Hz
 PRIORITY = 80  # of SCHED_FIFO
 TORQUE_STEP = 0.9 * TORQUE_RATE * 0.001  # Nm a cycle
 SETTLED = 0.02  # rad/s: joints slower than that are at rest
-SETTLE_TIME = 1.0  # s that the arm may take to come to rest behind the reference
+SETTLE_TIME = 0.4  # s that the arm may take to come to rest behind the reference
 IDLE_PERIOD = 0.02  # s between looks at requests without a robot
 
 STILL, UPRIGHT = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)
@@ -60,16 +61,17 @@ class ArmProcess:
 
     Args:
         descriptor: of the parent's :func:`~onedp_ros.robot.memory.arm_memory`.
+        parent: its process.
         address: the robot's.
         enforce: fail without real-time scheduling, as libfranka does by default.
         cpu: processor to run on; -1: any.
     """
 
-    def __init__(self, descriptor: int, address: str, settings: RobotSettings, enforce: bool, cpu: int) -> None:
+    def __init__(self, descriptor: int, parent: int, address: str, settings: RobotSettings, enforce: bool, cpu: int) -> None:
         self._memory = memory.arm_memory(descriptor)
         self._latest = self._memory.latest
         self._address, self._settings, self._enforce, self._cpu = address, settings, enforce, cpu
-        self._parent = os.getppid()
+        self._parent = parent
         self._report = Report()
         self._robot: Any = None
         self._model: Any = None
@@ -105,6 +107,8 @@ class ArmProcess:
             return
         if self._robot is None:
             self._connect()
+            self._faulty = False
+            return
         if serial > self._report.serial:
             self._report.serial = serial
             self._robot.automatic_error_recovery()
@@ -121,6 +125,8 @@ class ArmProcess:
         self._robot = None
         realtime = franka.RealtimeConfig.kEnforce if self._enforce else franka.RealtimeConfig.kIgnore
         robot = franka.Robot(self._address, realtime)
+        if self._asked() == memory.END:
+            return
         first = robot.read_once()
         if first.robot_mode == franka.RobotMode.Reflex:
             robot.automatic_error_recovery()  # of a motion before ours; settings are refused in reflex
@@ -145,9 +151,11 @@ class ArmProcess:
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
             granted.append(f"SCHED_FIFO {PRIORITY}")
-        except PermissionError:
+        except PermissionError as error:
+            if self._enforce:
+                raise franka.RealtimeException("SCHED_FIFO is not permitted") from error
             refused.append("SCHED_FIFO (allow it by 'USER - rtprio 99' in /etc/security/limits.d/realtime.conf)")
-        if ctypes.CDLL(None).mlockall(1) == 0:  # MCL_CURRENT
+        if ctypes.CDLL(None).mlockall(3) == 0:  # MCL_CURRENT | MCL_FUTURE
             granted.append("locked memory")
         else:
             refused.append("locked memory (allow it by 'USER - memlock unlimited' in /etc/security/limits.d/realtime.conf)")
@@ -187,7 +195,7 @@ class ArmProcess:
         # The motion generator starts where the robot was last told to be, within a millimetre of where it is.
         follower.start(*pose_from_columns(state.O_T_EE_c if mode == memory.POSE else state.O_T_EE), clock())
         far, cycles, lost = report.far - follower.far, report.cycles, report.lost
-        posture, torque = np.array(state.q), np.array(state.tau_J_d)
+        posture = np.array(state.q)
         taken = asked = resting = cycle = 0
         received, wanted = 0, mode
         given: tuple[Any, Any] = STILL, UPRIGHT
@@ -201,6 +209,8 @@ class ArmProcess:
                 given = (x, y, z), turn
             if requests.count != asked or cycle % PUBLISH_EVERY == 0:
                 asked, wanted = requests.count, self._asked()
+                if self._serial > report.serial:
+                    wanted = memory.REST  # somebody asks to recover: the answer is given at rest
             self._measured = state
             follower.catch_up(ticks, state.O_T_EE_c if mode == memory.POSE else None)
             follower.step(received, *given, begin, wanted != mode)
@@ -210,7 +220,8 @@ class ArmProcess:
             else:
                 dq = np.array(state.dq)
                 wished = self._torque(state, dq, posture)
-                torque = np.minimum(np.maximum(wished, torque - TORQUE_STEP), torque + TORQUE_STEP)
+                last = np.array(state.tau_J_d)  # what the robot took last, not what was sent
+                torque = np.minimum(np.maximum(wished, last - TORQUE_STEP), last + TORQUE_STEP)
                 command = franka.Torques(torque.tolist())
                 resting = resting + 1 if ended else 0
                 ended = ended and (float(np.abs(dq).max()) < SETTLED or resting > 1000 * SETTLE_TIME)
@@ -239,7 +250,7 @@ class ArmProcess:
         position, quaternion = map(np.array, pose_from_columns(state.O_T_EE))
         reference = self._follower.filter
         spring = impedance_torque(self._settings.impedance, reference, position, quaternion, jacobian, dq, posture - q)
-        return spring + self._model.coriolis(state)
+        return np.minimum(np.maximum(spring + self._model.coriolis(state), -TORQUE_LIMITS), TORQUE_LIMITS)
 
     # what is said
 
@@ -290,9 +301,9 @@ PHASE_OF = {"holding": memory.HOLDING, "following": memory.FOLLOWING, "stopping"
 def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent says when to end, or dies
-    options = json.loads(argv[2])
+    options = json.loads(argv[3])
     settings = RobotSettings.from_dict(options["settings"])
-    ArmProcess(int(argv[0]), argv[1], settings, options["enforce"], options["cpu"]).run()
+    ArmProcess(int(argv[0]), int(argv[1]), argv[2], settings, options["enforce"], options["cpu"]).run()
     return 0
 
 

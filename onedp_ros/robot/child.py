@@ -15,7 +15,7 @@ ENVIRONMENT = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS",
 
 
 class Child:
-    """Runs ``python -m onedp_ros.robot.<module> …`` with an inherited file descriptor."""
+    """Runs ``python -m onedp_ros.robot.<module> DESCRIPTOR PARENT …`` with an inherited file descriptor."""
 
     def __init__(self, module: str, descriptor: int, arguments: Sequence[str]) -> None:
         self._module, self._descriptor, self._arguments = module, descriptor, list(arguments)
@@ -28,7 +28,14 @@ class Child:
             return
         source = str(Path(__file__).resolve().parents[2])  # the child must find the package that this process runs
         paths = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", f"onedp_ros.robot.{self._module}", str(self._descriptor), *self._arguments]
+        command = [
+            sys.executable,
+            "-m",
+            f"onedp_ros.robot.{self._module}",
+            str(self._descriptor),
+            str(os.getpid()),
+            *self._arguments,
+        ]
         self._process = subprocess.Popen(
             command, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}, pass_fds=[self._descriptor], stdin=subprocess.DEVNULL
         )

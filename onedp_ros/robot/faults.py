@@ -34,7 +34,7 @@ def explain(error: BaseException, address: str) -> Fault:
         return Fault("user stop pressed (or the enabling device released); release it, then call ~/recover", ("user_stop",))
     if "safety function" in low:
         return Fault(f"a safety function is active: {said}; see Desk, then call ~/recover", ("safety_function",))
-    if kind == "IncompatibleVersionException" or "version" in low:
+    if "incompatible library version" in low:
         return Fault(
             f"the robot at {address} speaks another version of the protocol: {said}; this client needs an FR3 with system 5.9.0 or "
             f"later: update the robot, or install the pylibfranka that fits it",

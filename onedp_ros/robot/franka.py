@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections import Counter
@@ -48,21 +49,21 @@ class Franka:
         self.refused: Counter[str] = Counter()
         self.recoveries = 0
         self._recovered_at = float("-inf")
-        self._marker = Path(tempfile.gettempdir()) / f"onedp_ros_{address.replace('/', '_')}.active"
+        self._marker = Path(tempfile.gettempdir()) / f"onedp_ros_{os.getuid()}_{address.replace('/', '_')}.active"
+        self._marked = False
 
     def connect(self) -> None:
         """Start both processes and connect. Fault when one cannot, within 5 s."""
         self.arm.start()
-        self._await(lambda: self.arm.phase != "connecting", CONNECT_TIME + 1.0, hand=False)
         self.hand.start()
-        self._await(lambda: bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0)
+        self._await_both(lambda: self.arm.phase != "connecting")
         if self._marker.exists():
             text = "franka_node ended unexpectedly while it controlled the arm; look at the arm, then call ~/recover"
             self.fault = Fault(text, ("left_active",))
 
     def activate(self) -> None:
         """Begin to control, at rest at the measured pose. What prevents it becomes ``fault``."""
-        self.active = True
+        self.active = self._marked = True
         self._marker.touch()
         self._control()
 
@@ -83,7 +84,13 @@ class Franka:
             self._await(lambda: self.arm.phase == "idle", START_TIME)
         except Fault as fault:
             self.fault = self.fault or fault
-        self._marker.unlink(missing_ok=True)
+        self._unmark()
+
+    def _unmark(self) -> None:
+        """The arm was left as it should be."""
+        if self._marked and self.fault is None:
+            self._marker.unlink(missing_ok=True)
+            self._marked = False
 
     def watch(self) -> None:
         """Look for faults; call it at least ten times a second."""
@@ -121,21 +128,27 @@ class Franka:
     def recover(self) -> None:
         """Mend what can be mended and, when active, control again, at rest. Fault when something remains."""
         hand_failed = self.hand.fault() is not None
+        self.arm.control("rest")
+        self.arm.recover()
+        self.hand.recover()
         try:
-            self.arm.recover()
-            self._await(lambda: not self.arm.recovering, CONNECT_TIME + 1.0, hand=False)
-            self.hand.recover()
-            self._await(lambda: bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0)
+            self._await_both(lambda: not self.arm.recovering and self.arm.phase == "idle")
         except Fault as fault:
             self.fault = fault
             raise
-        if hand_failed:
+        if hand_failed and self.active:
             self.hand.resume()
         self.fault = None
         if self.active:
             self._control()
         if self.fault is not None:
             raise self.fault
+
+    def _await_both(self, arm_ready: Callable[[], bool]) -> None:
+        """Until the arm is ready and the hand connected, 5 s at most. The arm's fault comes first, often the hand's cause."""
+        begin = time.monotonic()
+        self._await(arm_ready, CONNECT_TIME + 1.0, hand=False)
+        self._await(lambda: bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0 - (time.monotonic() - begin))
 
     def _fault(self, hand: bool = True) -> Fault | None:
         return self.arm.fault() or (self.hand.fault() if hand else None)
@@ -148,16 +161,17 @@ class Franka:
                 raise fault
             if time.monotonic() > deadline:
                 raise Fault(
-                    f"the robot did not come from '{self.arm.phase}' within {seconds:.0f} s; call ~/recover", ("no_answer",)
+                    f"arm ('{self.arm.phase}') or hand were not ready within {seconds:.1f} s; call ~/recover", ("no_answer",)
                 )
             self._idle()
             time.sleep(PERIOD)
         if (fault := self._fault(hand)) is not None:
             raise fault
 
-    def close(self) -> None:
-        """Bring the arm to rest and end both processes."""
+    def close(self, wanted: bool = True) -> None:
+        """Bring the arm to rest and end both processes. Not ``wanted``: something failed, and the next process will say so."""
         self.active = False
         self.arm.close()
         self.hand.close()
-        self._marker.unlink(missing_ok=True)
+        if wanted:
+            self._unmark()

@@ -14,10 +14,10 @@ from onedp_ros.robot import memory
 from onedp_ros.robot.child import Child
 from onedp_ros.robot.faults import Fault
 
-CONNECT_TIME = 4.0  # s from its start until the hand's process must be connected
+CONNECT_TIME = 4.5  # s from its start until the hand's process must be connected
 HANG_TIME = 3.0  # s without a sign of life
 COMMAND_TIME = 20.0  # s that a command may take; homing takes about ten
-END_TIME = 0.3  # s that the process gets to end; what the hand does, it finishes by itself
+END_TIME = 0.1  # s that the process gets to end; what the hand does, it finishes by itself
 WISHES = {"open": memory.OPEN, "closed": memory.CLOSED}
 
 
@@ -34,7 +34,7 @@ class Hand:
 
     def start(self) -> None:
         """Start the process, which connects at once. See :meth:`fault` for how that went."""
-        self._state["connected"], self._state["problem"] = False, b""
+        self._state["connected"], self._state["moving"], self._state["problem"] = False, False, b""
         self._latest["state"].write(self._state)
         self.child.start()
 
@@ -45,6 +45,7 @@ class Hand:
 
     def home(self) -> None:
         """Find the fingers' range anew: closes and opens the hand."""
+        self.intent.wish = ""  # what is wished next is told, whatever was told before
         self._wish(memory.HOME)
 
     def _wish(self, wish: int) -> None:
@@ -56,7 +57,6 @@ class Hand:
         """Start an ended process anew and repeat the wish."""
         if self.child.ended():
             self.start()
-            self.child.started = time.monotonic()
 
     def resume(self) -> None:
         """Repeat the last wish."""
@@ -73,7 +73,7 @@ class Hand:
         """Opening, m. While a command is under way the hand cannot be asked: its speed tells."""
         state = self.state()
         width = float(state["width"])
-        if not state["moving"]:
+        if not state["moving"] or self.child.ended():
             return width
         way = float(state["speed"]) * 1e-9 * max(time.monotonic_ns() - int(state["begin"]), 0)
         goal = float(state["goal"])

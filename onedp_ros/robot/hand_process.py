@@ -1,7 +1,7 @@
 """The hand's process: pylibfranka's gripper commands take up to a second each and hold the interpreter's lock all the while.
 
-``python -m onedp_ros.robot.hand_process DESCRIPTOR ADDRESS SETTINGS``, started by :class:`onedp_ros.robot.hand.Hand`. A command
-cannot be cut short; when it has ended, the newest wish is obeyed, and those in between are forgotten.
+``python -m onedp_ros.robot.hand_process DESCRIPTOR PARENT ADDRESS SETTINGS``, started by :class:`onedp_ros.robot.hand.Hand`. A
+command cannot be cut short; when it has ended, the newest wish is obeyed, and those in between are forgotten.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from onedp_ros.robot import memory
 class HandProcess:
     """Obeys the newest wish and tells the width."""
 
-    def __init__(self, descriptor: int, address: str, settings: GripperSettings) -> None:
+    def __init__(self, descriptor: int, parent: int, address: str, settings: GripperSettings) -> None:
         self._latest = memory.hand_memory(descriptor).latest
-        self._settings, self._parent = settings, os.getppid()
+        self._settings, self._parent = settings, parent
         self._said = memory.record("hand", "state")
         self._address = address
 
@@ -83,7 +83,7 @@ class HandProcess:
 def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent says when to end, or dies
-    process = HandProcess(int(argv[0]), argv[1], GripperSettings(**json.loads(argv[2])))
+    process = HandProcess(int(argv[0]), int(argv[1]), argv[2], GripperSettings(**json.loads(argv[3])))
     try:
         process.run()
     except franka.NetworkException as error:

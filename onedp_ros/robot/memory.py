@@ -13,7 +13,7 @@ ROBOT_MODES = ("other", "idle", "move", "guiding", "reflex", "user_stopped", "au
 
 WORK_BINS, GAP_BINS = 5000, 6000  # of 1 µs and 10 µs; the last holds all that is longer
 
-_ARM = {
+_ARM: dict[str, np.dtype] = {
     # node -> arm
     "request": np.dtype([("mode", "u1"), ("serial", "i8")]),  # a higher serial asks to recover from a fault
     "target": np.dtype([("stamp", "i8"), ("position", "f8", 3), ("quaternion", "f8", 4)]),  # monotonic
@@ -43,7 +43,7 @@ _ARM = {
     "fault": np.dtype([("text", "S1000"), ("names", "S500")]),
     "notes": np.dtype([("realtime", "S500"), ("tool", "f8", 16)]),
 }
-_HAND = {
+_HAND: dict[str, np.dtype] = {
     "intent": np.dtype([("wish", "u1"), ("serial", "i8")]),  # serial counts wishes
     "state": np.dtype(
         [
@@ -67,12 +67,12 @@ NOTHING, OPEN, CLOSED, HOME, LEAVE = range(5)  # wishes of the hand; the last en
 
 def arm_memory(descriptor: int | None = None) -> SharedMemory:
     """Of the arm's process and its parent; arrays ``work`` and ``gap`` are histograms of the control loop."""
-    return SharedMemory({k: v for k, v in _ARM.items()}, {"work": (np.int64, WORK_BINS), "gap": (np.int64, GAP_BINS)}, descriptor)
+    return SharedMemory(_ARM, {"work": (np.int64, WORK_BINS), "gap": (np.int64, GAP_BINS)}, descriptor)
 
 
 def hand_memory(descriptor: int | None = None) -> SharedMemory:
     """Of the hand's process and its parent."""
-    return SharedMemory(dict(_HAND), {}, descriptor)
+    return SharedMemory(_HAND, {}, descriptor)
 
 
 def record(group: str, name: str) -> np.ndarray:

@@ -53,6 +53,14 @@ class ArmSettings:
                 raise ValueError(f"arm.{name} is {getattr(self, name)}, expected a positive number")
 
 
+FR3_LIMITS = {  # https://frankarobotics.github.io/docs/robot_specifications.html
+    "linear_speed": 3.0,
+    "linear_acceleration": 9.0,
+    "linear_jerk": 4500.0,
+    "angular_speed": 2.5,
+    "angular_acceleration": 17.0,
+    "angular_jerk": 8500.0,
+}
 SECTIONS: dict[str, type] = {
     "arm": ArmSettings,
     "servo": ServoLimits,
@@ -82,8 +90,17 @@ class RobotSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RobotSettings:
         """Plain data -> settings. ValueError names a missing, unknown or senseless field."""
+        low, high = (data["safety"][name] for name in ("workspace_min", "workspace_max"))
+        if len(low) != 3 or len(high) != 3 or not all(a < b for a, b in zip(low, high, strict=True)):
+            raise ValueError(f"workspace_min {list(low)} is not below workspace_max {list(high)}, three numbers each")
         sections: dict[str, Any] = {name: _section(name, kind, data.get(name)) for name, kind in SECTIONS.items()}
         corners = {name: tuple(float(v) for v in data["safety"][name]) for name in ("workspace_min", "workspace_max")}
+        for name, value in (*dataclasses.asdict(sections["servo"]).items(), *dataclasses.asdict(sections["impedance"]).items()):
+            if not 0 < value <= FR3_LIMITS.get(name, float("inf")):
+                raise ValueError(f"{name} is {value}, expected a positive number, {FR3_LIMITS.get(name, 'any')} at most")
+        margins = sections["joints"]
+        if not all(0 < share <= 1 for share in (margins.speed, margins.acceleration, margins.jerk)):
+            raise ValueError(f"joints are {margins}, expected shares above 0 and up to 1")
         return cls(**corners, **sections)  # type: ignore[arg-type]
 
     @classmethod

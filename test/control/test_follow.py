@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from onedp_ros.control.follow import INSET, MOST_TICKS, TICK, TargetFollower
-from onedp_ros.control.joints import JOINT_ACCELERATION, JOINT_MAX, JOINT_MIN, JointGuard, JointMargins, joint_speed_limit
+from onedp_ros.control.joints import (
+    JOINT_ACCELERATION,
+    JOINT_JERK,
+    JOINT_MAX,
+    JOINT_MIN,
+    JointGuard,
+    JointMargins,
+    joint_speed_limit,
+)
 from onedp_ros.control.servo import ServoLimits
 from onedp_ros.geometry import columns_from_pose, gripper_down, pose_from_columns, rotation_angle
 from onedp_ros.resources import resource
@@ -176,7 +184,7 @@ def test_no_joint_is_asked_for_more_than_it_has(seed: int) -> None:
     made.start(*pose_from_columns(columns), 0)
     made._take(*made.filter.pose)
     low, high = np.array(SETTINGS.workspace_min), np.array(SETTINGS.workspace_max)
-    speeds = [np.zeros(7)]
+    speeds, positions = [np.zeros(7)], []
     every = int(rng.choice([5, 16, 100, 500]))
     for i in range(10_000):
         if i % every == 0:
@@ -186,12 +194,15 @@ def test_no_joint_is_asked_for_more_than_it_has(seed: int) -> None:
         made.step((i + 1) * MS, tuple(position), tuple(quaternion), (i + 1) * MS)
         inverse = np.linalg.pinv(look())
         speeds.append(inverse @ np.array(made.filter.twist))
+        fastest = [joint_speed_limit(j, min(q[j] - JOINT_MIN[j], JOINT_MAX[j] - q[j])) for j in range(7)]
+        assert np.all(np.abs(speeds[-1]) < np.maximum(fastest, 0.05))
         q = q + TICK * speeds[-1]
+        positions.append(made.filter.pose[0])
     accelerations = np.abs(np.diff(speeds, axis=0)) / TICK
+    assert np.abs(np.diff(speeds, n=2, axis=0)).max() / TICK**2 < JOINT_JERK
     assert accelerations.max() < JOINT_ACCELERATION
     assert np.all(q > JOINT_MIN) and np.all(q < JOINT_MAX)
-    limits = [joint_speed_limit(j, min(q[j] - JOINT_MIN[j], JOINT_MAX[j] - q[j]) + 2.0) for j in range(7)]
-    assert np.all(np.abs(speeds).max(axis=0) < limits)
+    assert np.all(positions > low) and np.all(positions < high)
 
 
 def test_at_a_singularity_nothing_is_left() -> None:

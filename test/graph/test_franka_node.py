@@ -95,6 +95,17 @@ def test_targets_that_are_none_are_refused_and_counted(rig, arm, value):
     assert np.linalg.norm(arm.position() - start) < 1e-3
 
 
+def test_a_target_that_was_stamped_long_ago_is_refused(rig, arm):
+    start = arm.position()
+    old = rig.node.get_clock().now().nanoseconds - 400_000_000
+    rig.until(
+        lambda: arm.target.publish(pose_message(start, gripper_down(0.0), old, "base")) or rig.value(NODE, "refused.old") > 3,
+        "refusals",
+    )
+    rig.until(lambda: rig.level(NODE, b"\x01", "clocks"), "the warning")
+    arm.reach(start + np.array([0.0, 0.03, 0.0]))
+
+
 def test_two_publishers_of_targets_are_followed_neither(rig, arm):
     start = arm.position()
     other = rig.node.create_publisher(PoseStamped, "target_pose", 1)

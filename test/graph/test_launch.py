@@ -46,9 +46,9 @@ def test_real_robots_wait_to_be_enabled(robot, tmp_path):
     context = LaunchContext()
     context.launch_configurations.update({"model": str(tmp_path), "robot": robot, "robot_ip": "172.16.0.2", "speed": "0.1"})
     nodes = [e for e in expand(description("task.launch.py"), context) if isinstance(e, Node)]
-    assert [n.node_executable for n in nodes] == [
-        p.executable for p in task_graph("pnp_milk", robot=robot, franka={"robot_ip": "x"})
-    ]
+    expected = task_graph("pnp_milk", robot=robot, model=tmp_path, franka={"robot_ip": "x"})
+    assert [n.node_executable for n in nodes] == [p.executable for p in expected]
+    assert not expected[-1].parameters["enabled"]
 
 
 @pytest.mark.parametrize("name", ["task.launch.py", "pnp_milk.launch.py"])

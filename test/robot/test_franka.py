@@ -31,12 +31,14 @@ def adversary(seconds, rng, start):
     for kind in kinds:
         spent = 0.0
         while spent < seconds / len(kinds):
-            wait = {"slow": 0.1, "burst": 0.005, "steps": 0.5}.get(kind, 1 / 60)
+            wait = {"slow": 0.1, "burst": 0.005}.get(kind, 1 / 60)
             p, q = position + rng.normal(size=3) * 0.05, quaternion
             if kind == "steps":
-                way, axis = rng.normal(size=(2, 3))
-                p = 0.5 * (low + high) + 0.15 * way / np.linalg.norm(way)
-                q = quaternion_multiply(quaternion_from_rotation_vector(0.5 * np.pi * axis / np.linalg.norm(axis)), quaternion)
+                if spent % 0.5 < wait:
+                    way, axis = rng.normal(size=(2, 3))
+                    far = 0.5 * (low + high) + 0.15 * way / np.linalg.norm(way)
+                    turn = quaternion_from_rotation_vector(0.5 * np.pi * axis / np.linalg.norm(axis))
+                p, q = far, quaternion_multiply(turn, quaternion)
             elif kind == "noise":
                 p, q = 0.5 * (low + high) + 0.2 * rng.normal(size=3), rng.normal(size=4)
             elif kind == "sign":
@@ -54,12 +56,13 @@ def test_adversarial_targets_cause_no_reflex_and_leave_neither_box_nor_speed_lim
     franka = cell.franka(arm__mode=mode)
     start = pose_of(franka)
     stream(franka, [start] * 10)
-    refused = 0
+    refused, phases = 0, []
     for wait, position, quaternion in adversary(14.0, np.random.default_rng(0), start):
         refused += bool(target_fault(position, quaternion))
         franka.target(position, quaternion)
         franka.watch()
         assert franka.fault is None, franka.fault
+        phases.append(franka.arm.phase)
         time.sleep(wait)
     assert franka.refused["not_finite"] == refused > 0
     until(lambda: franka.arm.phase == "holding", "rest in the silence after them")
@@ -67,8 +70,9 @@ def test_adversarial_targets_cause_no_reflex_and_leave_neither_box_nor_speed_lim
     positions = log["pose"][:, 12:15]
     assert no_fault(log)
     assert np.all(positions >= SETTINGS.workspace_min) and np.all(positions <= SETTINGS.workspace_max)
-    assert speeds(log).max() <= LIMITS.linear_speed
-    assert np.linalg.norm(log["twist"][:, 3:], axis=1).max() <= LIMITS.angular_speed
+    assert phases.count("following") > 0.9 * len(phases)
+    assert 0.3 < speeds(log).max() <= LIMITS.linear_speed
+    assert 0.5 < np.linalg.norm(log["twist"][:, 3:], axis=1).max() <= LIMITS.angular_speed
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -123,7 +127,7 @@ def test_following_does_not_begin_with_a_target_that_is_far_away(cell):
     position, quaternion = pose_of(franka)
     stream(franka, [(position + np.array([0.0, 0.3, 0.0]), quaternion)] * 20)
     assert franka.arm.phase == "holding"
-    assert franka.arm.state()["far"] == 20
+    assert franka.arm.state()["far"] > 10
     assert np.linalg.norm(pose_of(franka)[0] - position) < 1e-3
     stream(franka, [(position + np.array([0.0, 0.05, 0.0]), quaternion)] * 20)
     assert franka.arm.phase == "following"
@@ -141,6 +145,17 @@ def test_a_reflex_is_named_and_needs_to_be_recovered_from(cell):
     still = pose_of(franka)[0]
     sway(franka, 0.5)
     assert np.linalg.norm(pose_of(franka)[0] - still) > 0.01
+
+
+def test_recover_without_a_fault_stops_and_goes_on(cell):
+    franka = cell.franka()
+    for _ in range(2):
+        sway(franka, 0.5)
+        franka.recover()
+        assert franka.fault is None and franka.arm.phase == "holding"
+    sway(franka, 0.3)
+    assert franka.arm.phase == "following"
+    assert no_fault(cell.log())
 
 
 def test_harmless_reflexes_are_recovered_from_when_listed(cell):
@@ -220,6 +235,24 @@ def test_when_its_node_is_killed_the_arm_comes_to_rest_by_itself_and_the_next_no
     assert franka.arm.phase == "following"
 
 
+def test_an_end_that_nobody_wanted_is_remembered_until_recover(cell):
+    franka = cell.franka()
+    franka.close(wanted=False)
+    cell.frankas.remove(franka)
+    again = Franka(cell.fake.address, SETTINGS, enforce=False)
+    again.connect()
+    again.close()  # as a node does that failed to start: what the one before left stays
+    again = Franka(cell.fake.address, SETTINGS, enforce=False)
+    cell.frankas.append(again)
+    again.connect()
+    again.activate()
+    assert "left_active" in again.fault.names and again.arm.phase == "idle"
+    again.recover()
+    again.close()
+    last = cell.franka()
+    assert last.fault is None
+
+
 def test_an_address_without_a_robot_is_named_in_time():
     begin = time.monotonic()
     with pytest.raises(Fault, match=r"127\.0\.0\.77.*FCI"):
@@ -263,6 +296,6 @@ def test_realtime_scheduling_that_is_not_allowed_is_refused_in_words(cell):
         if fault is not None:  # a machine without a real-time kernel
             assert "realtime" in fault.names and "realtime:=ignore" in str(fault)
         else:
-            assert arm.notes[0].startswith("granted")
+            assert "granted" in arm.notes[0] and "SCHED_FIFO 80" in arm.notes[0] and "refused SCHED" not in arm.notes[0]
     finally:
         arm.close()

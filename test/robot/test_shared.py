@@ -43,6 +43,7 @@ def test_a_reader_never_sees_half_a_record_nor_an_older_one_and_outlives_the_wri
         while seen < 20_000:
             count, *values, _name, flag = latest.unpack()
             if not count:
+                assert writer.poll() is None, "the writer failed"
                 continue
             assert set(values) == {float(count)} and flag == count % 200 and count >= before
             seen, before = seen + 1, count
