@@ -16,6 +16,7 @@ from onedp_ros.robot.faults import Fault
 from onedp_ros.robot.hand import Hand
 from onedp_ros.robot.settings import RobotSettings
 
+READY_TIME = CONNECT_TIME + 2.0  # s until arm and hand are connected, their processes' start included
 START_TIME = 3.0  # s until control has begun
 PERIOD = 0.005  # s between looks while waiting
 AUTO_RECOVERY_PAUSE = 10.0  # s: a fault that comes back sooner is not recovered from by itself
@@ -53,7 +54,7 @@ class Franka:
         self._marked = False
 
     def connect(self) -> None:
-        """Start both processes and connect. Fault when one cannot, within 5 s."""
+        """Start both processes and connect. Fault when one cannot, usually within 5 s."""
         self.arm.start()
         self.hand.start()
         self._await_both(lambda: self.arm.phase != "connecting")
@@ -145,10 +146,10 @@ class Franka:
             raise self.fault
 
     def _await_both(self, arm_ready: Callable[[], bool]) -> None:
-        """Until the arm is ready and the hand connected, 5 s at most. The arm's fault comes first, often the hand's cause."""
+        """Until the arm is ready and the hand connected. The arm's fault comes first, often the hand's cause."""
         begin = time.monotonic()
-        self._await(arm_ready, CONNECT_TIME + 1.0, hand=False)
-        self._await(lambda: bool(self.hand.state()["connected"]), CONNECT_TIME + 1.0 - (time.monotonic() - begin))
+        self._await(arm_ready, READY_TIME, hand=False)
+        self._await(lambda: bool(self.hand.state()["connected"]), READY_TIME - (time.monotonic() - begin))
 
     def _fault(self, hand: bool = True) -> Fault | None:
         return self.arm.fault() or (self.hand.fault() if hand else None)

@@ -72,7 +72,7 @@ def test_adversarial_targets_cause_no_reflex_and_leave_neither_box_nor_speed_lim
     assert np.all(positions >= SETTINGS.workspace_min) and np.all(positions <= SETTINGS.workspace_max)
     assert phases.count("following") > 0.9 * len(phases)
     assert 0.3 < speeds(log).max() <= LIMITS.linear_speed
-    assert 0.5 < np.linalg.norm(log["twist"][:, 3:], axis=1).max() <= LIMITS.angular_speed
+    assert 0.2 < np.linalg.norm(log["twist"][:, 3:], axis=1).max() <= LIMITS.angular_speed
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -249,6 +249,7 @@ def test_an_end_that_nobody_wanted_is_remembered_until_recover(cell):
     assert "left_active" in again.fault.names and again.arm.phase == "idle"
     again.recover()
     again.close()
+    cell.frankas.remove(again)
     last = cell.franka()
     assert last.fault is None
 
