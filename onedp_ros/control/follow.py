@@ -119,11 +119,12 @@ class TargetFollower:
             self._take(position, quaternion)
         elif not fresh and self.state == "following":
             self.state, changed = "stopping", True
-        if turn == 1:  # a look is spread over three cycles
+        if turn == 1:  # a look is spread over four cycles
             self._seen_joints = self._joints()
             self._looked, self._since = self._ticks, self._ticks - self._looked
         elif turn == 2:
             self._guard.look(*self._seen_joints, TICK * self._since)
+        elif turn == 4:
             self._set_jerk()
         if self.state == "holding":
             self._sent.append((self._ticks, self.filter.moment))

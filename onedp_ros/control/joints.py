@@ -74,12 +74,12 @@ class JointGuard:
         change = (inverse - self._last) / since if since > 0 else np.zeros((6, 7))
         self._last = inverse
         self._q, self._inverse, self._change = q, inverse.T.tolist(), change.T.tolist()
-        self._norms = np.sqrt(inverse[:3].T ** 2 @ ONES), np.sqrt(inverse[3:].T ** 2 @ ONES)
 
     def jerk_share(self, linear: float, angular: float) -> float:
         """Of bounds of jerk (m/s³) and angular jerk (rad/s³): the share, 0 to 1, that no joint minds in any direction."""
-        worst = float((linear * self._norms[0] + angular * self._norms[1]).max())
-        return min(1.0, self._margins.jerk * JOINT_JERK / worst)
+        square = self._last * self._last
+        worst = linear * np.sqrt(ONES @ square[:3]) + angular * np.sqrt(ONES @ square[3:])
+        return min(1.0, self._margins.jerk * JOINT_JERK / float(worst.max()))
 
     def shares(self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float]) -> tuple[float, float, float]:
         """What keeps all joints within limits: the shares, 0 to 1, of a wanted velocity and of an acceleration, and a drag (1/s).

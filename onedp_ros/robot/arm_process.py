@@ -155,7 +155,7 @@ class ArmProcess:
             if self._enforce:
                 raise franka.RealtimeException("SCHED_FIFO is not permitted") from error
             refused.append("SCHED_FIFO (allow it by 'USER - rtprio 99' in /etc/security/limits.d/realtime.conf)")
-        if ctypes.CDLL(None).mlockall(3) == 0:  # MCL_CURRENT | MCL_FUTURE
+        if ctypes.CDLL(None).mlockall(7) == 0:  # MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT
             granted.append("locked memory")
         else:
             refused.append("locked memory (allow it by 'USER - memlock unlimited' in /etc/security/limits.d/realtime.conf)")

@@ -71,7 +71,7 @@ def test_adversarial_targets_cause_no_reflex_and_leave_neither_box_nor_speed_lim
     assert no_fault(log)
     assert np.all(positions >= SETTINGS.workspace_min) and np.all(positions <= SETTINGS.workspace_max)
     assert phases.count("following") > 0.9 * len(phases)
-    assert 0.3 < speeds(log).max() <= LIMITS.linear_speed
+    assert 0.2 < speeds(log).max() <= LIMITS.linear_speed
     assert 0.2 < np.linalg.norm(log["twist"][:, 3:], axis=1).max() <= LIMITS.angular_speed
 
 
