@@ -146,17 +146,19 @@ def run(seconds: float, address: str = "", enforce: bool = False) -> dict[str, A
     settings, opening = RobotSettings.from_yaml(path), SafetyLimits.from_yaml(path).opening
     last = max(os.sched_getaffinity(0))
     separate = len(os.sched_getaffinity(0)) > 1
-    rows = []
+    rows, fake = [], not address
     with contextlib.ExitStack() as stack:
-        if not address:
+        if fake:
             # a robot has a computer of its own: the fake one keeps off the loop's processor
-            fake = FakeFranka("--object", "0.05", *(["--cpu", str(min(os.sched_getaffinity(0)))] if separate else []))
-            address = stack.enter_context(fake).address
+            robot = FakeFranka("--object", "0.05", *(["--cpu", str(min(os.sched_getaffinity(0)))] if separate else []))
+            address = stack.enter_context(robot).address
         for mode in MODES:
             franka = Franka(address, settings.replaced({"arm.mode": mode}), enforce, last if separate else -1)
             with contextlib.closing(franka):
                 franka.connect()
                 franka.activate()
+                if franka.fault is not None and fake:  # such as a mark of a run that was killed; of a real arm it is to be seen
+                    franka.recover()
                 if franka.fault is not None:
                     raise franka.fault
                 for load in LOADS:
