@@ -20,7 +20,9 @@ INSET = 0.005  # m that targets stay away from the walls of the workspace, so th
 SPEED_MARGIN = 0.9  # of the speed limits: the filter may exceed them by what a jerk-limited change of mind takes
 TICK = 0.001  # s, the cycle of the arm's controller
 LOOK_EVERY = 10  # cycles between looks at the joints
-SAME = 1e-7  # m, and of a rotation matrix: poses that the robot, which reports in single precision, cannot tell apart
+# m, and of a rotation matrix. Poses that the robot, which reports in single precision, cannot tell apart; and poses that cannot be
+# the same motion.
+SAME, FOREIGN = 1e-7, 1e-4
 DEPTH = 12  # commands among which the last one that the robot took is looked for
 IN_VAIN = 50  # searches after which there are none: this robot keeps other books
 MOST_TICKS = 20  # cycles without a command that the robot makes up for; it stops after more
@@ -88,15 +90,21 @@ class TargetFollower:
         """
         self._ticks += ticks
         if commanded is not None and self._in_vain < IN_VAIN:
+            least, best = FOREIGN, self._sent[-1][1]
             for tick, moment in reversed(self._sent):
                 self.filter.restore(moment)
                 self._coast(self._ticks - 1 - tick)
                 mine = columns_from_pose(*self.filter.pose)
-                if all(abs(a - b) < SAME for a, b in zip(mine, commanded, strict=True)):
+                away = max([abs(a - b) for a, b in zip(mine, commanded, strict=True)])
+                if away < SAME:
                     self._in_vain = 0
                     return
+                if away < least:
+                    least, best = away, self.filter.moment
+            self.filter.restore(best)
+            if least < FOREIGN:
+                return
             self._in_vain += 1
-            self.filter.restore(self._sent[-1][1])
         self._coast(ticks - 1)
 
     def _coast(self, ticks: int) -> None:
