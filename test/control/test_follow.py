@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import mujoco
 import numpy as np
 import pytest
 
@@ -165,6 +164,8 @@ def test_joint_speeds_end_at_the_ends_of_the_ranges() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_no_joint_is_asked_for_more_than_it_has(seed: int) -> None:
     """Ten seconds of targets all over the box and in all orientations, on the FR3's kinematics, resolved as the robot does."""
+    import mujoco  # after onedp_ros.twin, which says how it draws
+
     rng = np.random.default_rng(seed)
     model = build_model(PnpMilk())
     data, jacobian, tool = mujoco.MjData(model), np.zeros((6, model.nv)), model.site("tool").id
