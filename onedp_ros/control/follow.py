@@ -101,10 +101,10 @@ class TargetFollower:
                     return
                 if away < least:
                     least, best = away, self.filter.moment
+            self._in_vain += 1
             self.filter.restore(best)
             if least < FOREIGN:
                 return
-            self._in_vain += 1
         self._coast(ticks - 1)
 
     def _coast(self, ticks: int) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from onedp_ros.control.safety import SafetyLimits
+from onedp_ros.contract import MAX_OPENING
 from onedp_ros.data.bags import read_bag
 from onedp_ros.data.messages import pose_arrays
 from onedp_ros.graph import released
@@ -39,7 +39,7 @@ Target = tuple[float, NDArray[np.float64], NDArray[np.float64], float]
 
 def policy_targets(task: str = "pnp_milk") -> list[Target]:
     """What the released policy told the arm in a minute: time (s), position (3,) m, quaternion (4,) xyzw, opening (m)."""
-    opening, targets, begin = 0.08, [], None
+    opening, targets, begin = MAX_OPENING, [], None
     for topic, stamp, message in read_bag(resource("models", task, "targets"), ("target_pose", "gripper_target")):
         if topic == "gripper_target":
             opening = float(message.position[0])
@@ -99,7 +99,7 @@ def follow(franka: Franka, targets: list[Target], seconds: float, load: str, bar
             franka.target(position, quaternion)
             goal, at = position, at + 1
             if load == "hand":
-                opening = 0.0 if now % (2 * HAND_PERIOD) < HAND_PERIOD else 0.08
+                opening = 0.0 if now % (2 * HAND_PERIOD) < HAND_PERIOD else MAX_OPENING
             franka.opening(opening)
         franka.watch()
         if franka.fault is not None:
@@ -143,7 +143,7 @@ def run(seconds: float, address: str = "", enforce: bool = False) -> dict[str, A
 
     targets = policy_targets()
     path = resource("config", "robot", "franka.yaml")
-    settings, opening = RobotSettings.from_yaml(path), SafetyLimits.from_yaml(path).opening
+    settings = RobotSettings.from_yaml(path)
     last = max(os.sched_getaffinity(0))
     separate = len(os.sched_getaffinity(0)) > 1
     rows, fake = [], not address
@@ -162,7 +162,7 @@ def run(seconds: float, address: str = "", enforce: bool = False) -> dict[str, A
                 if franka.fault is not None:
                     raise franka.fault
                 for load in LOADS:
-                    franka.opening(opening[1])
+                    franka.opening(settings.gripper.width)
                     bar = tqdm(total=seconds, desc=f"{mode}, {load}", bar_format="{desc} {bar} {n:.0f}/{total:.0f} s")
                     with bar, busy_policy() if load == "policy" else contextlib.nullcontext():
                         rows.append(follow(franka, targets, seconds, load, bar))

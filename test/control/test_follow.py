@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from onedp_ros.control.follow import INSET, MOST_TICKS, TICK, TargetFollower
+from onedp_ros.control.follow import IN_VAIN, INSET, MOST_TICKS, TICK, TargetFollower
 from onedp_ros.control.joints import (
     JOINT_ACCELERATION,
     JOINT_JERK,
@@ -153,6 +153,20 @@ def test_after_lost_commands_it_goes_on_from_where_the_robot_went(told: bool) ->
             ticks, silent = 1 + silent, 0
     assert robot.jerks()[3:].max() < 3 * made.filter.limits.linear_jerk
     assert MOST_TICKS >= 12
+
+
+def test_books_that_never_agree_are_not_searched_for_ever() -> None:
+    """A robot that reports its commanded pose otherwise must not cost a search in each cycle."""
+    made = follower()
+    go(made, 100, START + 0.05, 0)
+    for away in (1e-5, 1.0):  # close to what we sent, and nothing like it
+        made._in_vain = 0
+        for _ in range(60):
+            strange = columns_from_pose(made.filter.pose[0], made.filter.pose[1])
+            strange[12] += away
+            made.catch_up(1, strange)
+            made.step(0, tuple(START), tuple(DOWN), 10**12)
+        assert made._in_vain == IN_VAIN
 
 
 def test_joint_speeds_end_at_the_ends_of_the_ranges() -> None:
