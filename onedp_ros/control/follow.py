@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +45,9 @@ class FollowLimits:
 class TargetFollower:
     """Targets that may jump, stall and end -> a reference that does none of it.
 
-    ``state`` is ``holding``, ``following`` or ``stopping``. Following begins with a fresh target near the reference; one that is
-    too far away is counted in ``far`` and left. Without a fresh target the reference slows down and stays.
+    ``state`` is ``holding``, ``following`` or ``stopping``; ``columns`` is the reference as the robot takes it, 16 numbers.
+    Following begins with a fresh target near the reference; one that is too far away is counted in ``far`` and left. Without a fresh
+    target the reference slows down and stays.
 
     Args:
         joints: gives the present joint angles (7,) rad and Jacobian (6, 7); asked every :data:`LOOK_EVERY` cycles, in which
@@ -70,7 +73,8 @@ class TargetFollower:
         self.filter.reset(position, quaternion)
         self._seen, self._cycle = now, 0
         self._ticks = self._looked = self._since = 0
-        self._sent = deque([(0, self.filter.moment)], maxlen=DEPTH)
+        self._sent: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=DEPTH)
+        self._keep()
         self._in_vain = 0
         self._seen_joints = self._joints()
         self._guard.look(*self._seen_joints, 0.0)
@@ -89,6 +93,9 @@ class TargetFollower:
             commanded: that pose (``O_T_EE_c``), 16 numbers; None when the robot follows no pose.
         """
         self._ticks += ticks
+        if ticks == 1 and (commanded is None or max(map(abs, map(operator.sub, commanded, self.columns))) < SAME):
+            self._in_vain = 0
+            return
         if commanded is not None and self._in_vain < IN_VAIN:
             least, best = FOREIGN, self._sent[-1][1]
             for tick, moment in reversed(self._sent):
@@ -135,7 +142,7 @@ class TargetFollower:
         elif turn == 4:
             self._set_jerk()
         if self.state == "holding":
-            self._sent.append((self._ticks, self.filter.moment))
+            self._keep()
             return
         if changed or turn == 3:
             self._share_out()
@@ -146,7 +153,11 @@ class TargetFollower:
         if self.state == "stopping" and self.filter.at_rest:
             self.state, self._goal = "holding", self.filter.pose
             self.filter.reset(*self._goal)
+        self._keep()
+
+    def _keep(self) -> None:
         self._sent.append((self._ticks, self.filter.moment))
+        self.columns = columns_from_pose(*self.filter.pose)
 
     def _take(self, position: Sequence[float], quaternion: Sequence[float]) -> None:
         inside = tuple(min(max(p, low), high) for p, low, high in zip(position, self._low, self._high, strict=True))

@@ -145,9 +145,11 @@ class TargetFilter:
 
     def coast(self, dt: float) -> None:
         """Advance by ``dt`` (s) at the present acceleration."""
-        self._velocity = _plus(self._velocity, self._acceleration, dt)
-        self._spin = x, y, z = _plus(self._spin, self._spin_up, dt)
-        self._position = _plus(self._position, self._velocity, dt)
+        (px, py, pz), (vx, vy, vz), (ax, ay, az) = self._position, self._velocity, self._acceleration
+        vx, vy, vz = self._velocity = vx + dt * ax, vy + dt * ay, vz + dt * az
+        self._position = px + dt * vx, py + dt * vy, pz + dt * vz
+        (x, y, z), (ax, ay, az) = self._spin, self._spin_up
+        x, y, z = self._spin = x + dt * ax, y + dt * ay, z + dt * az
         i, j, k, w = multiply_xyzw(xyzw_from_rotation_vector(x * dt, y * dt, z * dt), self._quaternion)
         length = math.sqrt(i * i + j * j + k * k + w * w)
         self._quaternion = i / length, j / length, k / length, w / length

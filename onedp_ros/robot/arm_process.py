@@ -24,7 +24,7 @@ import pylibfranka as franka
 from onedp_ros.control.follow import TargetFollower
 from onedp_ros.control.joints import TORQUE_LIMITS, TORQUE_RATE
 from onedp_ros.control.servo import impedance_torque
-from onedp_ros.geometry import columns_from_pose, pose_from_columns
+from onedp_ros.geometry import pose_from_columns
 from onedp_ros.robot import memory
 from onedp_ros.robot.faults import explain
 from onedp_ros.robot.settings import RobotSettings
@@ -216,7 +216,7 @@ class ArmProcess:
             follower.step(received, *given, begin, wanted != mode)
             ended = wanted != mode and follower.state == "holding"
             if mode == memory.POSE:
-                command = franka.CartesianPose(columns_from_pose(*follower.filter.pose))
+                command = franka.CartesianPose(follower.columns)
             else:
                 dq = np.array(state.dq)
                 wished = self._torque(state, dq, posture)
