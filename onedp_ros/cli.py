@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "collect": ("onedp_ros.twin.collect", "record demonstrations of the scripted expert in the twin"),
-    "convert": ("onedp_ros.data.convert", "turn bags into a training set"),
+    "record": ("onedp_ros.record", "record demonstrations: robot, operator's device and recorder"),
+    "inspect": ("onedp_ros.evaluation.inspect", "what a bag or a training set holds: rates, gaps, ranges, pictures"),
+    "convert": ("onedp_ros.data.convert", "turn bags and others' data sets into a training set"),
     "train": ("onedp_ros.learning.train", "train a diffusion policy, the teacher"),
     "distill": ("onedp_ros.learning.distill", "distil a teacher into a one-step generator"),
     "release": ("onedp_ros.learning.release", "turn a checkpoint into a small bundle with a model card"),

@@ -7,10 +7,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,36 +19,22 @@ from onedp_ros.resources import task_contract
 from onedp_ros.runner import Supervisor
 from onedp_ros.twin.pnp_milk import EVALUATION_SEEDS
 
+if TYPE_CHECKING:
+    from onedp_ros.nodes.watch import GraphWatch
+
 START_TIME = 120.0  # s for loading, warm-up and engine checks
-CALL_TIME = 5.0  # s for a service
 RECORD_DEPTH = 60  # messages between two looks: 0.3 s of the robot's states
 SETTLE = 0.6  # s after a reset, so that no observation of the old scene is left
 
 
-class DemoNode:
-    """Resets and starts episodes through the graph's services and reads /diagnostics."""
+class Recording:
+    """The messages of one episode by topic as they came, with their arrival (ns): read after the run, to cost little in it."""
 
-    def __init__(self, supervisor: Supervisor, task: str) -> None:
-        import rclpy
-        from diagnostic_msgs.msg import DiagnosticArray
+    def __init__(self, node: Any, task: str) -> None:
         from geometry_msgs.msg import PoseStamped
         from sensor_msgs.msg import Image, JointState
-        from std_srvs.srv import SetBool, Trigger
         from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-        self._rclpy, self._supervisor = rclpy, supervisor
-        rclpy.init(args=[])
-        self.node = rclpy.create_node("demo", start_parameter_services=False)
-        self.history: dict[str, list[tuple[float, dict[str, str]]]] = {}
-        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 20)
-        self._clients = {
-            "reset": (self.node.create_client(Trigger, "twin/reset"), Trigger.Request()),
-            "success": (self.node.create_client(Trigger, "twin/success"), Trigger.Request()),
-            "enable": (self.node.create_client(SetBool, "action_node/enable"), SetBool.Request(data=True)),
-            "disable": (self.node.create_client(SetBool, "action_node/enable"), SetBool.Request(data=False)),
-        }
-        # messages of one episode by topic as they came, with their arrival (ns): read after the run, so that they cost little in it
-        self.recording: dict[str, list[tuple[int, bytes]]] = {}
         contract = task_contract(task)
         self.topics: dict[str, Any] = {
             **{camera.topic: Image for camera in contract.cameras.values()},
@@ -58,73 +44,37 @@ class DemoNode:
             "gripper_target": JointState,
             "action/chunk": MultiDOFJointTrajectory,
         }
+        self._node = node
+        self.messages: dict[str, list[tuple[int, bytes]]] = {}
         self._subscribers: list[Any] = []
-        self._recorded = False
+        self._done = False
 
-    def record(self) -> None:
-        """Begin the recording, or begin it anew; nothing when there is one already."""
-        if self._recorded:
+    def begin(self) -> None:
+        """Begin, or begin anew; nothing when there is a recording already."""
+        if self._done:
             return
         from onedp_ros.nodes.polled import PolledSubscriber
 
         if not self._subscribers:
             for topic, kind in self.topics.items():
                 keep = partial(self._keep, topic)
-                self._subscribers.append(PolledSubscriber(self.node, kind, topic, RECORD_DEPTH, keep, raw=True))
-        self._poll()
-        self.recording = {topic: [] for topic in self.topics}
+                self._subscribers.append(PolledSubscriber(self._node, kind, topic, RECORD_DEPTH, keep, raw=True))
+        self.poll()
+        self.messages = {topic: [] for topic in self.topics}
 
     def _keep(self, topic: str, message: bytes, arrival: int) -> None:
-        self.recording.setdefault(topic, []).append((arrival, message))
+        self.messages.setdefault(topic, []).append((arrival, message))
 
-    def _poll(self) -> None:
+    def poll(self) -> None:
         for subscriber in self._subscribers:
             subscriber.poll()
 
-    def close(self) -> None:
-        self.node.destroy_node()
-        self._rclpy.try_shutdown()
-
-    def stop_recording(self) -> None:
-        self._recorded = True
-        self._poll()
+    def end(self) -> None:
+        self._done = True
+        self.poll()
         for subscriber in self._subscribers:
             subscriber.destroy()
         self._subscribers = []
-
-    def values(self, name: str) -> dict[str, str]:
-        """What a node said last on /diagnostics; empty before that."""
-        return self.history[name][-1][1] if self.history.get(name) else {}
-
-    def spin_until(self, done: Callable[[], bool], timeout: float) -> bool:
-        """Handle messages until ``done()``; False after ``timeout`` (s). NodeDiedError when a node of the graph ended."""
-        deadline = time.monotonic() + timeout
-        while not done():
-            if time.monotonic() > deadline:
-                return False
-            self._supervisor.check()
-            self._poll()
-            self._rclpy.spin_once(self.node, timeout_sec=0.05)
-        return True
-
-    def spin_for(self, seconds: float) -> None:
-        self.spin_until(lambda: False, seconds)
-
-    def call(self, name: str) -> Any:
-        """Call a service of the graph. RuntimeError names the one that does not answer."""
-        client, request = self._clients[name]
-        if not self.spin_until(client.service_is_ready, CALL_TIME):
-            raise RuntimeError(f"service {client.srv_name} is not there; see the nodes' logs")
-        future = client.call_async(request)
-        if not self.spin_until(future.done, CALL_TIME):
-            raise RuntimeError(f"service {client.srv_name} did not answer within {CALL_TIME:.0f} s; see the nodes' logs")
-        return future.result()
-
-    def _on_diagnostics(self, message: Any) -> None:
-        stamp = message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec
-        for status in message.status:
-            values = {item.key: item.value for item in status.values} | {"message": status.message}
-            self.history.setdefault(status.name, []).append((stamp, values))
 
 
 def run(
@@ -144,40 +94,48 @@ def run(
     os.environ.update(graph_environment(os.environ))
     results: list[dict[str, Any]] = []
     with Supervisor(processes, logs=out / "logs") as supervisor:
-        demo = DemoNode(supervisor, task)
+        from onedp_ros.nodes.watch import GraphWatch
+
+        demo = GraphWatch("demo", supervisor.check)
+        recording = Recording(demo.node, task)
+        demo.meanwhile = recording.poll
         try:
             print("starting the graph: twin, observation_node, policy_node, action_node", flush=True)
             if not demo.spin_until(lambda: float(demo.values("policy_node").get("policy_hz", 0)) > 0, START_TIME):
                 raise RuntimeError(
-                    f"the policy did not start within {START_TIME:.0f} s: {_complaints(demo)}; logs are in {out}/logs"
+                    f"the policy did not start within {START_TIME:.0f} s: {demo.complaints()}; logs are in {out}/logs"
                 )
             demo.spin_for(1.0)
             begin = {name: len(demo.history[name]) - 1 for name in demo.history}
             for episode in range(episodes):
-                results.append(_episode(demo, episode, episodes, results, max_time))
+                results.append(_episode(demo, recording, episode, episodes, results, max_time))
                 if results[-1]["success"] or episode == episodes - 1:
-                    demo.stop_recording()
+                    recording.end()
             demo.spin_for(1.2)
             summary = _summary(demo, begin, results)
             (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-            _write_pictures(demo, task, summary, out)
+            _write_pictures(recording, task, summary, out)
         finally:
             demo.close()
     return summary
 
 
-def _episode(demo: DemoNode, episode: int, episodes: int, results: list[dict[str, Any]], max_time: float) -> dict[str, Any]:
-    demo.call("disable")
-    answer = demo.call("reset")
+def _episode(
+    demo: GraphWatch, recording: Recording, episode: int, episodes: int, results: list[dict[str, Any]], max_time: float
+) -> dict[str, Any]:
+    from std_srvs.srv import SetBool, Trigger
+
+    demo.call(SetBool, "action_node/enable", SetBool.Request(data=False))
+    answer = demo.call(Trigger, "twin/reset")
     if not answer.success:
         raise RuntimeError(f"the twin was not reset: {answer.message}")
-    demo.record()
+    recording.begin()
     demo.spin_for(SETTLE)
-    demo.call("enable")
+    demo.call(SetBool, "action_node/enable", SetBool.Request(data=True))
     begin = time.monotonic()
     line = 0.0
     while True:
-        verdict = demo.call("success")
+        verdict = demo.call(Trigger, "twin/success")
         now = time.monotonic() - begin
         over = verdict.success or now > max_time
         if over or now - line > 0.5:
@@ -188,7 +146,7 @@ def _episode(demo: DemoNode, episode: int, episodes: int, results: list[dict[str
         demo.spin_for(0.15)
 
 
-def _print_line(demo: DemoNode, episode: int, episodes: int, now: float, successes: int, over: bool) -> None:
+def _print_line(demo: GraphWatch, episode: int, episodes: int, now: float, successes: int, over: bool) -> None:
     policy, action = demo.values("policy_node"), demo.values("action_node")
     text = (
         f"episode {episode + 1}/{episodes}  {now:5.1f} s  policy {float(policy.get('policy_hz', 0)):5.1f} Hz  "
@@ -199,12 +157,7 @@ def _print_line(demo: DemoNode, episode: int, episodes: int, now: float, success
     print(f"\r{text}" if live else text, end="\n" if over or not live else "", flush=True)
 
 
-def _complaints(demo: DemoNode) -> str:
-    said = {name: entries[-1][1]["message"] for name, entries in demo.history.items() if entries}
-    return "; ".join(f"{name} says '{text}'" for name, text in said.items()) or "no node says anything"
-
-
-def _summary(demo: DemoNode, begin: dict[str, int], results: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(demo: GraphWatch, begin: dict[str, int], results: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures of the run from the nodes' own counters, from the first episode's start on."""
 
     def counted(name: str, key: str) -> float:
@@ -241,7 +194,7 @@ def _summary(demo: DemoNode, begin: dict[str, int], results: list[dict[str, Any]
     }
 
 
-def _write_pictures(demo: DemoNode, task: str, summary: dict[str, Any], out: Path) -> None:
+def _write_pictures(recording: Recording, task: str, summary: dict[str, Any], out: Path) -> None:
     """``episode.mp4`` and ``timeline.png`` of the recorded episode."""
     from rclpy.serialization import deserialize_message
 
@@ -249,7 +202,7 @@ def _write_pictures(demo: DemoNode, task: str, summary: dict[str, Any], out: Pat
     from onedp_ros.evaluation.figures import plot_timeline, write_video
 
     contract = task_contract(task)
-    read = {t: [(at, deserialize_message(m, demo.topics[t])) for at, m in ms] for t, ms in demo.recording.items()}
+    read = {t: [(at, deserialize_message(m, recording.topics[t])) for at, m in ms] for t, ms in recording.messages.items()}
     frames = {n: [(stamp_ns(m), decode_image(m, c.topic)) for _, m in read[c.topic]] for n, c in contract.cameras.items()}
     write_video(frames, out / "episode.mp4")
     plot_timeline(
@@ -263,7 +216,7 @@ def _write_pictures(demo: DemoNode, task: str, summary: dict[str, Any], out: Pat
     )
 
 
-def _series(demo: DemoNode, name: str, prefix: str) -> list[tuple[float, float]]:
+def _series(demo: GraphWatch, name: str, prefix: str) -> list[tuple[float, float]]:
     """(time, sum of the counters that begin with ``prefix``) of every report of a node."""
     return [(t, sum(float(x) for k, x in v.items() if k.startswith(prefix))) for t, v in demo.history[name]]
 

@@ -13,18 +13,20 @@ from onedp_ros.robot.settings import MODES
 
 ROBOTS = ("twin", "franka", "crisp")
 ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
+DEVICES = ("phone", "spacemouse", "spacenav", "gamepad", "keyboard")  # of an operator
 METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
 
 
 @dataclasses.dataclass(frozen=True)
 class NodeProcess:
     """One node, one process: ``executable`` of this package, which is also the module's name in ``onedp_ros.nodes``. A node that
-    ended is started again with ``respawn``; without, it ends the graph."""
+    ended is started again with ``respawn``; without, it ends the graph. ``terminal``: it reads the keyboard."""
 
     name: str
     executable: str
     parameters: Mapping[str, Any]
     respawn: bool = False
+    terminal: bool = False
 
 
 def task_graph(
@@ -58,24 +60,10 @@ def task_graph(
         ValueError: an unknown robot, or a Franka without an address.
         FileNotFoundError: no such task, or no released policy for the method.
     """
-    if robot not in ROBOTS:
-        raise ValueError(f"unknown robot '{robot}', expected one of {', '.join(ROBOTS)}")
-    resource("config", "tasks", f"{task}.yaml")
+    arm = arm_process(task, robot, twin_seed, franka)
     if model is None:
         model = released(task, method)
-    if robot == "franka" and not (franka or {}).get("robot_ip"):
-        raise ValueError("robot franka needs robot_ip, its address, such as 172.16.0.2; onedp fake-franka serves one at 127.0.0.1")
-    for name, allowed in (("mode", ("", *MODES)), ("realtime", ("enforce", "ignore"))):
-        if (value := (franka or {}).get(name, allowed[0])) not in allowed:
-            raise ValueError(f"{name} is '{value}', expected one of {', '.join(filter(None, allowed))}")
     file, real = ROBOT_FILES[robot], robot != "twin"
-    arm = {
-        "twin": NodeProcess("twin", "twin_node", {"task": task, "seed": twin_seed}),
-        "franka": NodeProcess(
-            "franka_node", "franka_node", {"task": task, "robot": file, "autostart": True, **(franka or {})}, respawn=True
-        ),
-        "crisp": NodeProcess("crisp_node", "crisp_node", {"task": task, "robot": file}),
-    }[robot]
     policy = {
         "task": task,
         "model": str(Path(model).resolve()),
@@ -92,6 +80,80 @@ def task_graph(
         NodeProcess("policy_node", "policy_node", policy, respawn=real),
         NodeProcess("action_node", "action_node", action),
     ]
+
+
+def record_graph(
+    task: str,
+    *,
+    robot: str = "twin",
+    device: str = "phone",
+    operator: str = "",
+    out: str | Path = "",
+    host: str = "127.0.0.1",
+    port: int = 8443,
+    image_transport: str = "raw",
+    twin_seed: int = 0,
+    franka: Mapping[str, Any] | None = None,
+) -> list[NodeProcess]:
+    """Everything that runs while demonstrations are recorded, in the order of starting.
+
+    Args:
+        task, robot, twin_seed, franka: as of :func:`task_graph`.
+        device: what the operator holds, one of :data:`DEVICES`; ``expert``: the twin's scripted expert drives, without an operator.
+        operator: who demonstrates, noted in the bags.
+        out: folder of the bags; default: the recorder's.
+        host, port: where a phone reaches the machine.
+        image_transport: raw or compressed, as the cameras publish.
+
+    Raises:
+        ValueError: as :func:`task_graph`, and for an unknown device, or an expert without a twin.
+        FileNotFoundError: no such task.
+    """
+    if device not in (*DEVICES, "expert"):
+        raise ValueError(f"unknown device '{device}', expected one of {', '.join(DEVICES)}, or expert")
+    if device == "expert" and robot != "twin":
+        raise ValueError(f"the scripted expert drives the twin only, not '{robot}'; choose a device")
+    arm = arm_process(task, robot, twin_seed, franka)
+    teleop = {
+        "task": task,
+        "robot": ROBOT_FILES[robot],
+        "device": device,
+        "host": host,
+        "port": port,
+        "image_transport": image_transport,
+    }
+    recorder = {
+        "task": task,
+        "robot": robot,
+        "operator": operator or ("scripted expert" if device == "expert" else ""),
+        "out": str(out),
+        "image_transport": image_transport,
+    }
+    return [
+        arm,
+        NodeProcess("recorder_node", "recorder_node", recorder),
+        *([] if device == "expert" else [NodeProcess("teleop_node", "teleop_node", teleop, terminal=device == "keyboard")]),
+    ]
+
+
+def arm_process(task: str, robot: str, twin_seed: int, franka: Mapping[str, Any] | None) -> NodeProcess:
+    """The node of the robot. Errors as of :func:`task_graph`."""
+    if robot not in ROBOTS:
+        raise ValueError(f"unknown robot '{robot}', expected one of {', '.join(ROBOTS)}")
+    resource("config", "tasks", f"{task}.yaml")
+    if robot == "franka" and not (franka or {}).get("robot_ip"):
+        raise ValueError("robot franka needs robot_ip, its address, such as 172.16.0.2; onedp fake-franka serves one at 127.0.0.1")
+    for name, allowed in (("mode", ("", *MODES)), ("realtime", ("enforce", "ignore"))):
+        if (value := (franka or {}).get(name, allowed[0])) not in allowed:
+            raise ValueError(f"{name} is '{value}', expected one of {', '.join(filter(None, allowed))}")
+    file = ROBOT_FILES[robot]
+    return {
+        "twin": NodeProcess("twin", "twin_node", {"task": task, "seed": twin_seed}),
+        "franka": NodeProcess(
+            "franka_node", "franka_node", {"task": task, "robot": file, "autostart": True, **(franka or {})}, respawn=True
+        ),
+        "crisp": NodeProcess("crisp_node", "crisp_node", {"task": task, "robot": file}),
+    }[robot]
 
 
 def released(task: str, method: str) -> Path:

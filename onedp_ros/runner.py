@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from onedp_ros.graph import METHODS, ROBOTS, NodeProcess, graph_environment, task_graph
 
@@ -91,7 +91,7 @@ class Supervisor:
             self.children[process.name] = subprocess.Popen(
                 command(process),
                 env=self._environment,
-                stdin=subprocess.DEVNULL,
+                stdin=None if process.terminal else subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
                 start_new_session=True,
@@ -154,8 +154,23 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> bool:
     return True
 
 
-def _on_terminate(number: int, frame: object) -> None:
+def on_terminate(number: int, frame: object) -> None:
+    """A signal handler that ends a program as Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def add_franka_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``franka_node``."""
+    parser.add_argument("--robot-ip", default="", help="address of the Franka")
+    parser.add_argument("--mode", default="", help="cartesian_pose or cartesian_impedance (default: the robot file's)")
+    parser.add_argument("--realtime", choices=("enforce", "ignore"), default="enforce", help="ignore: without a real-time kernel")
+    parser.add_argument("--speed", type=float, default=1.0, help="share of the robot file's speeds, above 0 and up to 1")
+    parser.add_argument("--cpu", type=int, default=-1, help="processor of its own for the Franka's control loop (default: any)")
+
+
+def franka_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_franka_arguments` was given, as parameters of ``franka_node``."""
+    return {name: getattr(args, name) for name in ("robot_ip", "mode", "realtime", "speed", "cpu")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,11 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait = parser.add_mutually_exclusive_group()
     wait.add_argument("--disabled", action="store_true", help="do not move before action_node's service ~/enable is called")
     wait.add_argument("--enabled", action="store_true", help="move at once; what only the twin does by itself")
-    parser.add_argument("--robot-ip", default="", help="address of the Franka")
-    parser.add_argument("--mode", default="", help="cartesian_pose or cartesian_impedance (default: the robot file's)")
-    parser.add_argument("--realtime", choices=("enforce", "ignore"), default="enforce", help="ignore: without a real-time kernel")
-    parser.add_argument("--speed", type=float, default=1.0, help="share of the robot file's speeds, above 0 and up to 1")
-    parser.add_argument("--cpu", type=int, default=-1, help="processor of its own for the Franka's control loop (default: any)")
+    add_franka_arguments(parser)
     args = parser.parse_args(argv)
     processes = task_graph(
         args.task,
@@ -187,9 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         twin_seed=args.twin_seed,
         enabled=False if args.disabled else True if args.enabled else None,
         threads=args.threads,
-        franka={name: getattr(args, name) for name in ("robot_ip", "mode", "realtime", "speed", "cpu")},
+        franka=franka_parameters(args),
     )
-    signal.signal(signal.SIGTERM, _on_terminate)
+    signal.signal(signal.SIGTERM, on_terminate)
     try:
         with Supervisor(processes) as supervisor:
             print(f"running {', '.join(supervisor.children)}; Ctrl-C stops all of them", flush=True)

@@ -46,8 +46,8 @@ class TargetFollower:
     """Targets that may jump, stall and end -> a reference that does none of it.
 
     ``state`` is ``holding``, ``following`` or ``stopping``; ``columns`` is the reference as the robot takes it, 16 numbers.
-    Following begins with a fresh target near the reference; one that is too far away is counted in ``far`` and left. Without a fresh
-    target the reference slows down and stays.
+    Following begins with a fresh target near the reference; one that is too far away is counted in ``far`` and left. Without a
+    fresh target the reference slows down and stays.
 
     Args:
         joints: gives the present joint angles (7,) rad and Jacobian (6, 7); asked every :data:`LOOK_EVERY` cycles, in which

@@ -23,7 +23,7 @@ from rcl_interfaces.msg import IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate
@@ -33,7 +33,7 @@ from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
 from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS, CellRenderer, build_model
 from onedp_ros.twin.environment import Frame, SteppedCell
-from onedp_ros.twin.pnp_milk import PnpMilk
+from onedp_ros.twin.pnp_milk import Expert, PnpMilk
 
 STALE_AFTER = 0.25  # s without a target: slow to a stop and hold
 LATE = 0.1  # s that physics may lag behind the clock before it gives the lost time up
@@ -65,8 +65,9 @@ def draw_frames(frames: Any, topics: dict[str, str], counts: Any, max_yaw: float
 
 
 class TwinNode(Node):
-    """Services ``~/reset`` (places carton and arm for the parameter ``seed``, which then counts up) and ``~/success`` (whether
-    the task is done; if not, why an episode that ended now would have failed)."""
+    """Services ``~/reset`` (places carton and arm for the parameter ``seed``, which then counts up), ``~/success`` (whether
+    the task is done; if not, why an episode that ended now would have failed) and ``~/expert`` (std_srvs/SetBool: lets the scripted
+    expert drive, in place of an operator)."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("twin", **kwargs)
@@ -80,6 +81,10 @@ class TwinNode(Node):
         self._target: tuple[np.ndarray, np.ndarray] | None = None
         self._opening: float | None = None
         self._target_time = 0.0
+        self._control_step = contract.dt_ns
+        self._expert: Expert | None = None
+        self._expert_due = 0
+        self._target_publishers: tuple[Any, Any] | None = None  # made with the first expert: others count who publishes targets
         self._reset: threading.Event | None = None
         self._asked: threading.Event | None = None
         self._answer = (False, "")
@@ -97,6 +102,7 @@ class TwinNode(Node):
             self._commands.append(PolledSubscriber(self, kind, topic, 1, callback))
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/success", self._on_success)
+        self.create_service(SetBool, "~/expert", self._on_expert)
 
         topics = {name: self.resolve_topic_name(camera.topic) for name, camera in contract.cameras.items()}
         spawn = multiprocessing.get_context("spawn")
@@ -162,6 +168,17 @@ class TwinNode(Node):
         response.success, response.message = self._answer if answered else (False, "physics did not answer within 2 s")
         return response
 
+    def _on_expert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if request.data and self._target_publishers is None:
+            self._target_publishers = (
+                self.create_publisher(PoseStamped, "target_pose", 1),
+                self.create_publisher(JointState, "gripper_target", 1),
+            )
+        with self._lock:
+            self._expert, self._expert_due = (Expert() if request.data else None), 0
+        response.success, response.message = True, "the expert drives" if request.data else "the expert rests"
+        return response
+
     # thread of physics
 
     def _run(self) -> None:
@@ -180,6 +197,9 @@ class TwinNode(Node):
         with self._lock:
             reset, self._reset = self._reset, None
             asked, self._asked = self._asked, None
+            expert = self._expert
+        if expert is not None and reset is None and self._stepped.stamp >= self._expert_due:
+            self._demonstrate(expert)
         target, opening = self._target, self._opening
         stale = time.monotonic() - self._target_time > STALE_AFTER
         if reset is not None:
@@ -206,9 +226,19 @@ class TwinNode(Node):
             self._lost -= ahead
             self._epoch -= round(ahead * NANOSECONDS)
 
+    def _demonstrate(self, expert: Expert) -> None:
+        """The expert's next target, commanded and published as an operator's."""
+        assert self._target_publishers is not None
+        self._expert_due = self._stepped.stamp + self._control_step
+        position, quaternion, opening = expert.act(self._stepped.cell)
+        self._target, self._target_time, self._opening = (position, quaternion), time.monotonic(), opening
+        stamp = self._epoch + self._stepped.stamp
+        self._target_publishers[0].publish(pose_message(position, quaternion, stamp, self._base_frame))
+        self._target_publishers[1].publish(JointState(header=header(stamp), name=["gripper"], position=[opening]))
+
     def _place(self) -> None:
         seed = self._seed = int(self.get_parameter("seed").value)
-        self._target, self._opening = None, None
+        self._target, self._opening, self._expert_due = None, None, 0
         self._epoch = self._now()
         self._stepped.reset(np.random.default_rng(seed))
         self._hold = (self._stepped.cell.position, self._stepped.cell.quaternion)

@@ -1,0 +1,56 @@
+"""For launch files: a graph as launch's actions. The only module that needs ``launch``; what it starts, ``onedp`` starts too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription  # type: ignore[attr-defined]  # mypy takes the folder launch/ for it
+from onedp_ros.graph import NodeProcess, graph_environment
+
+FRANKA = {
+    "robot_ip": ("", "address of the Franka"),
+    "mode": ("", "cartesian_pose or cartesian_impedance; empty: the robot file's"),
+    "realtime": ("enforce", "enforce, or ignore for a machine without a real-time kernel"),
+    "speed": ("1.0", "share of the robot file's speeds, above 0 and up to 1"),
+    "cpu": ("-1", "processor of its own for the control loop; -1: any"),
+}
+
+
+def franka_parameters(given: Mapping[str, str]) -> dict[str, Any]:
+    """What :data:`FRANKA` was given, as parameters of ``franka_node``."""
+    return {**{name: given[name] for name in FRANKA}, "speed": float(given["speed"]), "cpu": int(given["cpu"])}
+
+
+def description(
+    arguments: Mapping[str, tuple[str, str]], make: Callable[[Mapping[str, str]], Sequence[NodeProcess]]
+) -> LaunchDescription:
+    """A launch description with ``arguments`` (name -> default, description) that starts the processes that ``make`` names."""
+
+    def start(context: LaunchContext) -> list[Any]:
+        given = {name: LaunchConfiguration(name).perform(context) for name in arguments}
+        environment = [SetEnvironmentVariable(name, value) for name, value in graph_environment(os.environ).items()]
+        return [*environment, *map(_node, make(given))]
+
+    declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in arguments.items()]
+    return LaunchDescription([*declared, OpaqueFunction(function=start)])
+
+
+def _node(process: NodeProcess) -> Node:
+    return Node(
+        package="onedp_ros",
+        executable=process.executable,
+        name=process.name,
+        parameters=[dict(process.parameters)],
+        output="screen",
+        sigterm_timeout="1.5",
+        sigkill_timeout="0.3",
+        respawn=process.respawn,
+        respawn_delay=1.0,
+        on_exit=None if process.respawn else Shutdown(reason=f"{process.name} ended"),
+    )

@@ -1,0 +1,278 @@
+"""An operator's device -> targets for the arm, kept within the same limits as a policy's.
+
+One thread: a timer asks the device what the hands do, moves the target and publishes it. Nothing is published before the dead man
+is first held. A phone's server has a thread of its own in ``teleop.phone``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from sensor_msgs.msg import CompressedImage, Image, JointState, Joy
+from std_srvs.srv import Trigger
+
+from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
+from onedp_ros.control.safety import SafetyLimits
+from onedp_ros.data.messages import decode_image, pose_arrays, stamp_ns
+from onedp_ros.graph import DEVICES
+from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
+from onedp_ros.nodes.messages import header, pose_message
+from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.polled import PolledSubscriber
+from onedp_ros.nodes.process import main_of
+from onedp_ros.resources import resource
+from onedp_ros.teleop.axes import AxesDevice, AxisMap
+from onedp_ros.teleop.device import Command, Device
+from onedp_ros.teleop.session import Motion, Session
+
+RATE = 60.0  # Hz of targets
+PREVIEW_RATE, PREVIEW_WIDTH, PREVIEW_QUALITY = 12.0, 320, 70  # of the pictures that an operator sees: Hz, pixels, JPEG's 0 to 100
+POSE_TIMEOUT = 0.5  # s: a measured pose older than this is not known
+RECENT = 3.0  # s that a problem is shown
+RECORDER_EVENTS = ("start", "stop", "fail", "discard")
+
+
+class TeleopNode(Node):
+    """A device, the measured pose -> target_pose, gripper_target. Service ``~/home``: go home while the dead man is held.
+
+    Args:
+        device: makes the device in place of the one that the parameter names.
+    """
+
+    def __init__(self, device: Device | None = None, **kwargs: Any) -> None:
+        super().__init__("teleop_node", **kwargs)
+        self.contract = declare_contract(self)
+        robot = declare(self, "robot", "twin", "Robot: the name of a file in config/robot, or the path of a robot file")
+        kind = declare(self, "device", "phone", f"One of {', '.join(DEVICES)}")
+        file = declare(self, "teleop", "", "Path of a file such as config/teleop.yaml; empty: that one")
+        self._host = declare(self, "host", "127.0.0.1", "Address that phones reach; 0.0.0.0: every address of this machine")
+        self._port = declare(self, "port", 8443, "Port that phones reach", 1, 65535)
+        transport = declare(self, "image_transport", "raw", "How the cameras publish: raw, or compressed (topic/compressed)")
+        recorder = declare(self, "recorder", "recorder_node", "Name of the recorder's node, for the buttons that record")
+        if transport not in ("raw", "compressed"):
+            raise ValueError(f"image_transport is '{transport}', expected raw or compressed")
+        file = file or str(resource("config", "teleop.yaml"))
+        given = {
+            name: declare(self, name, list(value) if isinstance(value, tuple) else value, f"See {file}")
+            for name, value in dataclasses.asdict(Motion.from_yaml(file)).items()
+        }
+        path = robot if robot.endswith((".yaml", ".yml")) else resource("config", "robot", f"{robot}.yaml")
+        limits = SafetyLimits.from_yaml(path)
+        self._session = Session(Motion.from_dict(given), limits)
+        self._recorder, self._kind = recorder, kind
+
+        self._pose: PoseStamped | None = None
+        self._opening = MAX_OPENING
+        self._others: dict[str, tuple[float, Any]] = {}
+        self._problem: tuple[float, str] = (float("-inf"), "")
+        self._sent_time = time.monotonic()
+        self._targets, self._rate = 0, Rate()
+        self._device: Any = device if device is not None else self._make_device(kind, file)
+
+        self._pose_publisher = self.create_publisher(PoseStamped, "target_pose", 1)
+        self._gripper_publisher = self.create_publisher(JointState, "gripper_target", 1)
+        self._measured = [
+            PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose),
+            PolledSubscriber(self, JointState, self.contract.joint_states_topic, 1, self._on_joints),
+        ]
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 20)
+        self._recorder_clients = {event: self.create_client(Trigger, f"{recorder}/{event}") for event in RECORDER_EVENTS}
+        self.create_service(Trigger, "~/home", self._on_home)
+        if hasattr(self._device, "show_frame"):
+            kind_of_image = Image if transport == "raw" else CompressedImage
+            suffix = "" if transport == "raw" else "/compressed"
+            self._previews = [
+                PolledSubscriber(self, kind_of_image, camera.topic + suffix, 1, functools.partial(self._on_frame, name))
+                for name, camera in self.contract.cameras.items()
+            ]
+            self.create_timer(1.0 / PREVIEW_RATE, self._show_frames)
+        self.create_timer(1.0 / RATE, self._step)
+        self._diagnostics = Diagnostics(self, self._report)
+
+    def _make_device(self, kind: str, file: str) -> Any:
+        if kind == "phone":
+            from onedp_ros.teleop.phone import Phone
+
+            phone = Phone(list(self.contract.cameras), self._host, self._port)
+            print(phone.invitation, flush=True)
+            return phone
+        if kind == "keyboard":
+            from onedp_ros.teleop.keyboard import Keyboard
+
+            return Keyboard()
+        if kind == "spacemouse":
+            from onedp_ros.teleop.spacemouse import SpaceMouse
+
+            return SpaceMouse(AxisMap.from_yaml(file, "spacemouse"))
+        topics = {"spacenav": "spacenav/joy", "gamepad": "joy"}
+        if kind not in topics:
+            raise ValueError(f"device is '{kind}', expected one of {', '.join(DEVICES)}")
+        joystick = AxesDevice(AxisMap.from_yaml(file, "gamepad" if kind == "gamepad" else "spacemouse"))
+        self.create_subscription(Joy, topics[kind], lambda message: joystick.feed(message.axes, message.buttons), 1)
+        return joystick
+
+    def destroy_node(self) -> None:
+        self._device.close()
+        super().destroy_node()
+
+    # what comes
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        self._pose = message
+
+    def _on_joints(self, message: JointState) -> None:
+        fingers = [p for name, p in zip(message.name, message.position, strict=False) if name in self.contract.finger_joints]
+        if len(fingers) == 2 and np.all(np.isfinite(fingers)):
+            self._opening = float(sum(fingers))
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name != self.get_name():
+                self._others[status.name] = (time.monotonic(), status)
+
+    def _on_home(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = self._session.home()
+        response.message = "going home while the dead man is held" if response.success else "hold the dead man first"
+        return response
+
+    def _pose_now(self) -> tuple[Any, Any] | None:
+        """Measured pose, None when it is not known."""
+        for subscriber in self._measured:
+            subscriber.poll()
+        pose = self._pose
+        if pose is None or self._now() - stamp_ns(pose) > POSE_TIMEOUT * NANOSECONDS:
+            return None
+        return pose_arrays(pose.pose) if pose.header.frame_id == self.contract.base_frame else None
+
+    # what goes
+
+    def _step(self) -> None:
+        command, events = self._device.poll(), self._device.events()
+        now = time.monotonic()
+        dt, self._sent_time = now - self._sent_time, now
+        measured = self._pose_now()
+        if command.engaged and measured is None:
+            frame = self.contract.base_frame
+            self._say(f"no {self.contract.pose_topic} in frame '{frame}' within {POSE_TIMEOUT} s; start the robot's node")
+        try:
+            target = self._session.step(command, measured, self._opening, dt)
+        except ValueError as error:
+            self._say(str(error))
+            target = self._session.step(Command(), measured, self._opening, dt)
+        for event in events:
+            self._on_event(event)
+        if target is not None:
+            stamp = self._now()
+            self._pose_publisher.publish(pose_message(target.position, target.quaternion, stamp, self.contract.base_frame))
+            self._gripper_publisher.publish(JointState(header=header(stamp), name=["gripper"], position=[target.opening]))
+            self._targets += 1
+            self._rate.tick()
+        self._device.show(self._status())
+
+    def _on_event(self, event: str) -> None:
+        if event == "gripper":
+            self._session.turn_gripper()
+        elif event == "home":
+            if not self._session.home():
+                self._say("hold the dead man to go home")
+        elif not self._recorder_clients[event].service_is_ready():
+            self._say(f"{self._recorder} is not there, so nothing is recorded; start it with onedp record or record.launch.py")
+        else:
+            self._recorder_clients[event].call_async(Trigger.Request()).add_done_callback(self._on_answer)
+
+    def _on_answer(self, future: Any) -> None:
+        if not future.result().success:
+            self._say(future.result().message)
+
+    def _on_frame(self, camera: str, message: Any) -> None:
+        try:
+            image = decode_image(message, self.contract.cameras[camera].topic)
+        except ContractError as error:
+            self._say(str(error))
+            return
+        height = round(PREVIEW_WIDTH * image.shape[0] / image.shape[1])
+        small = cv2.resize(image, (PREVIEW_WIDTH, height), interpolation=cv2.INTER_AREA)
+        ok, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, PREVIEW_QUALITY])
+        if ok:
+            self._device.show_frame(camera, jpeg.tobytes())
+
+    def _show_frames(self) -> None:
+        for subscriber in self._previews:
+            subscriber.poll()
+
+    def _now(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    # what is said
+
+    def _say(self, text: str) -> None:
+        self._problem = (time.monotonic(), text)
+        self.get_logger().warning(text, throttle_duration_sec=2.0)
+
+    def _problems(self) -> str:
+        """What is wrong, of this node's own and of what the others say is an error."""
+        now = time.monotonic()
+        own = self._problem[1] if now - self._problem[0] < RECENT else ""
+        others = [
+            f"{name}: {status.message}"
+            for name, (heard, status) in sorted(self._others.items())
+            if status.level == DiagnosticStatus.ERROR and now - heard < RECENT
+        ]
+        return "; ".join(filter(None, [own, *others]))
+
+    def _status(self) -> dict[str, Any]:
+        """What the operator is shown."""
+        heard, said = self._others.get(self._recorder, (float("-inf"), None))
+        values = {v.key: v.value for v in said.values} if said is not None and time.monotonic() - heard < RECENT else {}
+        return {
+            "arm": self._session.state,
+            "gripper": "closed" if self._session.opening < MAX_OPENING / 2 else "open",
+            "recorder": values.get("state", "off"),
+            "episode": values.get("episode", ""),
+            "seconds": round(float(values.get("seconds", 0.0)), 1),
+            "problem": self._problems(),
+        }
+
+    def _report(self) -> Report:
+        several = self.count_publishers("target_pose") > 1
+        gate = self._session.gate
+        recent = time.monotonic() - self._problem[0] < RECENT
+        level, text = worst(
+            (DiagnosticStatus.ERROR, "another node publishes target_pose too, such as action_node; end all but one")
+            if several
+            else None,
+            (DiagnosticStatus.WARN, self._problem[1]) if recent else None,
+            fine=self._session.state,
+        )
+        values = {
+            "device": self._kind,
+            "state": self._session.state,
+            "engaged": self._session.engaged,
+            "target_hz": round(self._rate.hz(), 2),
+            "targets": self._targets,
+            "limited": sum(gate.limited.values()),
+            **counted("limited", gate.limited),
+        }
+        refused = getattr(self._device, "refused", None)
+        if isinstance(refused, dict):  # a phone's Counter
+            values |= {"refused": sum(refused.values()), **counted("refused", refused)}
+        elif refused is not None:
+            values["refused"] = refused
+        return level, text, values
+
+
+def main(args: list[str] | None = None) -> int:
+    return main_of(TeleopNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

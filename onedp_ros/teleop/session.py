@@ -1,0 +1,206 @@
+"""From an operator's commands to targets for the arm, within the same limits as a policy's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from onedp_ros.contract import MAX_OPENING
+from onedp_ros.control.chunk import Target
+from onedp_ros.control.safety import SafetyGate, SafetyLimits
+from onedp_ros.geometry import (
+    gripper_down,
+    quaternion_from_rotation_vector,
+    quaternion_multiply,
+    quaternion_to_matrix,
+    rotation_angle,
+    rotation_difference,
+)
+from onedp_ros.teleop.device import Command
+
+Array = NDArray[np.float64]
+
+AXES = ("x", "y", "z", "roll", "pitch", "yaw")
+FRAMES = ("base", "tool")
+NEAR, NEAR_ANGLE = 0.03, 0.15  # m, rad: an arm as near to its last target goes on from that; from farther away, from where it is
+AHEAD, AHEAD_ANGLE = 0.04, 0.25  # m, rad that the hands may be ahead of the targets, which are bounded in speed
+OPEN = 0.9 * MAX_OPENING  # m: a hand that is less open may hold something, and stays closed
+IDLE = 0.02  # share: a device at rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """How hands move the arm; the section ``motion`` of ``config/teleop.yaml`` says what each is."""
+
+    linear_speed: float
+    angular_speed: float
+    scale: float
+    frame: str
+    operator_yaw: float
+    locked: tuple[str, ...]
+    home_position: tuple[float, float, float]
+    home_yaw: float
+
+    def __post_init__(self) -> None:
+        for name in ("linear_speed", "angular_speed", "scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
+        if self.frame not in FRAMES:
+            raise ValueError(f"frame is '{self.frame}', expected one of {', '.join(FRAMES)}")
+        if unknown := set(self.locked) - {"", *AXES}:  # ROS has no empty list of strings: [""] is none
+            raise ValueError(f"locked holds {sorted(unknown)}, expected some of {', '.join(AXES)}")
+        if len(self.home_position) != 3 or not all(map(math.isfinite, (*self.home_position, self.home_yaw, self.operator_yaw))):
+            raise ValueError(f"home is {self.home_position} with yaw {self.home_yaw}, expected finite numbers")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Motion:
+        """Plain data -> settings. ValueError names a missing, unknown or senseless field."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if set(data) != names:
+            raise ValueError(f"motion holds {sorted(data)}, expected exactly {sorted(names)}")
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in data.items()}
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Motion:
+        """The section ``motion`` of a file. ValueError names file and field."""
+        try:
+            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["motion"])
+        except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: {error}; see config/teleop.yaml for a complete one") from error
+
+
+class Session:
+    """Holds the arm's target and moves it while the operator holds the dead man.
+
+    Engaging begins at the last target when the arm is there, else at the measured pose, and counts only what the device does from
+    then on, so the arm never jumps. ``state``: ``waiting`` until first engaged, then ``moving``, ``homing``, ``stopping`` or
+    ``holding``. From first engaging on there is always a target, so that an operator who lets go and takes a new grip does not
+    tear a recording.
+    """
+
+    def __init__(self, motion: Motion, limits: SafetyLimits) -> None:
+        self._motion, self._limits = motion, limits
+        self.gate = SafetyGate(limits)
+        self.state = "waiting"
+        self.opening = MAX_OPENING
+        self._homing = False
+        self._goal: tuple[Array, Array] = (np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]))
+        self._device: tuple[Array, Array] = (np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0]))
+        self._unlocked = np.array([axis not in motion.locked for axis in AXES], dtype=np.float64)
+        self._turn = _about_z(motion.operator_yaw)
+
+    @property
+    def engaged(self) -> bool:
+        return self.state in ("moving", "homing")
+
+    def home(self) -> bool:
+        """Go home for as long as the dead man is held and nothing else is asked for. False when it is not held."""
+        self._homing = self.engaged
+        return self.engaged
+
+    def turn_gripper(self) -> None:
+        """Open a hand that is to be closed, and the other way round."""
+        self.opening = MAX_OPENING if self.opening < OPEN else 0.0
+
+    def step(self, command: Command, measured: tuple[Array, Array] | None, opening: float, dt: float) -> Target | None:
+        """The target to send ``dt`` (s) after the last one; None before the operator first engaged.
+
+        Args:
+            command: what the hands do.
+            measured: pose of the tool in the base frame, (3,) m and (4,) xyzw; None when it is not known, which nothing moves on.
+            opening: measured, m.
+
+        Raises:
+            ValueError: engaging outside the workspace.
+        """
+        if not command.engaged or measured is None:
+            self._homing = False
+            return self._let_go(dt)
+        if not self.engaged:
+            self._engage(command, measured, opening)
+        velocity = self._unlocked * np.clip(command.velocity, -1.0, 1.0)
+        shift, turn = self._of_the_device(command)
+        if np.abs(velocity).max() > IDLE:
+            self._homing = False
+        if self._homing:
+            self.state = "homing"
+            self._goal = self._homewards(dt)
+        else:
+            self.state = "moving"
+            frame = self._turn if self._motion.frame == "base" else quaternion_to_matrix(self._goal[1])
+            self._move(
+                frame @ (self._motion.linear_speed * dt * velocity[:3]) + self._turn @ shift,
+                frame @ (self._motion.angular_speed * dt * velocity[3:]) + self._turn @ turn,
+            )
+        return self.gate.limit(Target(*self._goal, self.opening), dt)
+
+    def _let_go(self, dt: float) -> Target | None:
+        if self.state == "waiting":
+            return None
+        target = self.gate.stop(dt)
+        self.state = "stopping" if self.gate.moving else "holding"
+        return dataclasses.replace(target, opening=self.opening)
+
+    def _engage(self, command: Command, measured: tuple[Array, Array], opening: float) -> None:
+        begin, last = measured, self.gate.target
+        if last is None:
+            self.opening = MAX_OPENING if opening >= OPEN else 0.0
+        elif np.linalg.norm(last.position - begin[0]) < NEAR and rotation_angle(last.quaternion, begin[1]) < NEAR_ANGLE:
+            begin = last.position, last.quaternion
+        if last is None or self.state == "holding":
+            start = self.gate.start(*begin, self.opening)
+            self._goal = start.position, start.quaternion
+        else:  # caught again while stopping
+            self._goal = last.position, last.quaternion
+        self._device = np.array(command.position), np.array(command.quaternion)
+        self._ahead = _about_z(-_heading(self._device[1]))
+
+    def _of_the_device(self, command: Command) -> tuple[Array, Array]:
+        """What a device with a pose did since the last step: shift (3,) m and turn (3,) rad in the operator's frame, whose x is
+        where the device pointed when it was engaged."""
+        position, quaternion = np.array(command.position), np.array(command.quaternion)
+        shift, turn = position - self._device[0], rotation_difference(quaternion, self._device[1])
+        self._device = position, quaternion
+        both = self._unlocked * np.concatenate([self._motion.scale * (self._ahead @ shift), self._ahead @ turn])
+        return both[:3], both[3:]
+
+    def _move(self, shift: Array, turn: Array) -> None:
+        """Move the goal, within the workspace and never far ahead of what was sent."""
+        last = self.gate.target
+        assert last is not None
+        position = np.clip(self._goal[0] + shift, self._limits.workspace_min, self._limits.workspace_max)
+        quaternion = quaternion_multiply(quaternion_from_rotation_vector(turn), self._goal[1])
+        self._goal = _within((position, quaternion), (last.position, last.quaternion), AHEAD, AHEAD_ANGLE)
+
+    def _homewards(self, dt: float) -> tuple[Array, Array]:
+        motion, last = self._motion, self.gate.target
+        assert last is not None
+        home = np.array(motion.home_position), gripper_down(motion.home_yaw)
+        return _within(home, (last.position, last.quaternion), motion.linear_speed * dt, motion.angular_speed * dt)
+
+
+def _within(wanted: tuple[Array, Array], start: tuple[Array, Array], most: float, most_angle: float) -> tuple[Array, Array]:
+    """A pose as near to ``wanted`` as these distances (m, rad) from ``start`` allow."""
+    shift, turn = wanted[0] - start[0], rotation_difference(wanted[1], start[1])
+    shift *= min(1.0, most / max(float(np.linalg.norm(shift)), 1e-12))
+    turn *= min(1.0, most_angle / max(float(np.linalg.norm(turn)), 1e-12))
+    return start[0] + shift, quaternion_multiply(quaternion_from_rotation_vector(turn), start[1])
+
+
+def _about_z(yaw: float) -> Array:
+    return quaternion_to_matrix(np.array([0.0, 0.0, math.sin(0.5 * yaw), math.cos(0.5 * yaw)]))
+
+
+def _heading(quaternion: Array) -> float:
+    """Where a device points, about z: its x axis or, when that is upright, its z axis."""
+    matrix = quaternion_to_matrix(quaternion)
+    x, y = matrix[:2, 0] if abs(matrix[2, 0]) < 0.9 else -np.sign(matrix[2, 0]) * matrix[:2, 2]
+    return math.atan2(y, x)
