@@ -45,7 +45,7 @@ class LeanExecutor(SingleThreadedExecutor):
         self._hot = {s for n in nodes for s in n.subscriptions if s.callback_group.can_execute(s)}
         self._timers = [t for n in nodes for t in n.timers]
         self._others: list[Any] = [s for n in nodes for s in (*n.services, *n.clients)]
-        guards = [self._guard, *(g for n in nodes for g in n.guards)]
+        guards = [g for g in (self._guard, *(g for n in nodes for g in n.guards)) if g is not None]  # none after shutdown()
         services = sum(len(list(n.services)) for n in nodes)
         clients = len(self._others) - services
         self._guards = guards

@@ -1,0 +1,112 @@
+"""Joysticks and keyboard: what is pressed becomes a command, and what goes silent lets go."""
+
+import os
+import pty
+import time
+
+import pytest
+
+from onedp_ros.resources import resource
+from onedp_ros.teleop.axes import AxesDevice, AxisMap
+from onedp_ros.teleop.device import Command
+from onedp_ros.teleop.keyboard import Keyboard
+from onedp_ros.teleop.spacemouse import SpaceMouse
+
+FILE = resource("config", "teleop.yaml")
+BUTTONS = [0] * 11
+
+
+def pressed(*indices):
+    return [int(i in indices) for i in range(len(BUTTONS))]
+
+
+def wait_for(condition, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def test_a_gamepad_moves_only_while_its_dead_man_is_held():
+    pad = AxesDevice(AxisMap.from_yaml(FILE, "gamepad"))
+    sticks = [0.0, 0.0, 0.0, 0.0, 1.0, 0.0]  # the right stick pushed away
+    pad.feed(sticks, BUTTONS)
+    assert not pad.poll().engaged
+    pad.feed(sticks, pressed(4))
+    assert pad.poll() == Command(True, (1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+    pad.feed([0.0] * 6, pressed(4))
+    assert pad.poll() == Command(True)
+
+
+def test_a_spacemouse_is_held_by_being_moved_and_has_a_deadband():
+    mouse = AxesDevice(AxisMap.from_yaml(FILE, "spacemouse"))
+    mouse.feed([0.05, -0.05, 0.0, 0.0, 0.0, 0.02], [0, 0])
+    assert not mouse.poll().engaged
+    mouse.feed([0.0, 0.0, 0.0, 0.0, 0.0, -1.0], [0, 0])
+    assert mouse.poll() == Command(True, (0.0, 0.0, 0.0, 0.0, 0.0, -1.0))
+    mouse.feed([0.5, 0.0, 0.0, 0.0, 0.0, 0.0], [0, 0])
+    assert 0.4 < mouse.poll().velocity[0] < 0.5
+
+
+def test_a_device_that_goes_silent_lets_go():
+    pad = AxesDevice(AxisMap.from_yaml(FILE, "gamepad"))
+    pad.feed([0.0] * 6, pressed(4))
+    assert pad.poll().engaged
+    wait_for(lambda: not pad.poll().engaged)
+
+
+def test_a_button_is_an_event_once_when_pressed():
+    pad = AxesDevice(AxisMap.from_yaml(FILE, "gamepad"))
+    for buttons in ((), (0,), (0,), (0, 3), (), (0,)):
+        pad.feed([0.0] * 6, pressed(*buttons))
+    assert pad.events() == ["gripper", "home", "gripper"]
+    assert pad.events() == []
+
+
+@pytest.mark.parametrize("axes", [[float("nan")] * 6, [1.0]])
+def test_a_report_that_makes_no_sense_is_counted_and_lets_go(axes):
+    pad = AxesDevice(AxisMap.from_yaml(FILE, "gamepad"))
+    pad.feed([0.0] * 6, pressed(4))
+    pad.feed(axes, pressed(4))
+    assert not pad.poll().engaged and pad.refused == 1
+
+
+def test_a_map_with_names_that_are_none_is_refused(tmp_path):
+    file = tmp_path / "teleop.yaml"
+    file.write_text("gamepad: {axes: {up: [0, 1]}, dead_man: 4, buttons: {}}")
+    with pytest.raises(ValueError, match=r"gamepad.*\['up'\]"):
+        AxisMap.from_yaml(file, "gamepad")
+    with pytest.raises(ValueError, match="spacemouse"):
+        AxisMap.from_yaml(file, "spacemouse")
+
+
+def test_without_a_spacemouse_the_remedy_is_named():
+    with pytest.raises(RuntimeError, match=r"no SpaceMouse.*libhidapi"):
+        SpaceMouse(AxisMap.from_yaml(FILE, "spacemouse"))
+
+
+@pytest.fixture
+def terminal():
+    ours, theirs = pty.openpty()
+    yield ours, theirs
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_key_moves_the_arm_for_a_moment_and_longer_while_it_repeats(terminal):
+    ours, theirs = terminal
+    keyboard = Keyboard(theirs)
+    os.write(ours, b"w")
+    wait_for(lambda: keyboard.poll() == Command(True, (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)))
+    os.write(ours, b"aq")
+    wait_for(lambda: keyboard.poll().velocity[5] == 1.0)
+    wait_for(lambda: keyboard.poll() == Command())
+    os.write(ours, b"-wh \x31")
+    wait_for(lambda: keyboard.poll().velocity[0] == 0.5)
+    assert keyboard.events() == ["home", "gripper", "start"]
+    keyboard.close()
+
+
+def test_a_keyboard_needs_a_terminal(tmp_path):
+    with open(tmp_path / "file", "w") as file, pytest.raises(RuntimeError, match="ros2 run onedp_ros teleop_node"):
+        Keyboard(file.fileno())
