@@ -1,12 +1,12 @@
 # Each target does the set-up it needs by itself; a second call finds it done.
 PYTHON := .venv/bin/python
 
-.PHONY: demo test lint fake-franka venv clean
+.PHONY: demo test lint fake-franka browser venv clean
 
 demo: venv
 	.venv/bin/onedp demo
 
-test: lint fake-franka
+test: lint fake-franka browser
 	$(PYTHON) -m pytest
 
 lint: venv
@@ -16,6 +16,9 @@ lint: venv
 
 fake-franka: venv
 	@.venv/bin/onedp fake-franka --install
+
+browser:
+	@sh setup_environment.sh browser
 
 venv:
 	@sh setup_environment.sh

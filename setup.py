@@ -5,7 +5,17 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PACKAGE = "onedp_ros"
-NODES = ("observation_node", "policy_node", "action_node", "twin_node", "franka_node", "crisp_node")
+NODES = (
+    "observation_node",
+    "policy_node",
+    "action_node",
+    "twin_node",
+    "franka_node",
+    "crisp_node",
+    "teleop_node",
+    "recorder_node",
+    "player_node",
+)
 
 
 def shared_files(*folders: str) -> list[tuple[str, list[str]]]:
@@ -27,6 +37,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    package_data={f"{PACKAGE}.teleop": ["page/*"]},
     zip_safe=False,
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

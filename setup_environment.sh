@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes .venv: Python packages as pinned in constraints.txt and, unless a ROS 2 distribution is sourced, ROS 2 Jazzy from
 # wheels; installs the EGL libraries that headless rendering needs. Called by make; does nothing when all is in place.
+# "setup_environment.sh browser" gets a Chromium for the tests of the phone's page, which are skipped without one.
 set -eu
 cd "$(dirname "$0")"
 
@@ -39,22 +40,33 @@ except OSError:
 PYTHON
 }
 
+apt_install() { # $@: packages; fails where that needs a password
+    as_root=""
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo -n true 2>/dev/null || return 1
+        as_root="sudo -n"
+    fi
+    { $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "$@"; } >&2
+}
+
 install_rendering() {
     packages="libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
     if ! command -v apt-get >/dev/null; then
         fail "the EGL and OpenGL libraries of Mesa are missing; install what this system calls $packages"
     fi
-    as_root=""
-    if [ "$(id -u)" -ne 0 ]; then
-        sudo -n true 2>/dev/null || fail "headless rendering needs EGL libraries; run: sudo apt-get install $packages"
-        as_root="sudo -n"
-    fi
     say "installing the EGL libraries for headless rendering with apt-get: $packages"
-    # shellcheck disable=SC2086 # both are lists of words
-    if ! { $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $packages; } >&2; then
-        fail "apt-get could not install the EGL libraries; run: sudo apt-get install $packages"
-    fi
+    # shellcheck disable=SC2086 # a list of words
+    apt_install $packages || fail "headless rendering needs EGL libraries; run: sudo apt-get install $packages"
 }
+
+if [ "${1:-}" = browser ]; then
+    for browser in chromium chromium-browser google-chrome; do
+        if command -v "$browser" >/dev/null; then exit 0; fi
+    done
+    say "installing chromium with apt-get, for the tests of the phone's page"
+    apt_install chromium || say "no chromium here, so the tests of the phone's page will be skipped; install one to run them"
+    exit 0
+fi
 
 machine="$(uname -m)"
 case "$machine" in

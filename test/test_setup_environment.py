@@ -21,7 +21,7 @@ BARE_PYTHON = 'case "$2" in *version_info*) exit 0 ;; *) exit 1 ;; esac'
         ("x86_64", 0, NO_PYTHON, {}, "found no Python 3.10, 3.11 or 3.12 (python3 is Python 3.9.2); install one of them"),
         ("x86_64", 0, BARE_PYTHON, {"ROS_DISTRO": "jazzy"}, "with the rclpy of ROS 2 jazzy; install ros-jazzy-rclpy"),
         ("x86_64", 1000, BARE_PYTHON, {}, "run: sudo apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"),
-        ("x86_64", 0, BARE_PYTHON, {}, "apt-get could not install the EGL libraries; run: sudo apt-get install libegl1"),
+        ("x86_64", 0, BARE_PYTHON, {}, "headless rendering needs EGL libraries; run: sudo apt-get install libegl1"),
     ],
 )
 def test_unsuitable_machine_gets_one_clear_sentence(

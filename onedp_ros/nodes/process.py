@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -38,6 +39,9 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) ->
                 raise
             print(f"{node.get_name() if node else 'node'}: {error}", file=sys.stderr)  # ours name the thing and the remedy
     finally:
+        # Ctrl-C under ros2 launch comes twice, from the terminal and from launch; the second must not cut the end short.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()

@@ -59,6 +59,17 @@ def test_nodes_end_by_themselves_when_told_to(rig, tmp_path):
             assert child.wait(GENEROUS) == 0
 
 
+def test_a_second_interrupt_does_not_cut_the_end_short(rig, tmp_path):
+    with supervisor(rig, tmp_path) as running:
+        rig.until(lambda: {"eyes", "hand"} <= set(rig.status), "both nodes")
+        for child in running.children.values():
+            for _ in range(20):  # ros2 launch's and the terminal's, at any distance
+                child.send_signal(signal.SIGINT)
+                time.sleep(0.01)
+            assert child.wait(GENEROUS) == 0
+    assert "Traceback" not in "".join(running.log(p.name).read_text() for p in PROCESSES)
+
+
 def test_a_node_that_dies_is_named_with_its_last_words(rig, tmp_path):
     broken = NodeProcess("hand", "action_node", {"task": "pnp_milk", "robot": "octopus"})
     with supervisor(rig, tmp_path, [PROCESSES[0], broken]) as running:
