@@ -127,3 +127,64 @@ def plot_servo(result: Mapping[str, Any], path: Path) -> None:
     axes[-1][1].set_xlabel("ms")
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def plot_contact_sheet(frames: Mapping[str, Sequence[tuple[float, NDArray[np.uint8]]]], title: str, path: Path) -> None:
+    """A row a camera, moments of a recording side by side. ``frames``: by camera (time s, (H, W, 3) uint8 RGB), as many of each."""
+    columns = len(next(iter(frames.values())))
+    height = sum(max(image.shape[0] / image.shape[1] for _, image in row) for row in frames.values())
+    figure, grid = plt.subplots(
+        len(frames), columns, figsize=(2 * columns, 2 * height + 0.3 * len(frames) + 0.4), squeeze=False, layout="constrained"
+    )
+    for (camera, row), axes in zip(frames.items(), grid, strict=True):
+        for (at, image), axis in zip(row, axes, strict=True):
+            axis.imshow(image)
+            axis.set(xticks=[], yticks=[], frame_on=False)
+            axis.set_xlabel(f"{at:.2f} s", fontsize=9)
+        axes[0].set_ylabel(camera, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_recording(
+    *,
+    curves: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]],
+    streams: Mapping[str, tuple[NDArray[np.float64], Sequence[tuple[float, float, int]]]],
+    title: str,
+    path: Path,
+) -> None:
+    """A recording over time: what was measured and commanded, and below when the messages of each topic came, gaps in red.
+
+    ``curves``: by the label of its axis, the lines "measured" and "target": times (N,) s, values (N,). ``streams``: by topic, the
+    times (N,) s of its messages and its gaps (time s, seconds, frames missing).
+    """
+    heights = [1.7] * len(curves) + [0.4 * len(streams) + 0.3]
+    figure, axes = plt.subplots(
+        len(heights), figsize=(11, sum(heights) + 1), height_ratios=heights, sharex=True, squeeze=False, layout="constrained"
+    )
+    styles: dict[str, dict[str, Any]] = {
+        "measured": {"color": "tab:blue"},
+        "target": {"color": "tab:orange", "linestyle": "--", "drawstyle": "steps-post"},
+    }
+    for axis, (label, lines) in zip(axes[:, 0], curves.items(), strict=False):
+        for name, (times, values) in lines.items():
+            axis.plot(times, values, linewidth=1.2, **styles[name])
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    figure.legend(
+        handles=[plt.Line2D([], [], label=name, **style) for name, style in styles.items()], fontsize=8, loc="upper right", ncol=2
+    )
+    strip = axes[-1, 0]
+    for row, (times, gaps) in enumerate(streams.values()):
+        strip.plot(times, np.full(len(times), row), "|", color="tab:blue", markersize=9, markeredgewidth=0.5)
+        # Never thinner than a pixel or two, or a gap in a long recording could not be seen.
+        width = 2e-3 * max(1.0, max(float(t[-1]) for t, _ in streams.values()))
+        strip.broken_barh([(at, max(seconds, width)) for at, seconds, _ in gaps], (row - 0.35, 0.7), color="tab:red")
+    missing = [sum(count for *_, count in gaps) for _, gaps in streams.values()]
+    labels = [f"{topic}\n{count} missing" if count else topic for topic, count in zip(streams, missing, strict=True)]
+    strip.set_yticks(range(len(streams)), labels, fontsize=8)
+    strip.set(xlabel="time (s)", ylim=(len(streams) - 0.5, -0.5))
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,321 @@
+"""What a recording or a training set holds: rates, gaps, synchrony of the cameras, ranges, and whether it fits its contract."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from onedp_ros.contract import Camera, Contract, ContractError, decode_action
+from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, find_bags, read_metadata
+from onedp_ros.data.episodes import read_episodes
+from onedp_ros.data.timing import sync_errors_ms
+from onedp_ros.evaluation.figures import plot_contact_sheet, plot_recording
+from onedp_ros.evaluation.inspect_lines import bag_lines, bags_lines, dataset_lines
+from onedp_ros.evaluation.recording import Recording, write_rerun
+
+MOMENTS = 8  # columns of a contact sheet
+RATE_TOLERANCE = 0.01  # clocks of two machines differ, so that 19.99 Hz are 20 Hz
+
+
+class InspectError(ValueError):
+    """What is no training set; the message names the file and the remedy."""
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+    p50, p95, top = np.percentile(values, [50, 95, 100]) if len(values) else (0.0, 0.0, 0.0)
+    return {"p50": float(p50), "p95": float(p95), "max": float(top)}
+
+
+def ranges(state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayLike, dt: float) -> dict[str, Any]:
+    """Ranges of states (N, 9) and actions (N, 10) of episodes that end before the rows ``ends``, ``dt`` s a step; all in SI units.
+
+    ``measured`` and ``target``: [least, greatest] of each position and opening. ``turn_rad``: greatest angle between a target and
+    the first of its episode. ``speed_m_s``, ``turn_rad_s``: how fast the target moves from step to step.
+
+    Raises:
+        ContractError: an action that is NaN or no rotation.
+    """
+    position, quaternion, opening = decode_action(action)
+    ends = np.asarray(ends, dtype=np.int64)
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+    within = np.delete(np.arange(1, len(action)), ends[:-1] - 1)  # steps that follow another of their episode
+    first = quaternion[np.repeat(starts, np.diff(ends, prepend=0))]
+
+    def angle(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+        return 2 * np.arccos(np.clip(np.abs(np.sum(a * b, axis=-1)), 0.0, 1.0))
+
+    def extent(values: NDArray[Any]) -> list[float]:
+        return [float(values.min()), float(values.max())]
+
+    return {
+        "measured": {
+            **{axis: extent(state[:, i]) for i, axis in enumerate("xyz")},
+            "opening": extent(state[:, 7] + state[:, 8]),
+        },
+        "target": {**{axis: extent(position[:, i]) for i, axis in enumerate("xyz")}, "opening": extent(opening)},
+        "turn_rad": float(angle(quaternion, first).max()),
+        "speed_m_s": _spread(np.linalg.norm(position[within] - position[within - 1], axis=-1) / dt),
+        "turn_rad_s": _spread(angle(quaternion[within], quaternion[within - 1]) / dt),
+    }
+
+
+def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, Any], Recording]:
+    """Figures of a bag, plain data, and what its pictures are drawn from.
+
+    Without ``contract`` the one noted in the bag is used; without any, ``fits`` is None and nothing is counted as a step.
+
+    Raises:
+        BagError: the bag cannot be read.
+        ContractError: the contract noted in it is none.
+    """
+    metadata = read_metadata(bag)
+    noted = Contract.from_dict(metadata["contract"]) if "contract" in metadata else None
+    contract = contract or noted
+    recording = Recording(bag, contract)
+    report: dict[str, Any] = {
+        "bag": str(bag),
+        "metadata": {key: value for key, value in metadata.items() if key != "contract"},
+        "contract": contract.to_dict() if contract else None,
+        "seconds": (recording.end - recording.begin) * 1e-9,
+        "topics": {
+            topic: {
+                "type": recording.types[topic],
+                "messages": timing.count,
+                "hz": timing.hz,
+                "period_ms": timing.period_ms,
+                "jitter_ms_p95": timing.jitter_ms_p95,
+                "gaps": len(timing.gaps()),
+                "missing_frames": timing.missing_frames,
+                "longest_gap_frames": timing.longest_gap_frames,
+                "out_of_order": timing.out_of_order,
+                "images": dict(recording.images.get(topic, {})),
+            }
+            for topic, timing in sorted(recording.timing.items())
+        },
+        "sync_ms": _sync(recording, contract),
+        "fits": None,
+        "problems": [],
+        "steps": 0,
+        "pieces": 0,
+        "dropped": {},
+        "not_converted": "it notes no contract; name the task file with --task",
+        "ranges": None,
+    }
+    if contract:
+        report["problems"] = _misfits(recording, contract)
+        try:
+            contract.require_same(noted or contract, "the task file", str(bag))
+        except ContractError as error:
+            report["problems"].append(str(error))
+        report |= _kept(bag, recording, contract)
+        report["fits"] = not report["problems"] and report["not_converted"] is None
+    return report, recording
+
+
+def _sync(recording: Recording, contract: Contract | None) -> dict[str, dict[str, float]]:
+    """By pair of the contract's cameras (or of any) the time (ms) from each frame of both to the nearest of the other."""
+    found = recording.cameras(contract).items()
+    stamps = {name: recording.timing[topic].stamps for name, topic in found if contract is None or name in contract.cameras}
+    return {
+        f"{a}-{b}": _spread(np.concatenate([sync_errors_ms(stamps[a], stamps[b]), sync_errors_ms(stamps[b], stamps[a])]))
+        for a, b in combinations(stamps, 2)
+    }
+
+
+def _misfits(recording: Recording, contract: Contract) -> list[str]:
+    """Where a recording is not what its contract asks for."""
+    steady = [*(c.topic for c in contract.cameras.values()), contract.joint_states_topic, contract.pose_topic, TARGET_POSE_TOPIC]
+    problems = []
+    for wanted in [*steady, GRIPPER_TARGET_TOPIC]:
+        topic = recording.find(wanted)
+        if topic is None:
+            problems.append(f"{wanted} is missing; is its node running, and does the recorder take the topic?")
+        elif wanted in steady and (hz := recording.timing[topic].hz) < contract.control_hz * (1 - RATE_TOLERANCE):
+            problems.append(f"{topic} came at {hz:.1f} Hz, expected at least control_hz {contract.control_hz:g}; raise its rate")
+    return [*problems, *recording.forbidden]
+
+
+def _kept(bag: Path, recording: Recording, contract: Contract) -> dict[str, Any]:
+    """What ``onedp convert`` would keep of a bag."""
+    if recording.forbidden:
+        return {"not_converted": next(iter(recording.forbidden))}
+    # Images of the least size of the same shape: they do not matter here, and those of a long bag would fill the memory.
+    cameras = {}
+    for name, camera in contract.cameras.items():
+        part = math.gcd(camera.height, camera.width)
+        cameras[name] = Camera(camera.topic, camera.height // part, camera.width // part)
+    try:
+        episodes, dropped = read_episodes(bag, dataclasses.replace(contract, cameras=cameras, crop=(1, 1)))
+    except (BagError, ContractError) as error:
+        return {"not_converted": str(error)}
+    state, action = (np.concatenate([getattr(e, name) for e in episodes]) for name in ("state", "action"))
+    ends = np.cumsum([len(e.stamps) for e in episodes])
+    return {
+        "steps": len(action),
+        "pieces": len(episodes),
+        "dropped": dict(dropped),
+        "not_converted": None,
+        "ranges": ranges(state, action, ends, contract.dt),
+    }
+
+
+def inspect_dataset(path: Path) -> dict[str, Any]:
+    """Figures of a training set of ``onedp convert``, plain data; images are not read.
+
+    Raises:
+        InspectError: no such training set.
+        ContractError: its contract is none.
+    """
+    try:
+        root = zarr.open_group(str(path), mode="r")
+        attributes = dict(root.attrs)
+        contract = Contract.from_dict(attributes["contract"])  # type: ignore[arg-type]
+        images: dict[str, Any] = {name: root[f"data/{name}"] for name in contract.cameras}
+        state, action, ends = (np.asarray(root[name][:]) for name in ("data/state", "data/action", "meta/episode_ends"))  # type: ignore[index]
+    except (KeyError, TypeError, OSError, ValueError) as error:
+        if isinstance(error, ContractError):
+            raise
+        raise InspectError(f"{path} is no training set ({type(error).__name__}: {error}); make it with 'onedp convert'") from error
+    lengths = np.diff(ends, prepend=0)
+    rows = {"state": len(state), "action": len(action), **{name: array.shape[0] for name, array in images.items()}}
+    problems = []
+    if not len(ends) or np.any(lengths <= 0) or any(n != ends[-1] for n in rows.values()):
+        problems.append(f"it is cut short: arrays of lengths {rows}, episodes ending at {ends[-3:].tolist()}; convert again")
+    elif not np.isfinite(state).all():
+        problems.append("state holds NaN or infinity; convert again")
+    found = None
+    if not problems:
+        try:
+            found = ranges(state, action, ends, contract.dt)
+        except ContractError as error:
+            problems.append(str(error))
+    return {
+        "dataset": str(path),
+        "contract": contract.to_dict(),
+        "episodes": len(ends),
+        "steps": len(action),
+        "seconds": len(action) * contract.dt,
+        "steps_an_episode": [int(f(lengths)) for f in (np.min, np.median, np.max)] if len(ends) else [],
+        "images": {name: list(array.shape) for name, array in images.items()},
+        "problems": problems,
+        "ranges": found,
+        **{key: attributes[key] for key in ("dropped", "skipped", "unsuccessful", "gaps", "versions") if key in attributes},
+    }
+
+
+def draw(report: Mapping[str, Any], recording: Recording, out: Path) -> list[Path]:
+    """The pictures of a bag in the folder ``out``: ``<bag>_images.png``, where it has any, and ``<bag>_timeline.png``."""
+    contract = Contract.from_dict(report["contract"]) if report["contract"] else None
+    name, begin = Path(report["bag"]).name, recording.begin
+    title = f"{name}, {report['seconds']:.1f} s, {report['steps']} steps"
+    if "task" in report["metadata"]:
+        title += f", {report['metadata']['task']}"
+    paths = []
+    rows = {}
+    for camera, topic in recording.cameras(contract).items():
+        if kept := recording.frames[topic].kept:
+            stamps = np.array([s for s, _ in kept])
+            nearest = [int(np.abs(stamps - m).argmin()) for m in np.linspace(recording.begin, recording.end, MOMENTS)]
+            rows[camera] = [((kept[i][0] - begin) * 1e-9, kept[i][1]) for i in nearest]
+    if rows:
+        paths.append(out / f"{name}_images.png")
+        plot_contact_sheet(rows, title, paths[-1])
+    curves: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+    for axis, what in enumerate((*(f"{a} (m)" for a in "xyz"), "opening (m)")):
+        pair = (recording.position, recording.target_position) if axis < 3 else (recording.opening, recording.target_opening)
+        for line, curve in zip(("measured", "target"), pair, strict=True):
+            times, values = curve.since(begin)
+            if len(times):
+                curves.setdefault(what, {})[line] = times, values[:, axis % 3]
+    streams = {}
+    for topic, timing in sorted(recording.timing.items()):
+        gaps = [((stamp - begin) * 1e-9, seconds, missing) for stamp, seconds, missing in timing.gaps()]
+        streams[topic] = (timing.stamps - begin) * 1e-9, gaps
+    paths.append(out / f"{name}_timeline.png")
+    plot_recording(curves=curves, streams=streams, title=title, path=paths[-1])
+    return paths
+
+
+def _totals(bags: Sequence[Mapping[str, Any]], unreadable: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "bags": len(bags),
+        "seconds": sum(r["seconds"] for r in bags),
+        "steps": sum(r["steps"] for r in bags),
+        "successful": sum(r["metadata"].get("success") is True for r in bags),
+        "unsuccessful": sum(r["metadata"].get("success") is False for r in bags),
+        "fit": sum(r["fits"] is True for r in bags),
+        "unreadable": len(unreadable),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Exit code: 0 when everything can be read and fits its contract, else 2."""
+    parser = argparse.ArgumentParser(prog="onedp inspect", description=__doc__)
+    parser.add_argument("paths", nargs="+", type=Path, help="bags, folders of bags, or training sets (zarr)")
+    parser.add_argument("--task", type=Path, help="task file; default: the contract noted in each bag")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--out", type=Path, help="folder for two pictures a bag: frames of the cameras, and motion over time")
+    parser.add_argument("--rerun", action="store_true", help="also a recording for rerun.io there (pip install rerun-sdk)")
+    args = parser.parse_args(argv)
+    if args.rerun and not args.out:
+        parser.error("--rerun writes into the folder of --out; name one")
+    contract = Contract.from_yaml(args.task) if args.task else None
+    sets = [p for p in args.paths if (p / ".zgroup").exists() or (p / "zarr.json").exists()]
+    others = [p for p in args.paths if p not in sets]
+    found, broken = find_bags(others) if others else ([], {})
+    names = Counter(bag.name for bag in found)
+    if args.out and (twice := [name for name, count in names.items() if count > 1]):
+        parser.error(f"two bags are named {twice[0]}; draw them into different folders of --out")
+    unreadable = {str(bag): reason for bag, reason in broken.items()}
+    bags: list[dict[str, Any]] = []
+    written: list[Path] = []
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+    for bag in tqdm(found, unit="bag", desc="inspect", disable=len(found) < 2):
+        try:
+            report, recording = inspect_bag(bag, contract)
+        except (BagError, ContractError) as error:
+            unreadable[str(bag)] = str(error)
+            continue
+        bags.append(report)
+        if args.out:
+            written += draw(report, recording, args.out)
+        if args.rerun:
+            written.append(args.out / f"{bag.name}.rrd")
+            write_rerun(bag, Contract.from_dict(report["contract"]) if report["contract"] else None, written[-1])
+    datasets = [inspect_dataset(path) for path in sets]
+    totals = _totals(bags, unreadable)
+
+    lines = bags_lines(bags) if len(bags) > 1 else [line for report in bags for line in bag_lines(report)]
+    lines += [f"cannot be read: {bag}: {reason}" for bag, reason in unreadable.items()]
+    if len(bags) + len(unreadable) > 1:
+        lines.append(
+            "{bags} bags, {seconds:.1f} s, {steps} steps; {successful} successful, {unsuccessful} not; {fit} fit their contract, "
+            "{unreadable} cannot be read".format(**totals)
+        )
+    lines += [line for report in datasets for line in dataset_lines(report)]
+    lines += [f"written {path}" for path in written]
+    print("\n".join(lines))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        result = {"bags": bags, "unreadable": unreadable, "totals": totals, "datasets": datasets}
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"written {args.json}")
+    whole = not unreadable and all(r["fits"] for r in bags) and not any(r["problems"] for r in datasets)
+    return 0 if whole else 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

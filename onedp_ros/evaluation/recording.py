@@ -1,0 +1,179 @@
+"""One reading of a bag: when the messages of each topic came, some frames of each camera, and the curves of the motion."""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from onedp_ros.contract import Contract, ContractError
+from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, PARTIAL, TARGET_POSE_TOPIC, BagError, read_bag
+from onedp_ros.data.messages import decode_image, pose_arrays
+from onedp_ros.data.timing import StreamTiming
+from onedp_ros.geometry import quaternion_to_matrix
+
+KEPT_FRAMES = 64  # a camera, of a recording of any length
+KEPT_WIDTH = 320  # pixels
+
+_IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_POSE, _JOINTS = "geometry_msgs/msg/PoseStamped", "sensor_msgs/msg/JointState"
+
+
+class _Frames:
+    """Frames spread evenly over a stream of unknown length: from half of ``KEPT_FRAMES`` on up to that many."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, NDArray[np.uint8]]] = []
+        self._every = 1
+        self._seen = 0
+
+    def wants(self) -> bool:
+        """Whether the next frame of the stream should be kept."""
+        self._seen += 1
+        return (self._seen - 1) % self._every == 0
+
+    def keep(self, stamp: int, image: NDArray[np.uint8]) -> None:
+        if len(self.kept) == KEPT_FRAMES:
+            del self.kept[1::2]
+            self._every *= 2
+        scale = min(1.0, KEPT_WIDTH / image.shape[1])
+        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+        self.kept.append((stamp, np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)))
+
+
+class _Curve:
+    """Values over time, ``width`` at each, in little memory."""
+
+    def __init__(self, width: int) -> None:
+        self._width, self._stamps, self._values = width, array("q"), array("d")
+
+    def add(self, stamp: int, *values: float) -> None:
+        self._stamps.append(stamp)
+        self._values.extend(values)
+
+    def since(self, begin: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Times (N,) s after ``begin`` ns, values (N, width)."""
+        return (np.array(self._stamps, dtype=np.int64) - begin) * 1e-9, np.array(self._values).reshape(-1, self._width)
+
+
+class Recording:
+    """What one reading of a bag leaves: the timing and type of every topic, some frames of each camera, and the curves to plot.
+
+    Images are let go as they are read. Raises BagError for a bag that cannot be read or holds no message.
+    """
+
+    def __init__(self, bag: Path, contract: Contract | None) -> None:
+        self.timing: dict[str, StreamTiming] = {}
+        self.types: dict[str, str] = {}
+        self.images: dict[str, Counter[str]] = {}  # by topic, how many of each encoding and size
+        self.frames: dict[str, _Frames] = {}
+        self.forbidden: dict[str, None] = {}  # what the contract forbids about images, in order
+        self.position, self.target_position, self.opening, self.target_opening = _Curve(3), _Curve(3), _Curve(1), _Curve(1)
+        positions = {TARGET_POSE_TOPIC: self.target_position}
+        if contract:
+            positions[bare_name(contract.pose_topic)] = self.position
+        for topic, stamp, message in tqdm(read_bag(bag), unit=" messages", desc=bag.name, leave=False, delay=2):
+            if topic not in self.timing:
+                self.timing[topic], self.types[topic] = StreamTiming(), message.__msgtype__
+            self.timing[topic].add(stamp)
+            kind = self.types[topic]
+            if kind in _IMAGES:
+                self._image(topic, stamp, message, contract)
+            elif kind == _POSE and topic in positions:
+                positions[topic].add(stamp, *pose_arrays(message.pose)[0])
+            elif kind == _JOINTS and (which := _opening(topic, message, contract)):
+                (self.target_opening if which[0] == "target" else self.opening).add(stamp, which[1])
+        if not self.timing:
+            raise BagError(f"{bag} holds no message of a standard type; record that episode again")
+        stamps = [t.stamps for t in self.timing.values()]
+        self.begin, self.end = min(int(s[0]) for s in stamps), max(int(s[-1]) for s in stamps)  # ns
+
+    def _image(self, topic: str, stamp: int, message: Any, contract: Contract | None) -> None:
+        kinds, frames = self.images.setdefault(topic, Counter()), self.frames.setdefault(topic, _Frames())
+        raw = hasattr(message, "encoding")
+        # The size of a compressed image is known when it is decoded, as the first is.
+        kind = f"{message.encoding} {message.width}x{message.height}" if raw else next(reversed(kinds), "")
+        wanted = frames.wants()
+        if wanted or kind not in kinds:
+            cameras = contract.cameras.values() if contract else ()
+            camera = next((c for c in cameras if bare_name(c.topic) == bare_name(topic)), None)
+            try:
+                image = decode_image(message, topic)
+                kind = kind if raw else f"{message.format} {image.shape[1]}x{image.shape[0]}"
+                if camera:
+                    camera.fit(image)
+                if wanted:
+                    frames.keep(stamp, image)
+            except ContractError as error:
+                kind = kind or message.format
+                if camera:
+                    self.forbidden[str(error)] = None
+        kinds[kind] += 1
+
+    def find(self, topic: str) -> str | None:
+        """Under which name a topic of the contract was recorded: as it is or "/compressed"."""
+        return next((t for t in self.timing if bare_name(t) == bare_name(topic)), None)
+
+    def cameras(self, contract: Contract | None) -> dict[str, str]:
+        """Topics of the images by the camera's name, of cameras that the contract does not name by topic."""
+        names = {} if contract is None else {bare_name(camera.topic): name for name, camera in contract.cameras.items()}
+        found = {names.get(bare_name(topic), topic): topic for topic in self.images}
+        return {name: found[name] for name in [*names.values(), *found] if name in found}
+
+
+def _opening(topic: str, message: Any, contract: Contract | None) -> tuple[str, float] | None:
+    """Whether a joint state tells the opening between the fingers as "measured" or "target", and the opening, m."""
+    try:
+        if topic == GRIPPER_TARGET_TOPIC:
+            return "target", float(message.position[0])
+        if contract and topic == bare_name(contract.joint_states_topic):
+            return "measured", float(sum(message.position[message.name.index(joint)] for joint in contract.finger_joints))
+    except (ValueError, IndexError):
+        pass  # other joints, or no positions: what the contract says of that is told by the converter
+    return None
+
+
+def bare_name(topic: str) -> str:
+    """A topic as contracts name it: without leading "/" and "/compressed"."""
+    return topic.lstrip("/").removesuffix("/compressed")
+
+
+def write_rerun(bag: Path, contract: Contract | None, path: Path) -> None:
+    """Images, poses and openings of a bag as a recording for the viewer of https://rerun.io, over the stamps of their headers.
+
+    Raises:
+        RuntimeError: the rerun SDK is not installed.
+    """
+    try:
+        import rerun as rr
+    except ImportError as error:
+        raise RuntimeError(
+            f"--rerun needs the rerun SDK ({error}); pip install rerun-sdk==0.23.1 'pyarrow<24' (newer ones need NumPy 2)"
+        ) from error
+    rr.set_strict_mode(True)  # or what it cannot take would only be warned of
+    stream = rr.RecordingStream("onedp_inspect", recording_id=bag.name)
+    partial = path.with_name(path.name + PARTIAL)
+    stream.save(partial)
+    for topic, stamp, message in read_bag(bag):
+        stream.set_time("stamp", timestamp=np.datetime64(stamp, "ns"))
+        kind = message.__msgtype__
+        if kind in _IMAGES:
+            with contextlib.suppress(ContractError):  # depth, for example
+                stream.log(topic, rr.Image(decode_image(message, topic)).compress(jpeg_quality=90))
+        elif kind == _POSE:
+            position, quaternion = pose_arrays(message.pose)
+            # As a matrix: this SDK cannot take quaternions under NumPy 1.
+            stream.log(topic, rr.Transform3D(translation=position, mat3x3=quaternion_to_matrix(quaternion), axis_length=0.05))
+            for axis, value in zip("xyz", position, strict=True):
+                stream.log(f"position/{axis}/{topic}", rr.Scalars(value))
+        elif kind == _JOINTS and (which := _opening(topic, message, contract)):
+            stream.log(f"opening/{which[0]}", rr.Scalars(which[1]))
+    stream.disconnect()
+    partial.replace(path)
