@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onedp_ros.graph import DEVICES, ROBOTS, graph_environment, record_graph
 from onedp_ros.runner import Supervisor, add_franka_arguments, franka_parameters, on_terminate
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onedp_ros.nodes.watch import GraphWatch
 
 START_TIME = 60.0  # s until the graph must be there
+CAMERA_TIME = 20.0  # s from then until the cameras must be there too
 SETTLE = 0.3  # s after a reset
 LINGER = 0.5  # s after success, so that a policy learns to stay
 EPISODE_TIME = 20.0  # s after which an expert's episode has failed
@@ -40,10 +41,15 @@ def demonstrate(watch: GraphWatch, episodes: int) -> dict[str, int]:
     """Let the twin's expert demonstrate. Returns how many episodes were successes and failures."""
     from std_srvs.srv import SetBool, Trigger
 
-    def ask(service: str) -> None:
-        answer = watch.call(Trigger, service)
-        if not answer.success:
-            raise RuntimeError(f"{service}: {answer.message}")
+    def ask(service: str, patience: float = 0.0) -> None:
+        answers: list[Any] = []
+
+        def granted() -> bool:
+            answers.append(watch.call(Trigger, service))
+            return bool(answers[-1].success)
+
+        if not watch.spin_until(granted, patience):
+            raise RuntimeError(f"{service}: {answers[-1].message}")
 
     def ends() -> bool:
         return bool(watch.call(Trigger, "twin/success").success)
@@ -52,7 +58,7 @@ def demonstrate(watch: GraphWatch, episodes: int) -> dict[str, int]:
     for episode in range(episodes):
         ask("twin/reset")
         watch.spin_for(SETTLE)
-        ask("recorder_node/start")
+        ask("recorder_node/start", CAMERA_TIME)
         watch.call(SetBool, "twin/expert", SetBool.Request(data=True))
         success = watch.spin_until(ends, EPISODE_TIME)
         watch.spin_for(LINGER)
@@ -102,7 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise RuntimeError(f"the recorder did not start within {START_TIME:.0f} s: {watch.complaints()}")
                 print(f"recording to {out}; Ctrl-C ends", flush=True)
                 if args.device == "expert":
-                    watch.spin_until(lambda: bool(watch.values("twin")), START_TIME)
                     ended = demonstrate(watch, args.episodes)
                     print(f"{ended['successes']} successes, {ended['failures']} failures in {out}", flush=True)
                     return 0 if ended["successes"] else 1

@@ -179,6 +179,8 @@ class TeleopNode(Node):
         self._device.show(self._status())
 
     def _on_event(self, event: str) -> None:
+        if event == "start" and self._status()["recorder"] == "recording":
+            event = "stop"  # for devices with few buttons
         if event == "gripper":
             self._session.turn_gripper()
         elif event == "home":

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 EVENTS = ("gripper", "home", "start", "stop", "fail", "discard")
-"""What an operator can ask for besides motion: turn the gripper's opening; go home; begin, end (as a success or as a failure) or
-throw away the recording of an episode."""
+"""What an operator can ask for besides motion: turn the gripper's opening; go home; begin (or, begun, end as a success), end as a
+success or as a failure, or throw away the recording of an episode."""
 
 SILENCE = 0.1  # s: a device that has said nothing for so long does not hold its dead man any more
 

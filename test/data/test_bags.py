@@ -103,12 +103,13 @@ for episode in itertools.count():
     process.wait()
 
     bags, broken = find_bags([tmp_path])
-    whole = [bag.name for bag in bags]
-    assert whole[:2] == ["episode_0", "episode_1"]
-    assert all(sum(1 for _ in read_bag(bag)) == 1900 for bag in bags)
-    (partial,) = broken
+    assert not broken
+    *whole, partial = bags
+    assert [bag.name for bag in whole] == [f"episode_{i}" for i in range(len(whole))]
+    assert len(whole) >= 2
+    assert all(sum(1 for _ in read_bag(bag)) == 1900 for bag in whole)
     assert partial.name == f"episode_{len(whole)}.partial"
-    assert "died" in broken[partial]
+    assert sum(1 for _ in read_bag(partial)) > (900 - 20 if len(whole) == 2 else 0)  # 19 images make a chunk
 
 
 def test_episode_that_died_can_be_recorded_again(tmp_path: Path, contract: Contract) -> None:
@@ -136,8 +137,9 @@ def test_damaged_metadata_and_missing_files_are_named(record: Record, tmp_path: 
     (bag / "metadata.yaml").write_text("rosbag2_bagfile_information: [")
     with pytest.raises(BagError, match=r"metadata\.yaml is damaged"):
         read_metadata(bag)
-    (bag / "metadata.yaml").unlink()
-    assert "reindex" in find_bags([tmp_path])[1][bag]
+    (tmp_path / "sqlite").mkdir()
+    (tmp_path / "sqlite" / "sqlite_0.db3").touch()
+    assert "reindex" in find_bags([tmp_path])[1][tmp_path / "sqlite"]
     with pytest.raises(BagError, match="does not exist"):
         list(read_bag(tmp_path / "none"))
     with pytest.raises(BagError, match="does not exist"):

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from onedp_ros.graph import task_graph
+from onedp_ros.graph import record_graph, task_graph
 from onedp_ros.resources import resource
 
 pytest.importorskip("launch_ros", reason="launch_ros is not in the wheels; it comes with a ROS 2 distribution")
@@ -65,3 +65,11 @@ def test_starts_what_onedp_run_starts(name, tmp_path, monkeypatch):
     assert [n._ExecuteLocal__respawn for n in nodes] == [p.respawn for p in expected]
     assert context.environment["FASTRTPS_DEFAULT_PROFILES_FILE"].endswith("shared_memory.xml")
     assert any(isinstance(e, IncludeLaunchDescription) for e in found) == (name != "task.launch.py")
+
+
+def test_recording_starts_what_onedp_record_starts():
+    context = LaunchContext()
+    context.launch_configurations.update({"device": "spacenav", "operator": "Ada", "port": "9443"})
+    nodes = [e for e in expand(description("record.launch.py"), context) if isinstance(e, Node)]
+    expected = record_graph("pnp_milk", device="spacenav")
+    assert [n.node_executable for n in nodes] == [p.executable for p in expected]
