@@ -23,14 +23,14 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from onedp_ros.contract import NANOSECONDS, Contract
-from onedp_ros.data import bags
+from onedp_ros.data import bags, recording
 from onedp_ros.data.bags import BagWriter, find_bags, read_bag, read_metadata
 from onedp_ros.data.episodes import read_episodes
 from onedp_ros.data.messages import stamp_ns
+from onedp_ros.data.recording import Recording, Watch, header_stamp, next_episode
 from onedp_ros.geometry import gripper_down
-from onedp_ros.nodes import recorder_node
 from onedp_ros.nodes.messages import header, pose_message
-from onedp_ros.nodes.recorder_node import RecorderNode, Recording, Watch, header_stamp, next_episode
+from onedp_ros.nodes.recorder_node import RecorderNode
 from onedp_ros.resources import task_contract
 
 NODE = "recorder_node"
@@ -353,7 +353,7 @@ def test_what_a_slow_disk_cannot_take_is_counted_and_told(rig, operator, recorde
         written.wait()
         write(self, *message)
 
-    monkeypatch.setattr(recorder_node, "QUEUE_BYTES", 2_000_000)
+    monkeypatch.setattr(recording, "QUEUE_BYTES", 2_000_000)
     monkeypatch.setattr(bags.BagWriter, "write", slow)
     rig.source()
     recorder()

@@ -1,0 +1,195 @@
+"""An episode while it is recorded: what is wrong with what comes, at once, and the way of it to disk."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import queue
+import re
+import statistics
+import struct
+import threading
+import time
+from collections import deque
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from onedp_ros.contract import NANOSECONDS
+from onedp_ros.data.bags import CHUNK_TIME, BagWriter
+from onedp_ros.data.timing import StreamTiming
+
+SILENCE = 0.3  # s without a message after which a topic counts as silent
+LATE, EARLY = 0.5, 0.05  # s that a stamp may lie before and after the message's arrival
+SLOW = 0.9  # share of the rate that the task needs below which a topic is too slow: clocks and schedulers are not exact
+RECENT = 20  # stamps that the present rate is taken of
+QUEUE_BYTES = 256 * 2**20  # waiting to be written; what would exceed that is lost and told
+
+Message = tuple[int, str, bytes]  # arrival (ns), topic, serialized message
+
+
+def header_stamp(data: bytes) -> int:
+    """Stamp (ns) of a serialized message (CDR) that begins with a header."""
+    seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
+    return int(seconds) * NANOSECONDS + int(nanoseconds)
+
+
+def next_episode(folder: Path) -> str:
+    """``episode_000000``, or the number after the greatest in the folder, that of a recording that died among them."""
+    found = (re.fullmatch(r"episode_(\d+)(\.partial)?", path.name) for path in folder.iterdir())
+    return f"episode_{max((int(name[1]) for name in found if name), default=-1) + 1:06d}"
+
+
+class Watch:
+    """What comes on one topic, and what about it would spoil an episode.
+
+    Args:
+        hz: least rate that the task needs; 0: any.
+        gap: longest time (s) between two stamps that it bears; infinite: any.
+        optional: whether an episode may begin without it.
+        needed: whether it is of the task and its messages begin with a header; the others are only counted.
+    """
+
+    def __init__(self, topic: str, hz: float = 0.0, gap: float = math.inf, optional: bool = True, needed: bool = True) -> None:
+        self.topic, self.least, self.gap, self.optional, self.needed = topic, hz, gap, optional, needed
+        self.heard = 0  # arrival of the newest message, ns
+        self._recent: deque[int] = deque(maxlen=RECENT)
+        self.begin(0)
+
+    def begin(self, now: int) -> None:
+        """An episode begins (ns); 0: it is over."""
+        self._began = now
+        self.timing = StreamTiming()
+        self._problems: dict[str, str] = {}
+        self._gaps, self._first_gap, self._longest_gap = 0, 0.0, 0.0
+
+    def take(self, data: bytes, arrival: int) -> None:
+        """A message of the episode, or of the time before it."""
+        stamp = header_stamp(data) if self.needed else arrival
+        last = self._recent[-1] if self._recent else stamp
+        self.heard = arrival
+        self._recent.append(stamp)
+        if not self._began:
+            return
+        gap = (stamp - last) / NANOSECONDS
+        if gap > self.gap and (self.timing.count or not self.optional):
+            self._first_gap = self._first_gap if self._gaps else max(self._since(arrival) - gap, 0.0)
+            self._gaps, self._longest_gap = self._gaps + 1, max(self._longest_gap, gap)
+        self.timing.add(stamp)
+        lag = (arrival - stamp) / NANOSECONDS  # 0 when it has no stamp
+        if not -EARLY <= lag <= LATE:
+            where = f"{lag:.2f} s before" if lag > 0 else f"{-lag:.2f} s after"
+            self._problems["clock"] = f"was stamped {where} it came; synchronise the clocks (chrony)"
+
+    def silent(self, now: int) -> bool:
+        return now - max(self.heard, self._began) > SILENCE * NANOSECONDS
+
+    def hz(self, now: int) -> float:
+        """The present rate, by the median of the last intervals; 0 when silent for a second or more."""
+        intervals = [b - a for a, b in itertools.pairwise(self._recent)]
+        if not intervals or now - self.heard > NANOSECONDS or (median := statistics.median(intervals)) <= 0:
+            return 0.0
+        return NANOSECONDS / median
+
+    def several(self, publishers: list[str]) -> None:
+        """Who publishes, when that is more than one."""
+        self._problems["publishers"] = f"has {len(publishers)} publishers: {', '.join(publishers)}; stop all but one"
+
+    def problems(self, now: int, ended: bool = False) -> dict[str, str]:
+        """What spoils the episode so far, by kind, or altogether when it has ``ended``."""
+        if not self.needed:
+            return {}
+        found, absent = self._problems, self.optional and not self.timing.count
+        silent = not absent and self.gap < math.inf and self.silent(now)
+        if absent and ended:
+            found["absent"] = "did not come at all"
+        if not silent and self.timing.count >= RECENT and 0 < (hz := self.hz(now)) < SLOW * self.least:
+            found["slow"] = f"came at {hz:.1f} Hz, the task needs {self.least:g}"
+        if self._gaps:
+            found["gaps"] = (
+                f"had {self._gaps} gap{'s' if self._gaps > 1 else ''} longer than {self.gap:.3g} s, the longest "
+                f"{self._longest_gap:.2f} s, the first {self._first_gap:.1f} s after the start"
+            )
+        if self.timing.out_of_order:
+            found["order"] = f"had {self.timing.out_of_order} stamps not newer than the one before"
+        if silent:  # as long as it lasts: when it was only late, nothing is missing
+            found = {**found, "silent": f"stopped {self._since(self.heard):.1f} s after the start"}
+        return {f"{self.topic} {kind}": f"{self.topic} {text}" for kind, text in found.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """For the episode's metadata."""
+        timing = self.timing
+        return {
+            "messages": timing.count,
+            "hz": round(timing.hz, 2),
+            "missing_frames": timing.missing_frames,
+            "longest_gap_frames": timing.longest_gap_frames,
+        }
+
+    def _since(self, time_ns: int) -> float:
+        return max(time_ns - self._began, 0) / NANOSECONDS
+
+
+class Recording:
+    """An episode on its way to disk: a bounded queue, and a thread that empties it into the bag."""
+
+    def __init__(self, writer: BagWriter) -> None:
+        self.writer = writer
+        self.began = time.time_ns()
+        self.messages = self.lost = 0
+        self.failed = ""  # why it ended by itself
+        self._given = self._taken = 0  # bytes; each written by one thread
+        self._batch: list[Message] = []
+        self._batches: queue.SimpleQueue[list[Message] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def seconds(self) -> float:
+        return (time.time_ns() - self.began) / NANOSECONDS
+
+    @property
+    def waiting(self) -> int:
+        """Bytes not written yet."""
+        return self._given - self._taken
+
+    def add(self, arrival: int, topic: str, data: bytes) -> None:
+        """Take a message."""
+        self._batch.append((arrival, topic, data))
+
+    def pass_on(self, before: int) -> None:
+        """Queue what came before a moment (ns), in the order of arrival. What came while the topics were polled waits: before it
+        may belong what is not taken yet."""
+        self._batch.sort(key=itemgetter(0))
+        ready = self._batch[: bisect.bisect_left(self._batch, before, key=itemgetter(0))]
+        del self._batch[: len(ready)]
+        size = sum(len(data) for _, _, data in ready)
+        if self.waiting + size > QUEUE_BYTES:
+            self.lost += len(ready)
+        elif ready:
+            self._given += size
+            self.messages += len(ready)
+            self._batches.put(ready)
+
+    def end(self) -> None:
+        """Write what waits, and end the thread. The bag is still to be closed."""
+        self._batches.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                try:
+                    batch = self._batches.get(timeout=CHUNK_TIME)
+                except queue.Empty:
+                    self.writer.flush()
+                    continue
+                if batch is None:
+                    return
+                for arrival, topic, data in batch:
+                    self.writer.write(topic, arrival, data)
+                    self._taken += len(data)
+        except Exception as error:  # ends the recording, not the node
+            self.writer.abort()
+            self.failed = str(error) or repr(error)
