@@ -48,8 +48,12 @@ setup(
     # would pull in Pinocchio, about 500 MB.
     install_requires=[
         "accelerate",
+        "aiohttp",
+        "backports-zstd",
+        "cryptography",
         "diffusers",
         "gymnasium",
+        "h5py",
         "imageio",
         "imageio-ffmpeg",
         "matplotlib",
@@ -58,7 +62,10 @@ setup(
         "numpy<2",  # cv_bridge and tf2 of Humble and Jazzy are compiled against NumPy 1
         "opencv-python-headless<4.12",
         "openvino",
+        "psutil",
+        "pyarrow<26",  # 26 needs NumPy 2
         "pylibfranka",
+        "pyspacemouse",
         "PyYAML",
         "rosbags",
         "safetensors",
@@ -76,11 +83,23 @@ setup(
             "ros-geometry-msgs",
             "ros-lifecycle-msgs",
             "ros-sensor-msgs",
+            "ros-rosgraph-msgs",
             "ros-std-msgs",
             "ros-std-srvs",
             "ros-trajectory-msgs",
         ],
-        "test": ["colcon-common-extensions", "hypothesis", "mcap-ros2-support", "mypy", "pytest", "ruff"],
+        # onedp inspect --rerun; newer ones need NumPy 2.
+        "rerun": ["rerun-sdk<0.23.2"],
+        "test": [
+            "colcon-common-extensions",
+            "hypothesis",
+            "mcap-ros2-support",
+            "mypy",
+            "playwright",
+            "pytest",
+            "pytest-rerunfailures",
+            "ruff",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onedp_ros.resources import resource
+from onedp_ros.resources import resource, task_contract
 from onedp_ros.robot.settings import MODES
 
 ROBOTS = ("twin", "franka", "crisp")
@@ -41,6 +41,7 @@ def task_graph(
     enabled: bool | None = None,
     threads: int = 0,
     franka: Mapping[str, Any] | None = None,
+    record: str | Path | None = None,
 ) -> list[NodeProcess]:
     """Everything that runs for a task, in the order of starting.
 
@@ -55,6 +56,7 @@ def task_graph(
         enabled: whether the arm may move from the start, or waits for action_node's ``~/enable``; default: only the twin may.
         threads: processor threads of the engine; 0: its own choice.
         franka: further parameters of franka_node, ``robot_ip`` among them.
+        record: folder to record the run to, with all that the policy sees and says.
 
     Raises:
         ValueError: an unknown robot, or a Franka without an address.
@@ -74,12 +76,24 @@ def task_graph(
         "autostart": True,
     }
     action = {"task": task, "robot": file, "enabled": not real if enabled is None else enabled}
-    return [
+    nodes = [
         arm,
         NodeProcess("observation_node", "observation_node", {"task": task}),
         NodeProcess("policy_node", "policy_node", policy, respawn=real),
         NodeProcess("action_node", "action_node", action),
     ]
+    if record is not None:
+        seen = [f"observation/{camera}/image" for camera in task_contract(task).cameras]
+        recorder = {
+            "task": task,
+            "robot": robot,
+            "operator": method,
+            "out": str(Path(record).resolve()),
+            "extra_topics": [*seen, "observation/state", "action/chunk", "/diagnostics"],
+            "autostart": True,
+        }
+        nodes.append(NodeProcess("recorder_node", "recorder_node", recorder))
+    return nodes
 
 
 def record_graph(

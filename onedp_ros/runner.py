@@ -186,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait = parser.add_mutually_exclusive_group()
     wait.add_argument("--disabled", action="store_true", help="do not move before action_node's service ~/enable is called")
     wait.add_argument("--enabled", action="store_true", help="move at once; what only the twin does by itself")
+    parser.add_argument("--record", type=Path, help="folder to record the run to, for onedp replay")
     add_franka_arguments(parser)
     args = parser.parse_args(argv)
     processes = task_graph(
@@ -199,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         enabled=False if args.disabled else True if args.enabled else None,
         threads=args.threads,
         franka=franka_parameters(args),
+        record=args.record,
     )
     signal.signal(signal.SIGTERM, on_terminate)
     try:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "onedp_ros"
-NODES = ("observation_node", "policy_node", "action_node", "twin_node")
+NODES = tuple(p.stem for p in sorted((ROOT / PACKAGE / "nodes").glob("*_node.py")))
 
 
 def test_one_version_everywhere() -> None:
@@ -37,7 +37,7 @@ def test_every_dependency_is_pinned() -> None:
         r'"([A-Za-z][\w.-]*)(?:\[\w+\])?(?:[<>=][^"]*)?"', setup[setup.index("install_requires") : setup.index("entry_points")]
     )
     assert {"torch", "mujoco", "pytest"} <= set(dependencies)
-    assert {normal(name) for name in dependencies} - pins - {"ros", "test"} == set()
+    assert {normal(name) for name in dependencies} - pins - {"ros", "rerun", "test"} == set()
 
 
 def test_messages_that_are_imported_are_declared() -> None:
@@ -74,6 +74,9 @@ def test_colcon_installs_nodes_launch_files_configuration_and_models(tmp_path: P
     for name in ("onedp", *NODES):
         assert (prefix / "lib" / PACKAGE / name).stat().st_mode & 0o111
     site = next((prefix / "lib").glob("python*/site-packages"))
+    assert {p.name for p in (ROOT / PACKAGE / "teleop" / "page").iterdir()} == {
+        p.name for p in (site / PACKAGE / "teleop" / "page").iterdir()
+    }
     found = subprocess.run(
         [sys.executable, "-c", "from onedp_ros import resources; print(resources.__file__, resources.resource('config', 'dds'))"],
         env={"PYTHONPATH": str(site)},

@@ -155,7 +155,7 @@ def write_rerun(bag: Path, contract: Contract | None, path: Path) -> None:
         import rerun as rr
     except ImportError as error:
         raise RuntimeError(
-            f"--rerun needs the rerun SDK ({error}); pip install rerun-sdk==0.23.1 'pyarrow<24' (newer ones need NumPy 2)"
+            f"--rerun needs the rerun SDK ({error}); pip install rerun-sdk==0.23.1 (newer ones need NumPy 2)"
         ) from error
     rr.set_strict_mode(True)  # or what it cannot take would only be warned of
     stream = rr.RecordingStream("onedp_inspect", recording_id=bag.name)

@@ -49,6 +49,7 @@ class RecorderNode(Node):
         transport = declare(self, "image_transport", "raw", "What of the cameras is recorded: raw, or compressed, as it came")
         extra = declare(self, "extra_topics", [""], "Further topics to record, such as action/chunk")
         self._least = declare(self, "min_free_gb", 5.0, "Free disk below which no recording starts, GB", 0.0, 1e6)
+        self._autostart = declare(self, "autostart", False, "Start an episode as soon as all that the task needs comes")
         if transport not in ("raw", "compressed"):
             raise ValueError(f"image_transport is '{transport}', expected raw or compressed")
         self._out = Path(out or Path("out") / self.contract.task / "bags")
@@ -104,6 +105,9 @@ class RecorderNode(Node):
         if self._polls % COUNT_EVERY == 0:
             self._count_publishers()
             self._find_extra()
+            if self._autostart and (started := self._start())[0]:
+                self._autostart = False
+                self.get_logger().info(started[1])
         if self._polls % CHECK_EVERY == 0:
             self._check()
 

@@ -117,7 +117,11 @@ class TeleopNode(Node):
         if kind not in topics:
             raise ValueError(f"device is '{kind}', expected one of {', '.join(DEVICES)}")
         joystick = AxesDevice(AxisMap.from_yaml(file, "gamepad" if kind == "gamepad" else "spacemouse"))
-        self.create_subscription(Joy, topics[kind], lambda message: joystick.feed(message.axes, message.buttons), 1)
+
+        def feed(message: Any) -> None:
+            joystick.feed(message.axes, message.buttons)
+
+        self.create_subscription(Joy, topics[kind], feed, 1)
         return joystick
 
     def destroy_node(self) -> None:
