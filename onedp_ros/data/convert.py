@@ -1,48 +1,55 @@
-"""Bags -> training set: a zarr store in Diffusion Policy's replay-buffer layout.
+"""Recordings -> training set: ``onedp convert``.
 
-    data/<camera>  (N, height, width, 3) uint8     data/state   (N, 9) float32
-    data/action    (N, 10) float32                 meta/episode_ends (E,) int64
-
-The attributes of the root hold the contract, one entry an episode, and what was dropped.
-Layout: https://github.com/real-stanford/diffusion_policy, diffusion_policy/common/replay_buffer.py (zarr format 2).
+Bags, and the data sets of other programs, are read as episodes; each goes, encoded, into a piece of its own in ``<out>.partial``,
+and all pieces together become ``<out>``. So a conversion that was interrupted goes on where it was, and ``<out>`` is whole.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import numcodecs
 import numpy as np
-import zarr
 from tqdm import tqdm
 
-from onedp_ros.contract import Contract, ContractError
+from onedp_ros.contract import NANOSECONDS, Contract, ContractError
+from onedp_ros.data import lerobot, replay_buffer, robomimic
 from onedp_ros.data.bags import PARTIAL, BagError, find_bags, read_metadata, sync, versions
-from onedp_ros.data.episodes import Episode, read_episodes
+from onedp_ros.data.episodes import Piece, Source, SourceError, read_episodes
 
-IMAGE_CHUNK = 32  # images a chunk
-_FORMAT: dict[str, Any] = {"zarr_format": 2} if zarr.__version__ >= "3" else {}  # zarr 2 knows no other
+WRITERS: dict[str, Any] = {"zarr": replay_buffer, "lerobot": lerobot}  # each: check, encode, assemble
+READERS = (replay_buffer, lerobot, robomimic)  # each: recognises, sources; what none recognises is bags
+_NOTES = ("seed", "success", "interrupted", "problems", "versions")  # of a recording's notes, what the data set keeps
 
 
 class ConvertError(RuntimeError):
-    """Nothing could be converted; the message says why and what to do."""
+    """Nothing could be converted, or it was cut short; the message says why and what to do."""
 
 
 @dataclasses.dataclass
 class Report:
-    """What :func:`convert` did. ``skipped``: bag -> reason; ``dropped``: reason -> messages or sets left out."""
+    """What :func:`convert` did. ``skipped``: recording -> reason; ``dropped``: reason -> messages, sets or steps left out.
+
+    ``recordings`` has an entry for each, with its ``source`` and: the ``steps`` of each of its episodes, their ``seconds`` in all,
+    the ``gaps`` between them (s), what was ``dropped``, and what its recorder noted; or ``unsuccessful``; or why it is ``skipped``.
+    """
 
     out: str
     episodes: int
@@ -53,6 +60,7 @@ class Report:
     unsuccessful: int
     gaps: int
     dropped: dict[str, int]
+    recordings: list[dict[str, Any]]
 
     @property
     def speed(self) -> float:
@@ -61,187 +69,294 @@ class Report:
 
 
 def convert(
-    bags: Sequence[str | Path],
+    sources: Sequence[str | Path],
     out: str | Path,
     contract: Contract | None = None,
     *,
+    format: str = "zarr",
     keep_unsuccessful: bool = False,
     workers: int | None = None,
     progress: bool = True,
+    resume: bool = False,
 ) -> Report:
-    """Bags (or folders of bags) -> zarr store ``out``, which appears whole or not at all.
+    """Recordings -> data set ``out`` ("zarr" or "lerobot"), which appears whole or not at all.
 
-    Bags that are damaged or hold no step are left out and named in ``Report.skipped``. Without ``contract`` the one noted in
-    the first bag is used.
+    ``sources`` are bags, folders of bags, robomimic HDF5 files, replay buffers (zarr) and LeRobot data sets. What is damaged or
+    holds no step is left out and named in ``Report.skipped``. Without ``contract`` the first one noted in them is used. What an
+    interrupted conversion left in ``<out>.partial`` is gone on with by ``resume``; the result is the same.
 
     Raises:
-        ContractError: a bag was recorded under another contract; names the field.
-        ConvertError: ``out`` exists, or no bag could be converted.
+        ContractError: a recording of another contract, names the field; or one that the format cannot express.
+        BagError, SourceError: a path that holds no recording.
+        ConvertError: ``out`` or ``<out>.partial`` is in the way, nothing could be converted, or the disk is full.
     """
     begin = time.monotonic()
     out = Path(out)
+    partial = out.with_name(out.name + PARTIAL)
     if out.exists():
         raise ConvertError(f"{out} exists; choose another name or remove it")
-    found, broken = find_bags(bags)
-    skipped = {str(bag): reason for bag, reason in broken.items()}
-    unsuccessful = 0
-    sources: list[tuple[Path, dict[str, Any]]] = []
-    named_by = "the task file"
-    for bag in found:
-        try:
-            metadata = read_metadata(bag)
-        except BagError as error:
-            skipped[str(bag)] = str(error)
-            continue
-        if noted := metadata.get("contract"):
-            theirs = Contract.from_dict(noted)
-            if contract is None:
-                contract, named_by = theirs, str(bag)
-            contract.require_same(theirs, named_by, str(bag))
-        if metadata.get("success") is False and not keep_unsuccessful:
-            unsuccessful += 1
-            continue
-        sources.append((bag, metadata))
-    if contract is None:
-        raise ConvertError("no bag names its contract; give the task file with --task")
+    if partial.exists() and not resume:
+        raise ConvertError(f"{partial} is left of an interrupted conversion; go on with it by --resume, or remove it")
+    found, skipped = find_sources(sources)
+    contract = _agree(found, contract)
+    writer = WRITERS[format]
+    writer.check(contract)
+    unsuccessful = [] if keep_unsuccessful else [source for source in found if source.notes.get("success") is False]
+    left_out = {source.name for source in unsuccessful}
+    wanted = {_key(source): source for source in found if source.name not in left_out}  # what is given twice counts once
 
-    partial = out.with_name(out.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    dropped: Counter[str] = Counter()
-    entries: list[dict[str, Any]] = []
-    ends: list[int] = []
-    gaps = 0
-    data = _Store(partial, contract)
-    with tqdm(total=len(sources), unit="bag", disable=not progress, desc=f"convert {contract.task}") as bar:
-        for (bag, metadata), result in zip(sources, _in_order([b for b, _ in sources], contract, workers), strict=True):
-            bar.update()
-            if isinstance(result, str):
-                skipped[str(bag)] = result
-                continue
-            episodes, counts = result
-            dropped += counts
-            gaps += len(episodes) - 1
-            for episode in episodes:
-                data.append(episode)
-                ends.append(data.steps)
-                entries.append({"bag": bag.name, "steps": len(episode.stamps), **_notes(metadata)})
-            bar.set_postfix(steps=data.steps, skipped=len(skipped))
-    if not entries:
+    try:
+        _begin(partial, {"format": format, "contract": contract.to_dict()})
+        places = {key: partial / "pieces" / key for key in wanted}
+        with _Processes(workers, progress) as processes:
+            jobs = [(format, source, contract, places[key]) for key, source in wanted.items() if not places[key].exists()]
+            reasons = processes.run(_encode, jobs, f"convert {contract.task}", "recording", len(wanted) - len(jobs))
+            skipped |= {source.name: reason for (_, source, _, _), reason in zip(jobs, reasons, strict=True) if reason}
+            done = [(source, places[key]) for key, source in wanted.items() if source.name not in skipped]
+            if not done:
+                shutil.rmtree(partial)
+                raise ConvertError(_nothing(skipped, len(unsuccessful)))
+            recordings = [_line(source, place) for source, place in done]
+            pieces = [piece for _, place in done for piece in _pieces(place)]
+            attributes: dict[str, Any] = {
+                "contract": contract.to_dict(),
+                "episodes": [e for (source, _), line in zip(done, recordings, strict=True) for e in _entries(source, line)],
+                "skipped": skipped,
+                "unsuccessful": len(unsuccessful),
+                "gaps": sum(len(line["gaps"]) for line in recordings),
+                "dropped": dict(sum((Counter(line["dropped"]) for line in recordings), Counter())),
+                "versions": versions(),
+            }
+            whole = partial / "dataset"
+            shutil.rmtree(whole, ignore_errors=True)  # of an attempt that was interrupted here
+            writer.assemble(pieces, contract, attributes, whole, functools.partial(processes.run, title=f"write {out.name}"))
+        _sync_all(whole)
+        whole.rename(out)
+        sync(out.parent)
         shutil.rmtree(partial)
-        reasons = "".join(f"\n  {bag}: {reason}" for bag, reason in skipped.items())
-        raise ConvertError(f"no bag could be converted; {unsuccessful} unsuccessful, {len(skipped)} skipped{reasons}")
-    data.finish(
-        ends,
-        {
-            "contract": contract.to_dict(),
-            "episodes": entries,
-            "skipped": skipped,
-            "unsuccessful": unsuccessful,
-            "gaps": gaps,
-            "dropped": dict(dropped),
-            "versions": versions(),
-        },
-    )
-    for folder, _, files in os.walk(partial):
-        for name in (*files, "."):
-            sync(Path(folder, name))
-    partial.rename(out)
-    sync(out.parent)
+    except OSError as error:
+        raise ConvertError(f"{partial} cannot be written: {error}; make room on the disk, then go on with --resume") from error
+    except BrokenProcessPool as error:
+        raise ConvertError(
+            f"a process ended unexpectedly, perhaps for want of memory; {partial} keeps what is done, go on with --resume and "
+            f"fewer --workers than these {processes.count}"
+        ) from error
+    steps = sum(len(piece.state) for piece in pieces)
     return Report(
         out=str(out),
-        episodes=len(entries),
-        steps=data.steps,
-        recorded_s=data.steps * contract.dt,
+        episodes=len(pieces),
+        steps=steps,
+        recorded_s=steps * contract.dt,
         wall_s=time.monotonic() - begin,
         skipped=skipped,
-        unsuccessful=unsuccessful,
-        gaps=gaps,
-        dropped=dict(dropped),
+        unsuccessful=len(unsuccessful),
+        gaps=attributes["gaps"],
+        dropped=attributes["dropped"],
+        recordings=[
+            *recordings,
+            *({"source": source.name, "unsuccessful": True} for source in unsuccessful),
+            *({"source": name, "skipped": reason} for name, reason in skipped.items()),
+        ],
     )
 
 
-def _notes(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {key: metadata[key] for key in ("seed", "success", "versions") if key in metadata}
+def find_sources(paths: Sequence[str | Path]) -> tuple[list[Source], dict[str, str]]:
+    """The recordings in files and folders, each told by what it is, and what cannot be read, with the reason.
 
-
-def _read(bag: Path, contract: dict[str, Any]) -> tuple[list[Episode], Counter[str]] | str:
-    """One bag, in a worker: its episodes, or why there are none."""
-    try:
-        return read_episodes(bag, Contract.from_dict(contract))
-    except (BagError, ContractError) as error:
-        return str(error)
-
-
-def _in_order(bags: Iterable[Path], contract: Contract, workers: int | None) -> Iterator[tuple[list[Episode], Counter[str]] | str]:
-    """Results of :func:`_read`, in order, a few bags ahead of the reader so that memory stays small."""
-    workers = workers or os.cpu_count() or 1
-    # Not forked: OpenCV and PyTorch threads of the caller do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        ahead: deque[Future[Any]] = deque()
+    Raises:
+        BagError, SourceError: a path that does not exist or holds no recording.
+    """
+    found: list[Source] = []
+    broken: dict[str, str] = {}
+    for path in map(Path, paths):
+        reader = next((reader for reader in READERS if reader.recognises(path)), None)
+        if reader is not None:
+            found += reader.sources(path)
+            continue
+        try:
+            bags, unreadable = find_bags([path])
+        except BagError as error:
+            raise BagError(f"{error}, a robomimic HDF5 file, a zarr replay buffer or a LeRobot data set") from error
+        broken |= {str(bag): reason for bag, reason in unreadable.items()}
         for bag in bags:
-            ahead.append(pool.submit(_read, bag, contract.to_dict()))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            try:
+                found.append(Source(bag, str(bag), functools.partial(read_episodes, bag), read_metadata(bag)))
+            except BagError as error:
+                broken[str(bag)] = str(error)
+    return found, broken
 
 
-class _Store:
-    """A growing replay buffer on disk."""
+def _agree(sources: Sequence[Source], contract: Contract | None) -> Contract:
+    """The contract of all: ``contract`` or, without it, the first that a source names."""
+    named_by = "the task file"
+    for source in sources:
+        if noted := source.notes.get("contract"):
+            theirs = Contract.from_dict(noted)
+            if contract is None:
+                contract, named_by = theirs, source.name
+            contract.require_same(theirs, named_by, source.name)
+    if contract is None:
+        raise ConvertError("no recording names its contract; give the task file with --task")
+    return contract
 
-    def __init__(self, path: Path, contract: Contract) -> None:
-        self.steps = 0
-        self.path = path
-        self.root = zarr.open_group(str(path), mode="w", **_FORMAT)
-        for group in ("data", "meta"):
-            self.root.require_group(group)
-        self.arrays = {
-            name: self._array(f"data/{name}", (camera.height, camera.width, 3), "u1") for name, camera in contract.cameras.items()
-        }
-        self.state = self._array("data/state", (contract.state_dim,), "f4")
-        self.action = self._array("data/action", (contract.action_dim,), "f4")
 
-    def _array(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
-        return zarr.create(
-            shape=(0, *shape),
-            chunks=(IMAGE_CHUNK if len(shape) > 1 else 4096, *shape),
-            dtype=dtype,
-            compressor=numcodecs.Blosc("zstd", clevel=1),
-            store=str(self.path),
-            path=name,
-            **_FORMAT,
-        )
+def _nothing(skipped: Mapping[str, str], unsuccessful: int) -> str:
+    reasons = [f"\n  {name}: {reason}" for name, reason in skipped.items()]
+    more = f"\n  and {len(reasons) - 10} more" if len(reasons) > 10 else ""
+    return f"no recording could be converted; {unsuccessful} unsuccessful, {len(skipped)} skipped{''.join(reasons[:10])}{more}"
 
-    def append(self, episode: Episode) -> None:
-        for name, images in episode.images.items():
-            self.arrays[name].append(images)
-        self.state.append(episode.state)
-        self.action.append(episode.action)
-        self.steps += len(episode.stamps)
 
-    def finish(self, ends: list[int], attributes: dict[str, Any]) -> None:
-        self._array("meta/episode_ends", (), "i8").append(np.array(ends, dtype=np.int64))
-        self.root.attrs.update(attributes)
+# What an interrupted conversion leaves: plan.json, and a folder in pieces/ for each recording that is done.
+
+
+def _key(source: Source) -> str:
+    """The name of a recording's folder; another one when it was recorded anew."""
+    path = source.path.resolve()
+    identity = f"{path}{source.name.removeprefix(str(source.path))} {path.stat().st_mtime_ns}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+def _begin(partial: Path, plan: dict[str, Any]) -> None:
+    """Make ``partial``, or check that it was begun with the same plan."""
+    (partial / "pieces").mkdir(parents=True, exist_ok=True)
+    for folder in (partial / "pieces").glob("*.*"):
+        shutil.rmtree(folder)  # its process died
+    file = partial / "plan.json"
+    if file.exists():
+        begun = json.loads(file.read_text(encoding="utf-8"))
+        if differing := [name for name in plan if begun[name] != plan[name]]:
+            raise ConvertError(
+                f"{partial} was begun with another {differing[0]}, {begun[differing[0]]}; go on with the same options, or remove it"
+            )
+        return
+    fresh = file.with_suffix(PARTIAL)
+    fresh.write_text(json.dumps(plan), encoding="utf-8")
+    sync(fresh)
+    fresh.rename(file)
+
+
+def _encode(format: str, source: Source, contract: Contract, folder: Path) -> str:
+    """Read a recording into ``folder``, in a process of its own. Returns "", or why it cannot be read."""
+    try:
+        episodes, dropped = source.read(contract)
+    except (BagError, SourceError, ContractError) as error:
+        return str(error)
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+    for i, episode in enumerate(episodes):
+        place = unfinished / f"{i:04d}"
+        place.mkdir(parents=True)
+        np.savez(place / "steps.npz", state=episode.state, action=episode.action)
+        WRITERS[format].encode(episode.images, contract, place)
+    pauses = [(b.stamps[0] - a.stamps[-1]) / NANOSECONDS for a, b in itertools.pairwise(episodes)]
+    steps = [len(episode.stamps) for episode in episodes]
+    line = {"steps": steps, "seconds": round(sum(steps) * contract.dt, 3), "gaps": [round(float(p), 3) for p in pauses]}
+    line |= {"dropped": dict(dropped)}
+    (unfinished / "line.json").write_text(json.dumps(line), encoding="utf-8")
+    _sync_all(unfinished)
+    unfinished.rename(folder)
+    return ""
+
+
+def _line(source: Source, folder: Path) -> dict[str, Any]:
+    line = json.loads((folder / "line.json").read_text(encoding="utf-8"))
+    return {"source": source.name, **line, **{key: source.notes[key] for key in _NOTES if key in source.notes}}
+
+
+def _entries(source: Source, line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the data set says of each episode of a recording."""
+    name = str(Path(source.name).relative_to(source.path.parent))
+    return [{"bag": name, "steps": steps, **{key: line[key] for key in _NOTES if key in line}} for steps in line["steps"]]
+
+
+def _pieces(folder: Path) -> Iterator[Piece]:
+    for place in sorted(p for p in folder.iterdir() if p.is_dir()):
+        with np.load(place / "steps.npz") as steps:
+            yield Piece(place, steps["state"], steps["action"])
+
+
+def _sync_all(path: Path) -> None:
+    for folder, _, files in os.walk(path):
+        for name in (*files, "."):
+            sync(Path(folder, name))
+
+
+class _Processes:
+    """Processes that end with this one, however it ends."""
+
+    def __init__(self, workers: int | None, progress: bool) -> None:
+        self.count = workers or os.cpu_count() or 1
+        self._progress = progress
+        # Not forked: OpenCV and PyTorch threads of the caller do not survive a fork.
+        self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _end_with_parent)
+
+    def run(
+        self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], title: str, unit: str = "part", done: int = 0
+    ) -> list[Any]:
+        """Results of ``function(*job)``, in order; ``done``: how many more jobs had been done before, for the bar."""
+        futures = [self._pool.submit(function, *job) for job in jobs]
+        with tqdm(total=done + len(jobs), initial=done, unit=unit, desc=title, disable=not self._progress) as bar:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        return [future.result() for future in futures]
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; this process ends when its parent has heard it
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Exit code: 0 all bags converted, 2 some were skipped, 1 nothing was written."""
-    parser = argparse.ArgumentParser(prog="onedp convert", description="Bags -> training set in Diffusion Policy's layout (zarr).")
-    parser.add_argument("bags", nargs="+", help="bags, or folders of bags")
-    parser.add_argument("--out", required=True, help="store to write, for example data/pnp_milk.zarr")
-    parser.add_argument("--task", help="task file; default: the contract noted in the bags")
+    """Command line. Exit code: 0 all was converted, 2 some was skipped, 1 nothing was written, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="onedp convert", description="Recordings -> training set.")
+    parser.add_argument(
+        "sources", nargs="+", help="bags, folders of bags, robomimic HDF5 files, zarr replay buffers, LeRobot v3 data sets"
+    )
+    parser.add_argument("--out", required=True, help="data set to write, for example data/pnp_milk.zarr")
+    parser.add_argument("--format", choices=sorted(WRITERS), default="zarr", help="zarr: to train here (default); lerobot: v3.0")
+    parser.add_argument("--task", help="task file; default: the contract noted in the recordings")
     parser.add_argument("--keep-unsuccessful", action="store_true", help="also episodes noted as not successful")
     parser.add_argument("--workers", type=int, help="processes; default: one a core")
+    parser.add_argument("--resume", action="store_true", help="go on with a conversion that was interrupted")
     parser.add_argument("--json", help="write the report to this file")
     options = parser.parse_args(argv)
     try:
-        contract = Contract.from_yaml(options.task) if options.task else None
-        report = convert(options.bags, options.out, contract, keep_unsuccessful=options.keep_unsuccessful, workers=options.workers)
-    except (BagError, ConvertError, ContractError, OSError) as error:
+        report = convert(
+            options.sources,
+            options.out,
+            Contract.from_yaml(options.task) if options.task else None,
+            format=options.format,
+            keep_unsuccessful=options.keep_unsuccessful,
+            workers=options.workers,
+            resume=options.resume,
+        )
+    except (BagError, SourceError, ConvertError, ContractError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for bag, reason in report.skipped.items():
-        print(f"skipped {bag}: {reason}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"interrupted; --resume goes on with {options.out}{PARTIAL}", file=sys.stderr)
+        return 130
+    for name, reason in report.skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    for line in report.recordings:
+        remarks = [str(problem) for problem in line.get("problems", [])]
+        if line.get("interrupted"):
+            remarks.insert(0, f"its recording was interrupted, kept {sum(line['steps'])} steps, {line['seconds']:.1f} s")
+        if remarks:
+            print(f"{line['source']}: {'; '.join(remarks)}")
     for reason, count in sorted(report.dropped.items()):
         print(f"dropped {count}: {reason}")
     print(

@@ -2,6 +2,8 @@
 
 Messages pass, in log order, through the ObservationAssembler of ``contract.py``, as they do in the live node. Of the
 observations those nearest to a grid of ``dt = 1 / control_hz`` are kept, from the first one that has a target.
+
+What is imported from other data sets passes through :func:`on_grid`, to the same grid.
 """
 
 from __future__ import annotations
@@ -9,18 +11,32 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onedp_ros.contract import NANOSECONDS, Contract, ContractError, Observation, ObservationAssembler, encode_action
+from onedp_ros.contract import (
+    NANOSECONDS,
+    Contract,
+    ContractError,
+    Observation,
+    ObservationAssembler,
+    decode_action,
+    encode_action,
+)
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, read_bag
 from onedp_ros.data.messages import feed, pose_arrays
 from onedp_ros.geometry import slerp
 
 TARGET_MAX_AGE = 0.25  # s without a new target pose before a recording counts as not commanded
+_TOO_SHORT = "steps in pieces shorter than the observation horizon"
+
+
+class SourceError(RuntimeError):
+    """A data set that cannot be read as episodes; the message names the file, the field and what to do."""
 
 
 @dataclasses.dataclass
@@ -31,6 +47,37 @@ class Episode:
     images: dict[str, NDArray[np.uint8]]
     state: NDArray[np.float32]
     action: NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A recording to convert: a bag, or an episode of another data set. It can be sent to another process.
+
+    ``path`` is the file or folder it lies in, ``name`` what messages call it, ``notes`` what its recorder noted (contract, seed,
+    success, …). ``read`` gives its episodes under a contract, one unless it has gaps, and counts of what was dropped.
+
+    ``read`` raises:
+        BagError, SourceError: it cannot be read or holds no step.
+        ContractError: it holds what the contract forbids.
+    """
+
+    path: Path
+    name: str
+    read: Callable[[Contract], tuple[list[Episode], Counter[str]]]
+    notes: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """An episode on its way into a data set: its images encoded in ``folder``, its state (T, 9) and action (T, 10) here."""
+
+    folder: Path
+    state: NDArray[np.float32]
+    action: NDArray[np.float32]
+
+
+Run = Callable[[Callable[..., None], Sequence[tuple[Any, ...]]], Any]
+"""Calls a function with each of these arguments, in several processes."""
 
 
 class Targets:
@@ -156,7 +203,7 @@ def read_episodes(bag: str | Path, contract: Contract) -> tuple[list[Episode], C
     episodes = []
     for chosen in grid_segments(stamps, contract.dt_ns, np.isin(stamps, targets.pose_stamps)):
         if len(chosen) < contract.n_obs_steps:
-            dropped["steps in pieces shorter than the observation horizon"] += len(chosen)
+            dropped[_TOO_SHORT] += len(chosen)
             continue
         picked = [kept[i] for i in chosen]
         episodes.append(
@@ -169,4 +216,52 @@ def read_episodes(bag: str | Path, contract: Contract) -> tuple[list[Episode], C
         )
     if not episodes:
         raise BagError(f"{bag} holds no {contract.n_obs_steps} observations {contract.dt} s apart; are the cameras slower?")
+    return episodes, dropped
+
+
+def on_grid(name: str, episode: Episode, contract: Contract) -> tuple[list[Episode], Counter[str]]:
+    """An imported episode, recorded at ``control_hz`` or faster -> what :func:`read_episodes` gives: its steps on the grid.
+
+    A quaternion of the other half-space is turned into the contract's. ``name`` is for messages.
+
+    Raises:
+        SourceError: it is shorter than the observation horizon, slower than ``control_hz``, or holds NaN or what is no rotation.
+    """
+    stamps, state = episode.stamps, episode.state
+    lengths = {"actions": len(episode.action), **{camera: len(images) for camera, images in episode.images.items()}}
+    if any(length != len(stamps) for length in lengths.values()):
+        raise SourceError(f"{name} has {len(stamps)} states, but {lengths}; it is damaged, leave it out")
+    if len(stamps) < contract.n_obs_steps:
+        raise SourceError(f"{name} has {len(stamps)} steps, expected at least {contract.n_obs_steps}; leave it out")
+    if np.any(np.diff(stamps) <= 0):
+        raise SourceError(f"{name}: its timestamps do not rise; leave it out")
+    if (spacing := float(np.median(np.diff(stamps)))) > 1.1 * contract.dt_ns:
+        raise SourceError(
+            f"{name} was recorded at {NANOSECONDS / spacing:.4g} Hz, expected {contract.control_hz:g} Hz or more; set control_hz "
+            f"in the task file"
+        )
+    if not (np.all(np.isfinite(state)) and np.all(np.abs(np.linalg.norm(state[:, 3:7], axis=1) - 1.0) < 0.05)):
+        raise SourceError(f"{name} holds NaN or no unit quaternion in its states; leave it out")
+    try:
+        decode_action(episode.action)
+    except ContractError as error:
+        raise SourceError(f"{name}: {error}; leave it out") from error
+    state = state.copy()
+    state[state[:, 3] < 0, 3:7] *= -1
+    dropped: Counter[str] = Counter()
+    episodes = []
+    for chosen in grid_segments(stamps, contract.dt_ns, np.ones(len(stamps), dtype=bool)):
+        if len(chosen) < contract.n_obs_steps:
+            dropped[_TOO_SHORT] += len(chosen)
+            continue
+        episodes.append(
+            Episode(
+                stamps=stamps[chosen],
+                images={camera: images[chosen] for camera, images in episode.images.items()},
+                state=state[chosen],
+                action=episode.action[chosen],
+            )
+        )
+    if not episodes:
+        raise SourceError(f"{name} holds no {contract.n_obs_steps} steps {contract.dt} s apart; its timestamps have gaps")
     return episodes, dropped

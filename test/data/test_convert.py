@@ -3,6 +3,13 @@
 import dataclasses
 import json
 import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +18,7 @@ import zarr
 from recordings import ARM, HALF_FRAME, START, Record, frame, position
 
 from onedp_ros.contract import NANOSECONDS, Contract, ContractError, ObservationAssembler, decode_action
-from onedp_ros.data.bags import EpisodeWriter, read_bag
+from onedp_ros.data.bags import BagError, EpisodeWriter, read_bag
 from onedp_ros.data.convert import ConvertError, convert, main
 from onedp_ros.data.episodes import grid_segments, read_episodes
 from onedp_ros.data.messages import feed
@@ -94,6 +101,8 @@ def test_gap_ends_an_episode_and_is_reported(record: Record, contract: Contract,
     report = convert([bag], tmp_path / "data.zarr", contract, workers=1, progress=False)
     assert (report.episodes, report.gaps) == (2, 1)
     assert report.dropped["no front frame within slop"] > 10
+    (line,) = report.recordings
+    assert (line["gaps"], sum(line["steps"])) == ([pytest.approx(0.55, abs=0.1)], report.steps)
     first, second = read_episodes(bag, contract)[0]
     for episode in (first, second):
         assert np.all(np.abs(np.diff(episode.stamps) - contract.dt_ns) <= contract.dt_ns / 2)
@@ -122,27 +131,165 @@ def test_bag_of_another_contract_is_refused_by_field(record: Record, contract: C
     assert not (tmp_path / "data.zarr").exists()
 
 
-def test_damaged_partial_and_failed_episodes_are_left_out_and_named(
+def test_damaged_and_failed_episodes_are_left_out_and_named(
     record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record("good", 0.5)
     record("failed", 0.5, success=False)
-    record("died", 0.5, finish=False)
     (file,) = record("truncated", 0.5).glob("*.mcap")
     os.truncate(file, file.stat().st_size // 2)
     out = tmp_path / "out.zarr"
     assert main([str(tmp_path), "--out", str(out), "--json", str(tmp_path / "report.json"), "--workers", "1"]) == 2
-    errors = capsys.readouterr().err
-    assert "died.partial: its recording died" in errors
-    assert "truncated cannot be read" in errors
+    assert "truncated cannot be read" in capsys.readouterr().err
     report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["episodes"], report["unsuccessful"], len(report["skipped"])) == (1, 1, 2)
+    assert (report["episodes"], report["unsuccessful"], len(report["skipped"])) == (1, 1, 1)
+    good, failed, truncated = report["recordings"]
+    assert (good["source"], good["steps"], good["seed"], good["gaps"]) == (str(tmp_path / "good"), [10], 3, [])
+    assert good["dropped"] == report["dropped"]
+    assert failed == {"source": str(tmp_path / "failed"), "unsuccessful": True}
+    assert truncated == {"source": str(tmp_path / "truncated"), "skipped": report["skipped"][str(tmp_path / "truncated")]}
 
     assert main([str(tmp_path / "good"), "--out", str(out)]) == 1
     assert "exists; choose another name" in capsys.readouterr().err
     assert main([str(tmp_path / "truncated"), "--out", str(tmp_path / "none.zarr"), "--workers", "1"]) == 1
-    assert "no bag could be converted" in capsys.readouterr().err
+    assert "no recording could be converted" in capsys.readouterr().err
     assert not list(tmp_path.glob("none*"))
+
+
+def test_interrupted_recording_is_converted_and_what_was_kept_is_said(
+    record: Record, contract: Contract, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record("whole", 0.5)
+    record("died", finish=False)
+    out = tmp_path / "out.zarr"
+    main([str(tmp_path), "--out", str(out), "--json", str(tmp_path / "report.json"), "--workers", "1"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    (line,) = [line for line in report["recordings"] if line["source"].endswith("died.partial")]
+    assert line["interrupted"]
+    steps = line["steps"][0]
+    assert (
+        f"died.partial: its recording was interrupted, kept {steps} steps, {steps * contract.dt:.1f} s" in capsys.readouterr().out
+    )
+    entries = zarr.open_group(str(out), mode="r").attrs["episodes"]
+    assert [(e["bag"], e["steps"], e.get("interrupted")) for e in entries] == [("died.partial", steps, True), ("whole", 10, None)]
+
+
+def contents(out: Path) -> dict[str, object]:
+    """All that a data set holds, by name."""
+    if not (out / ".zgroup").exists():
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    root = zarr.open_group(str(out), mode="r")
+    arrays = [array for group in ("data", "meta") for _, array in root[group].arrays()]
+    return {**root.attrs, **{array.name: (array.dtype, array.chunks, array[:].tobytes()) for array in arrays}}
+
+
+def converting(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "onedp_ros.data.convert", *map(str, arguments), "--workers", "1"]
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.parametrize(("format", "how"), [("zarr", signal.SIGKILL), ("lerobot", signal.SIGKILL), ("lerobot", signal.SIGINT)])
+def test_interrupted_conversion_goes_on_and_its_result_equals_an_uninterrupted_one(
+    record: Record, tmp_path: Path, format: str, how: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bags = [record(f"bag_{i:02d}", 1.0) for i in range(8)]
+    common = [*map(str, bags), "--format", format, "--workers", "1"]
+    assert main([*common, "--out", str(tmp_path / "straight")]) == 0
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    process = converting(*bags, "--format", format, "--out", out, start_new_session=True)
+    wait_for(lambda: len(list(partial.glob("pieces/*/line.json"))) > 1, process)
+    workers = children(process.pid)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as Ctrl-C does
+    else:
+        process.kill()
+    _, errors = process.communicate()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):  # they end with it
+        time.sleep(0.01)
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert how == signal.SIGKILL or f"interrupted; --resume goes on with {partial}" in errors
+    assert not out.exists()
+
+    capsys.readouterr()
+    assert main([*common, "--out", str(out)]) == 1
+    assert "out.partial is left of an interrupted conversion; go on with it by --resume, or remove it" in capsys.readouterr().err
+    other = "zarr" if format == "lerobot" else "lerobot"
+    assert main([*map(str, bags), "--format", other, "--out", str(out), "--resume"]) == 1
+    assert f"out.partial was begun with another format, {format}" in capsys.readouterr().err
+
+    done = len(list(partial.glob("pieces/*/line.json")))
+    assert done < len(bags)
+    for bag in bags[:done]:  # what is done is not read again
+        (file,) = bag.glob("*.mcap")
+        os.truncate(file, 100)
+    (partial / "dataset").mkdir(exist_ok=True)  # as if it had died while it wrote the result
+    (partial / "dataset" / "junk").write_text("")
+    assert main([*common, "--out", str(out), "--resume"]) == 0
+    assert contents(out) == contents(tmp_path / "straight")
+    assert not partial.exists()
+
+
+def test_a_full_disk_is_named_and_the_conversion_goes_on_after_it(record: Record, tmp_path: Path) -> None:
+    bags = [record(f"bag_{i}", 0.5 * (i + 1)) for i in range(3)]
+    convert(bags, tmp_path / "straight", workers=1, progress=False)
+    out = tmp_path / "out"
+
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))  # of any one file
+
+    process = converting(*bags, "--out", out, preexec_fn=little_room)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "out.partial cannot be written: [Errno 27] File too large" in errors
+    assert "make room on the disk, then go on with --resume" in errors
+    assert not out.exists()
+    assert len(list(tmp_path.glob("out.partial/pieces/*/line.json"))) == 1
+    convert(bags, out, workers=1, progress=False, resume=True)
+    assert contents(out) == contents(tmp_path / "straight")
+
+
+def test_a_process_that_is_killed_ends_the_conversion_with_the_remedy(record: Record, tmp_path: Path) -> None:
+    """As the kernel does when memory runs out."""
+    bags = [record(f"bag_{i:02d}", 1.0) for i in range(8)]
+    out = tmp_path / "out"
+    process = converting(*bags, "--out", out)
+    wait_for(lambda: list(tmp_path.glob("out.partial/pieces/*/line.json")), process)
+    for child in children(process.pid):
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(child, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert (
+        f"a process ended unexpectedly, perhaps for want of memory; {out}.partial keeps what is done, go on with --resume" in errors
+    )
+    assert convert(bags, out, workers=1, progress=False, resume=True).episodes == 8
+
+
+def test_a_bag_recorded_anew_is_read_again_by_resume(record: Record, tmp_path: Path) -> None:
+    bags = [record("a", 0.5), record("b", 0.5)]
+    plan = converting(*bags, "--out", tmp_path / "out")
+    wait_for(lambda: list(tmp_path.glob("out.partial/pieces/*/line.json")), plan)
+    plan.kill()
+    plan.communicate()
+    for bag in bags:
+        shutil.rmtree(bag)
+    bags = [record("a", 1.0), record("b", 1.0)]
+    assert convert(bags, tmp_path / "out", workers=1, progress=False, resume=True).steps == 40
+
+
+def test_what_is_given_twice_is_taken_once(record: Record, tmp_path: Path) -> None:
+    bag = record("a", 0.5)
+    assert convert([bag, bag.parent, bag], tmp_path / "out", workers=1, progress=False).episodes == 1
 
 
 def test_bag_without_a_topic_is_named(tmp_path: Path, contract: Contract) -> None:
@@ -152,6 +299,12 @@ def test_bag_without_a_topic_is_named(tmp_path: Path, contract: Contract) -> Non
         writer.add_pose(START, [0, 0, 0], [1, 0, 0, 0])
     with pytest.raises(ConvertError, match=r"lacks the topics \['front_camera/color/image_raw', 'gripper_target', 'target_pose'\]"):
         convert([tmp_path / "bag"], tmp_path / "data.zarr", contract, workers=1, progress=False)
+
+
+def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(BagError, match=r"give a bag .*, a robomimic HDF5 file, a zarr replay buffer or a LeRobot data set"):
+            convert([path], tmp_path / "out", progress=False)
 
 
 def test_wrong_encoding_and_missing_joints_name_the_bag_and_the_remedy(tmp_path: Path, contract: Contract) -> None:

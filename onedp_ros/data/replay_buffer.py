@@ -1,0 +1,200 @@
+"""Replay buffers: zarr stores in Diffusion Policy's layout, written and read.
+
+    data/<camera>  (N, height, width, 3) uint8     data/state   (N, 9) float32
+    data/action    (N, 10) float32                 meta/episode_ends (E,) int64
+
+The attributes of the root hold the contract, one entry an episode, and what was dropped. Read are also stores with the fields
+of Diffusion Policy's real robot, ``robot_eef_pose`` and ``timestamp``.
+Layout: https://github.com/real-stanford/diffusion_policy, diffusion_policy/common/replay_buffer.py (zarr format 2).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from onedp_ros.contract import NANOSECONDS, Contract, encode_action, encode_state
+from onedp_ros.data.episodes import Episode, Piece, Run, Source, SourceError, on_grid
+
+IMAGE_CHUNK = 32  # images a chunk
+_BLOCK = 8 * IMAGE_CHUNK  # images that a process takes at once
+_PACK = numcodecs.Blosc("lz4", clevel=1)  # of the pieces
+_FORMAT: dict[str, Any] = {"zarr_format": 2} if zarr.__version__ >= "3" else {}  # zarr 2 knows no other
+
+
+def _create(store: Path, name: str, shape: tuple[int, ...], dtype: str, chunk: int) -> Any:
+    return zarr.create(
+        shape=shape,
+        chunks=(chunk, *shape[1:]),
+        dtype=dtype,
+        compressor=numcodecs.Blosc("zstd", clevel=1),
+        store=str(store),
+        path=name,
+        **_FORMAT,
+    )
+
+
+def check(contract: Contract) -> None:
+    """Every contract can be written."""
+
+
+def encode(images: Mapping[str, NDArray[np.uint8]], contract: Contract, folder: Path) -> None:
+    """An episode's images (T, height, width, 3) by camera -> what :func:`assemble` takes, in ``folder``."""
+    for name, frames in images.items():
+        with open(folder / f"{name}.lz4", "wb") as file:
+            for first in range(0, len(frames), IMAGE_CHUNK):
+                packed = _PACK.encode(np.ascontiguousarray(frames[first : first + IMAGE_CHUNK]))
+                file.write(len(packed).to_bytes(8, "little") + packed)
+
+
+def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[str, Any], out: Path, run: Run) -> None:
+    """Episodes, in order -> the store ``out``."""
+    root = zarr.open_group(str(out), mode="w", **_FORMAT)
+    for group in ("data", "meta"):
+        root.require_group(group)
+    ends = np.cumsum([len(piece.state) for piece in pieces], dtype=np.int64)
+    steps = int(ends[-1])
+    for name, rows in (("state", [p.state for p in pieces]), ("action", [p.action for p in pieces])):
+        _create(out, f"data/{name}", (steps, rows[0].shape[1]), "f4", 4096)[:] = np.concatenate(rows)
+    _create(out, "meta/episode_ends", ends.shape, "i8", 4096)[:] = ends
+    jobs = []
+    for name, camera in contract.cameras.items():
+        _create(out, f"data/{name}", (steps, camera.height, camera.width, 3), "u1", IMAGE_CHUNK)
+        for first in range(0, steps, _BLOCK):
+            last = min(first + _BLOCK, steps)
+            held = range(int(np.searchsorted(ends, first, "right")), int(np.searchsorted(ends, last, "left")) + 1)
+            jobs.append((out, name, first, last, [(pieces[i].folder, int(ends[i]) - len(pieces[i].state)) for i in held]))
+    run(_copy_images, jobs)
+    root.attrs.update(attributes)
+
+
+def _copy_images(out: Path, camera: str, first: int, last: int, pieces: Sequence[tuple[Path, int]]) -> None:
+    """Images ``first`` to ``last`` of the store from the pieces (folder, index of its first image) that hold them."""
+    images = zarr.open_array(str(out / "data" / camera), mode="r+")
+    block = np.empty((last - first, *images.shape[1:]), np.uint8)
+    for folder, at in pieces:
+        with open(folder / f"{camera}.lz4", "rb") as file:
+            while at < last and (size := file.read(8)):
+                packed = file.read(int.from_bytes(size, "little"))
+                if at + IMAGE_CHUNK > first:
+                    frames = np.frombuffer(_PACK.decode(packed), np.uint8).reshape(-1, *images.shape[1:])
+                    begin, end = max(at, first), min(at + len(frames), last)
+                    block[begin - first : end - first] = frames[begin - at : end - at]
+                at += IMAGE_CHUNK
+    images[first:last] = block
+
+
+def recognises(path: Path) -> bool:
+    """Whether ``path`` is a zarr store, in a folder or a zip file."""
+    return path.name.endswith(".zarr.zip") or any((path / name).exists() for name in (".zgroup", "zarr.json"))
+
+
+def sources(path: Path) -> list[Source]:
+    """The episodes of a store.
+
+    Raises:
+        SourceError: it has neither this package's fields nor those of Diffusion Policy's real robot.
+    """
+    root = _open(path)
+    names = sorted(name for name, _ in root["data"].arrays()) if "data" in root else []
+    if "meta/episode_ends" not in root or "action" not in names or not {"state", "robot_eef_pose"} & set(names):
+        raise SourceError(
+            f"{path} has the arrays {names} in data/, expected action, and state (as 'onedp convert' writes) or robot_eef_pose (as "
+            f"Diffusion Policy's real robot does), and meta/episode_ends"
+        )
+    read = _read if "state" in names else _read_real
+    ends = root["meta/episode_ends"][:].tolist()
+    noted = root.attrs.get("episodes", [])
+    if len(noted) != len(ends):
+        noted = [{}] * len(ends)
+    contract = {"contract": root.attrs["contract"]} if "contract" in root.attrs else {}
+    found = []
+    for i, (first, last) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        name = f"{path}/episode_{i}"
+        found.append(Source(path, name, functools.partial(_episode, read, path, name, first, last), {**noted[i], **contract}))
+    return found
+
+
+def _open(path: Path) -> Any:
+    try:
+        return zarr.open_group(zarr.storage.ZipStore(str(path), mode="r") if path.is_file() else str(path), mode="r")
+    except Exception as error:  # zarr raises errors of many kinds
+        raise SourceError(f"{path} is no zarr store that can be read ({type(error).__name__}: {error}); make it again") from error
+
+
+class _Rows:
+    """Rows of an episode in a store."""
+
+    def __init__(self, path: Path, first: int, last: int) -> None:
+        self.path = path
+        self._data, self._first, self._last = _open(path)["data"], first, last
+
+    def __call__(self, name: str, *shape: int | None) -> NDArray:
+        """``data/<name>``, of this shape after the first dimension (None: any).
+
+        Raises:
+            SourceError: it is absent, too short, of another shape, or cannot be decoded.
+        """
+        if name not in self._data:
+            names = sorted(n for n, _ in self._data.arrays())
+            raise SourceError(f"{self.path} lacks data/{name}, it has {names}; name the cameras in the task file as they are there")
+        try:
+            array = self._data[name]
+            rows = np.asarray(array[self._first : self._last])
+        except Exception as error:  # a codec that is not installed, a damaged chunk
+            raise SourceError(f"{self.path}: data/{name} cannot be decoded ({type(error).__name__}: {error})") from error
+        if len(shape) != rows.ndim - 1 or any(n not in (None, m) for n, m in zip(shape, rows.shape[1:], strict=True)):
+            expected = "".join(f", {'any' if n is None else n}" for n in shape)
+            raise SourceError(f"{self.path}: data/{name} has the shape {array.shape}, expected (N{expected})")
+        if len(rows) != self._last - self._first:
+            raise SourceError(f"{self.path}: data/{name} ends at {array.shape[0]}, before step {self._last}; make it again")
+        return rows
+
+
+def _episode(read: Any, path: Path, name: str, first: int, last: int, contract: Contract) -> tuple[list[Episode], Counter[str]]:
+    rows = _Rows(path, first, last)
+    stamps, state, action = read(rows, contract, last - first)
+    images = {
+        camera: np.stack([settings.fit(image) for image in rows(camera, None, None, 3)])
+        for camera, settings in contract.cameras.items()
+    }
+    return on_grid(name, Episode(stamps, images, state, action), contract)
+
+
+def _read(rows: _Rows, contract: Contract, steps: int) -> tuple[NDArray, NDArray, NDArray]:
+    stamps = np.arange(steps, dtype=np.int64) * contract.dt_ns
+    state, action = rows("state", contract.state_dim), rows("action", contract.action_dim)
+    return stamps, state.astype(np.float32), action.astype(np.float32)
+
+
+def _read_real(rows: _Rows, contract: Contract, steps: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Poses are a position (m) and a rotation vector; the action's seventh value, if any, is the opening (m).
+
+    Diffusion Policy's real robot has no gripper; then opening and fingers are 0.
+    """
+    stamps = np.round(rows("timestamp").astype(np.float64) * NANOSECONDS).astype(np.int64)
+    pose, action = rows("robot_eef_pose", 6), rows("action", None)
+    opening = width = np.zeros(steps)
+    if action.shape[1] == 7:
+        opening, width = action[:, 6], rows("robot_gripper_width", 1)[:, 0]
+        if opening.min() < -0.01 or opening.max() > 0.2:
+            raise SourceError(
+                f"{rows.path}: the seventh value of data/action spans {opening.min():g} to {opening.max():g}, expected the opening "
+                f"between the fingers in m"
+            )
+    elif action.shape[1] != 6:
+        raise SourceError(
+            f"{rows.path}: data/action has {action.shape[1]} values, expected position and rotation vector (6), and the opening (7)"
+        )
+    quaternion, target = (Rotation.from_rotvec(p[:, 3:6]).as_quat() for p in (pose, action))
+    state = np.stack([encode_state(p[:3], q, (w / 2, w / 2)) for p, q, w in zip(pose, quaternion, width, strict=True)])
+    return stamps, state, np.stack([encode_action(a[:3], q, o) for a, q, o in zip(action, target, opening, strict=True)])

@@ -1,0 +1,101 @@
+"""robomimic's HDF5 data sets, read: demonstrations in robosuite, by a Panda with absolute actions.
+
+    data/demo_N/obs/<camera>_image (T, H, W, 3) uint8, robot0_eef_pos (T, 3), robot0_eef_quat (T, 4) xyzw,
+    robot0_gripper_qpos (T, 2); data/demo_N/actions (T, 7): position, rotation vector, gripper (-1 open, 1 closed)
+
+``actions_abs`` is read instead of ``actions`` where it is there. The contract's cameras carry the names of the images, with or
+without ``_image``. Poses keep the data set's frame.
+Layout: https://robomimic.github.io/docs/datasets/overview.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from onedp_ros.contract import MAX_OPENING, NANOSECONDS, Contract, encode_action, encode_state
+from onedp_ros.data.episodes import Episode, Source, SourceError, on_grid
+
+NEAR = 0.2  # m from the end effector, within which absolute actions lie
+
+
+def recognises(path: Path) -> bool:
+    """Whether ``path`` is an HDF5 file."""
+    return path.suffix in (".hdf5", ".h5") and path.is_file()
+
+
+def sources(path: Path) -> list[Source]:
+    """The demonstrations of a file, by their numbers.
+
+    Raises:
+        SourceError: it is not robomimic's.
+    """
+    with _open(path) as file:
+        try:
+            demos = sorted(file["data"], key=lambda name: int(name.removeprefix("demo_")))
+            options = json.loads(file["data"].attrs["env_args"])
+        except (KeyError, ValueError) as error:
+            raise SourceError(
+                f"{path} is not robomimic's ({error}), expected the groups data/demo_0, data/demo_1, … and the attribute env_args"
+            ) from error
+    hz = options.get("env_kwargs", {}).get("control_freq")
+    return [Source(path, f"{path}/{demo}", functools.partial(_read, path, demo, hz), {}) for demo in demos]
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read, it is truncated or no HDF5 file ({error}); copy or download it again") from error
+
+
+def _read(path: Path, demo: str, hz: float | None, contract: Contract) -> tuple[list[Episode], Counter[str]]:
+    name = f"{path}/{demo}"
+
+    def rows(key: str, width: int) -> NDArray[np.float64]:
+        if key not in group:
+            raise SourceError(f"{name} lacks {key}; make the observations with robomimic's dataset_states_to_obs.py")
+        values = np.asarray(group[key], dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != width:
+            raise SourceError(f"{name}: {key} has the shape {values.shape}, expected (T, {width}): one arm")
+        return values
+
+    with _open(path) as file:
+        group = file["data"][demo]
+        actions = rows("actions_abs" if "actions_abs" in group else "actions", 7)
+        position, quaternion = rows("obs/robot0_eef_pos", 3), rows("obs/robot0_eef_quat", 4)
+        fingers = np.abs(rows("obs/robot0_gripper_qpos", 2))  # robosuite's second finger counts downwards
+        if len({len(actions), len(position), len(quaternion), len(fingers)}) > 1:
+            raise SourceError(f"{name} has {len(actions)} actions and {len(position)} observations; it is damaged, leave it out")
+        # Files made absolute for Diffusion Policy still say control_delta in env_args, so the values must tell.
+        distance = float(np.median(np.linalg.norm(actions[:, :3] - position, axis=1)))
+        if not distance <= NEAR:
+            raise SourceError(
+                f"{name}: actions lie {distance:.2f} m from the end effector, they are deltas or of another frame; make them "
+                f"absolute with robomimic's robosuite_add_absolute_actions.py or Diffusion Policy's robomimic_dataset_conversion.py"
+            )
+        images = {}
+        for camera, settings in contract.cameras.items():
+            key = f"{camera.removesuffix('_image')}_image"
+            if key not in group["obs"]:
+                cameras = sorted(k for k in group["obs"] if k.endswith("_image"))
+                raise SourceError(f"{name} lacks obs/{key}, it has {cameras}; name the cameras in the task file as they are there")
+            images[camera] = np.stack([settings.fit(image) for image in group["obs"][key][:]])
+    stamps = np.round(np.arange(len(actions)) * (NANOSECONDS / (hz or contract.control_hz))).astype(np.int64)
+    state = np.stack([encode_state(*step) for step in zip(position, quaternion, fingers, strict=True)])
+    target = Rotation.from_rotvec(actions[:, 3:6]).as_quat()
+    opening = np.where(actions[:, 6] < 0, MAX_OPENING, 0.0)
+    action = np.stack([encode_action(*step) for step in zip(actions[:, :3], target, opening, strict=True)])
+    return on_grid(name, Episode(stamps, images, state, action), contract)
