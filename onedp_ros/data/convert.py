@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from onedp_ros.contract import NANOSECONDS, Contract, ContractError
 from onedp_ros.data import lerobot, replay_buffer, robomimic
-from onedp_ros.data.bags import PARTIAL, BagError, find_bags, read_metadata, sync, versions
+from onedp_ros.data.bags import PARTIAL, BagError, find_bags, kept, read_metadata, sync, versions
 from onedp_ros.data.episodes import Piece, Source, SourceError, read_episodes
 
 WRITERS: dict[str, Any] = {"zarr": replay_buffer, "lerobot": lerobot}  # each: check, encode, assemble
@@ -355,6 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         remarks = [str(problem) for problem in line.get("problems", [])]
         if line.get("interrupted"):
             remarks.insert(0, f"its recording was interrupted, kept {sum(line['steps'])} steps, {line['seconds']:.1f} s")
+            if (left := kept(line["source"])) is not None:
+                remarks[0] += f", of {left.messages} messages; {left.cut_bytes} bytes at its end were cut"
         if remarks:
             print(f"{line['source']}: {'; '.join(remarks)}")
     for reason, count in sorted(report.dropped.items()):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -167,9 +168,9 @@ def test_interrupted_recording_is_converted_and_what_was_kept_is_said(
     (line,) = [line for line in report["recordings"] if line["source"].endswith("died.partial")]
     assert line["interrupted"]
     steps = line["steps"][0]
-    assert (
-        f"died.partial: its recording was interrupted, kept {steps} steps, {steps * contract.dt:.1f} s" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert f"died.partial: its recording was interrupted, kept {steps} steps, {steps * contract.dt:.1f} s, of " in said
+    assert re.search(r" of \d+ messages; \d+ bytes at its end were cut", said)
     entries = zarr.open_group(str(out), mode="r").attrs["episodes"]
     assert [(e["bag"], e["steps"], e.get("interrupted")) for e in entries] == [("died.partial", steps, True), ("whole", 10, None)]
 
