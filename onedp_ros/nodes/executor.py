@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, suppress
+from operator import itemgetter
 from typing import Any
 
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -17,6 +18,7 @@ class LeanExecutor(SingleThreadedExecutor):
 
     rclpy's own goes through all that a node has, in Python, and makes a task, for each message: about 0.3 ms. Here a wait set that
     stays the same wakes for messages and timers and calls back; services and the rest are left to rclpy's way when one is ready.
+    After a delay the messages of all topics are called back in the order in which they came.
     """
 
     def spin(self) -> None:
@@ -24,7 +26,7 @@ class LeanExecutor(SingleThreadedExecutor):
         try:
             self._spin()
         except (rclpy_implementation.RCLError, ExternalShutdownException):
-            if self._context.ok():  # else the context ended between two steps
+            if self._context.ok() and not self._is_shutdown:  # else the end came between two steps
                 raise
 
     def _spin(self) -> None:
@@ -77,15 +79,17 @@ class LeanExecutor(SingleThreadedExecutor):
             ready = {kind: set(waiting.get_ready_entities(kind)) for kind in ("subscription", "timer", "guard_condition")}
             woken = [g for g in self._guards if g.handle.pointer in ready["guard_condition"]]
             more = bool(self._guard in woken or waiting.get_ready_entities("service") or waiting.get_ready_entities("client"))
-            messages = [
-                (s, s.handle.take_message(s.msg_type, s.raw)) for s in self._hot if s.handle.pointer in ready["subscription"]
-            ]
+            messages = []
+            for subscription in self._hot:
+                if subscription.handle.pointer in ready["subscription"]:
+                    while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
+                        messages.append((taken[1]["received_timestamp"], subscription, taken[0]))
+        messages.sort(key=itemgetter(0))
         for guard in woken:
             if guard is not self._guard and guard.callback is not None:
                 guard.callback()
-        for subscription, taken in messages:
-            if taken is not None:
-                subscription.callback(taken[0])
+        for _, subscription, message in messages:
+            subscription.callback(message)
         due = []
         for timer in self._timers:  # last: a message may have put its timer off
             with suppress(rclpy_implementation.InvalidHandle):  # or have ended it

@@ -3,6 +3,9 @@
 Two threads: the executor's takes the observations; a worker loads and predicts (engines release the interpreter lock). Each new
 observation is a tick, and so is ``1 / rate`` without one. Nothing queues: an observation that comes during a prediction waits for
 its end only as long as it is the newest; when another replaces it, its tick was skipped, and counted.
+
+What a chunk was made of follows from the observations that came and from the stamps of the chunks: an observation that was
+predicted from is in the history, any other only when it is far from the one before. So a recording tells every prediction's input.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
@@ -32,7 +35,7 @@ from onedp_ros.nodes.process import main_of
 from onedp_ros.ros_standins import Subscriber, TimeSynchronizer
 
 WARM_UP = 10  # predictions
-QUEUE = 10  # observations whose parts may be on their way
+QUEUE = 30  # observations whose parts may be on their way, or that wait for a thread that is held up
 GRACE = 1.0  # s without observations after activation before that is an error
 
 
@@ -105,7 +108,8 @@ class PolicyNode(LifecycleNode):
         self._publisher = self.create_lifecycle_publisher(MultiDOFJointTrajectory, "action/chunk", 1)
         topics = [(Image, f"observation/{name}/image") for name in self.contract.cameras]
         topics.append((JointState, "observation/state"))
-        self._subscribers = [Subscriber(self, kind, topic, qos_profile=qos_profile_sensor_data) for kind, topic in topics]
+        qos = QoSProfile(depth=QUEUE, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._subscribers = [Subscriber(self, kind, topic, qos_profile=qos) for kind, topic in topics]
         self._synchronizer = TimeSynchronizer(self._subscribers, QUEUE)
         self._synchronizer.registerCallback(self._on_set)
         p = self._predictor
@@ -154,7 +158,7 @@ class PolicyNode(LifecycleNode):
         return predictor
 
     def _pause(self) -> None:
-        self._newest = None
+        self._pass_over()
         if self._ticker is not None:
             self.destroy_timer(self._ticker)
         if self._running is not None:
@@ -182,14 +186,22 @@ class PolicyNode(LifecycleNode):
             return
         self._observations += 1
         self._heard = time.monotonic()
-        if self._ticker is not None:
+        self._skipped += self._newest is not None
+        self._pass_over()
+        self._newest = observation
+        if self._ticker is None:
+            self._pass_over()
+        else:
             self._ticks += 1
-            if self._newest is not None:
-                self._skipped += 1
-                self._history.add_distant(self._newest)
-            self._newest = observation
             self._ticker.reset()
             self._start()
+
+    def _pass_over(self) -> None:
+        """No prediction sees the newest observation. Of those only the ones far from others become history: their frames are not
+        encoded yet, and a slow prediction with more of them to encode would make the next one slow too."""
+        if self._newest is not None:
+            self._history.add_distant(self._newest)
+        self._newest = None
 
     def _on_free(self) -> None:
         if self._newest is not None:
@@ -206,21 +218,22 @@ class PolicyNode(LifecycleNode):
             if not self._running.done():
                 return False
             self._running.result()  # an error that nobody expected ends the node
-        repeat = self._newest is None
-        if self._newest is not None:
-            # Of the sets that no prediction saw, only those far from others become history: their frames are not encoded yet, and
-            # a slow prediction with more of them to encode would make the next one slow too.
+        now, repeat = self._now(), self._newest is None
+        if self._newest is not None and self._fresh(self._newest, now):
             self._history.add(self._newest)
             self._newest = None
+        self._pass_over()
         window = self._history.window()
-        age = float("inf") if window is None else (self._now() - window[-1].stamp) / NANOSECONDS
-        if window is None or age > self._max_age:
+        if window is None or not self._fresh(window[-1], now):
             self._starved += 1
             return True
         self._repeats += repeat
         self._running = self._pool.submit(self._predict, window)
         self._running.add_done_callback(lambda _: self._free.trigger())
         return True
+
+    def _fresh(self, observation: Observation, now: int) -> bool:
+        return now - observation.stamp <= self._max_age * NANOSECONDS
 
     # worker
 
@@ -268,9 +281,10 @@ class PolicyNode(LifecycleNode):
             fine="running" if active is not None else "not active",
         )
         predictor = self._predictor
-        facts = (
-            {k: getattr(predictor, k) for k in ("engine", "network", "method", "nfe", "parity")} if predictor is not None else {}
-        )
+        facts: dict[str, Any] = {}
+        if predictor is not None:
+            facts = {k: getattr(predictor, k) for k in ("engine", "network", "method", "nfe", "parity")}
+            facts |= {"model": self._model, "threads": self._threads, "seed": self._seed}
         return (
             level,
             text,

@@ -7,8 +7,10 @@ output agrees with eager PyTorch on fixed inputs; ``auto`` takes the fastest of 
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
+import struct
 import sys
 import time
 from collections import OrderedDict
@@ -173,6 +175,9 @@ class _Encoder(nn.Module):
 class Predictor:
     """A policy on an engine. Made by :func:`load_predictor`.
 
+    A chunk depends on the seed and on its window alone, not on what was predicted before or beside it: the noise is that of the
+    seed and the newest observation's stamp. So a replay of the same observations gives the same chunks.
+
     Attributes:
         contract: what the policy sees and says.
         method: for example ``onedp_s``.
@@ -195,8 +200,8 @@ class Predictor:
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Start the random numbers again, so that the same windows give the same chunks."""
-        self._random.manual_seed(seed)
+        """Take another seed of the noise."""
+        self._seed = seed
 
     @torch.inference_mode()
     def predict(self, windows: Sequence[Sequence[Observation]]) -> NDArray[np.float32]:
@@ -212,8 +217,14 @@ class Predictor:
                 raise ValueError(f"a window has {len(window)} observations, expected n_obs_steps = {self.contract.n_obs_steps}")
         features = torch.cat([self._encode(camera, windows) for camera in self.contract.cameras], dim=-1)
         state = torch.from_numpy(np.array([[o.state for o in window] for window in windows], np.float32))
-        condition = self.policy.condition(features, state.to(self._runner.device))
-        return self.policy.sample(condition, self._random, self._runner.denoise).float().cpu().numpy()
+        conditions = self.policy.condition(features, state.to(self._runner.device))
+        chunks = [self._sample(c[None], window[-1].stamp) for c, window in zip(conditions, windows, strict=True)]
+        return torch.cat(chunks).float().cpu().numpy()
+
+    def _sample(self, condition: Tensor, stamp: int) -> Tensor:
+        """A condition (1, n_obs 137) -> a chunk (1, horizon, 10), with the noise of a stamp (ns)."""
+        self._random.manual_seed(noise_seed(self._seed, stamp))
+        return self.policy.sample(condition, self._random, self._runner.denoise)
 
     def _encode(self, camera: str, windows: Sequence[Sequence[Observation]]) -> Tensor:
         """Features (B, n_obs, 64) of one camera, from the cache where the frame is there."""
@@ -223,15 +234,21 @@ class Predictor:
         new: dict[bytes, Image] = {
             k: i for ks, row in zip(keys, images, strict=True) for k, i in zip(ks, row, strict=True) if k not in known
         }
-        if new:
-            frames = torch.from_numpy(np.stack(list(new.values()))).to(self._runner.device)
-            known.update(zip(new, self._runner.encode(camera, frames), strict=True))
+        for key, image in new.items():  # one by one: the last bits of a batch's features depend on its size
+            frame = torch.from_numpy(np.array(image[None])).to(self._runner.device)
+            known[key] = self._runner.encode(camera, frame)[0]
         features = torch.stack([torch.stack([known[k] for k in row]) for row in keys])
         for key in (k for row in keys for k in row):
             known.move_to_end(key)
         while len(known) > 4 * len(windows) + 16:
             known.popitem(last=False)
         return features
+
+
+def noise_seed(seed: int, stamp: int) -> int:
+    """Seed of one prediction's noise, from the policy's ``seed`` and the newest observation's ``stamp`` (ns). All its bits differ
+    between neighbours: a generator may use the lower 32 alone."""
+    return int.from_bytes(hashlib.blake2b(struct.pack("<qq", seed, stamp), digest_size=8).digest(), "little")
 
 
 def network_name(config: NetworkConfig) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from onedp_ros.contract import Observation
 from onedp_ros.policy import inference
 from onedp_ros.policy.checkpoint import save_policy
-from onedp_ros.policy.inference import PARITY_BOUND, EngineError, TorchEngine, load_predictor, parity
+from onedp_ros.policy.inference import PARITY_BOUND, EngineError, TorchEngine, load_predictor, noise_seed, parity
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Batch, Policy
 
@@ -45,8 +46,10 @@ def test_a_prediction_is_that_of_the_policy(checkpoint, small_contract):
     predictor = load_predictor(checkpoint, engine="torch", seed=5)
     o = observations(small_contract, 3)
     windows = [[o[0], o[1]], [o[1], o[2]], [o[2], o[2]]]
-    expected = predictor.policy.predict_action(batch_of(windows, small_contract), torch.Generator().manual_seed(5))
-    np.testing.assert_allclose(predictor.predict(windows), expected.numpy(), rtol=1e-3, atol=1e-4)
+    for window, chunk in zip(windows, predictor.predict(windows), strict=True):
+        noise = torch.Generator().manual_seed(noise_seed(5, window[-1].stamp))
+        expected = predictor.policy.predict_action(batch_of([window], small_contract), noise)[0]
+        np.testing.assert_allclose(chunk, expected.numpy(), rtol=1e-3, atol=1e-4)
     assert (predictor.engine, predictor.method, predictor.nfe, predictor.parity) == ("torch", "onedp_s", 1, 0.0)
     assert predictor.contract == small_contract
 
@@ -75,12 +78,30 @@ def test_the_cache_of_frames_stays_small_and_right(checkpoint, small_contract):
     np.testing.assert_allclose(predictor.predict([[o[0], o[1]]]), first, rtol=1e-4, atol=1e-5)
 
 
-def test_a_seed_fixes_the_noise(checkpoint, small_contract):
-    predictor, window = load_predictor(checkpoint, engine="torch", seed=1), observations(small_contract, 2)
-    first, second = predictor.predict([window]), predictor.predict([window])
-    assert not np.array_equal(first, second)
+@pytest.mark.parametrize("method", ["onedp_s", "dp_ddpm100"])
+def test_a_chunk_depends_on_its_window_and_seed_and_on_nothing_before_or_beside_it(tmp_path, small_contract, normalizer, method):
+    torch.manual_seed(0)
+    save_policy(tmp_path, Policy(small_contract, SMALL, normalizer, method), {})
+    predictor, o = load_predictor(tmp_path, engine="torch", seed=1), observations(small_contract, 3)
+    windows = [[o[0], o[1]], [o[1], o[2]]]
+    first = predictor.predict([windows[1]])
+    predictor.predict([windows[0]])
+    assert np.array_equal(predictor.predict([windows[1]]), first)
+    assert np.array_equal(predictor.predict(windows)[1:], first)
+    assert np.array_equal(load_predictor(tmp_path, engine="torch", seed=1).predict(windows)[1:], first)
+    later = [o[1], dataclasses.replace(o[2], stamp=o[2].stamp + 1)]
+    assert not np.array_equal(predictor.predict([later]), first), "noise of its own at each stamp"
+    predictor.reset(2)
+    assert not np.array_equal(predictor.predict([windows[1]]), first)
     predictor.reset(1)
-    assert np.array_equal(predictor.predict([window]), first)
+    assert np.array_equal(predictor.predict([windows[1]]), first)
+
+
+def test_noise_of_neighbouring_seeds_and_stamps_has_nothing_in_common():
+    seeds = [noise_seed(seed, stamp) for seed in (-1, 0, 1, 2**31 - 1) for stamp in (-1, 0, 1, 50_000_000, 2**62)]
+    assert len({s % 2**32 for s in seeds}) == len(seeds), "a generator may use the lower half alone"
+    noise = torch.stack([torch.randn(160, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    assert torch.corrcoef(noise).fill_diagonal_(0).abs().max() < 0.4
 
 
 def test_a_window_of_the_wrong_length_is_refused(checkpoint, small_contract):

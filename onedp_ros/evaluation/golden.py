@@ -1,0 +1,79 @@
+"""The golden recording: a second of a demonstration, and what the released policies said to it in eager float32.
+
+How it is made: models/pnp_milk/golden/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rosbags.rosbag2 import Reader
+from safetensors.numpy import load_file, save
+
+from onedp_ros.contract import NANOSECONDS, Contract, Observation
+from onedp_ros.data.bags import BagWriter, read_metadata
+from onedp_ros.evaluation.replay import contract_of, observe, windows
+from onedp_ros.graph import released
+from onedp_ros.resources import resource
+
+METHODS = ("onedp_s", "onedp_d", "dp_ddim10")
+SEED = 7
+BEGIN, END = 0.9, 2.1  # s of the demonstration: the end of the approach, the hand closes at 1.58, the lift begins
+EVERY = 4  # of the sets' windows, one
+
+
+def golden(task: str) -> tuple[Path, dict[str, NDArray[Any]]]:
+    """The bag, and the actions by method (N, horizon, 10) beside the ``stamps`` (N,) ns of their windows."""
+    folder = resource("models", task, "golden")
+    return folder / "bag", load_file(folder / "actions.safetensors")
+
+
+def golden_windows(bag: Path) -> list[list[Observation]]:
+    """Every fourth window of the bag, by the live code."""
+    contract = contract_of(bag, "pnp_milk")
+    return list(windows(contract, observe(bag, contract, "raw", Counter()), None, whole=True))[::EVERY]
+
+
+def cut(bag: Path, out: Path, begin: float, end: float) -> None:
+    """Copy what was logged between two times (s after the bag's start), byte for byte."""
+    metadata = read_metadata(bag)
+    contract = Contract.from_dict(metadata.pop("contract"))
+    notes = {**metadata, "cut": {"from": bag.name, "begin_s": begin, "end_s": end}}
+    with Reader(bag) as reader:
+        topics = {c.topic.lstrip("/"): c.msgtype for c in reader.connections}
+        first, last = (reader.start_time + round(at * NANOSECONDS) for at in (begin, end))
+        with BagWriter(out, contract, topics, notes) as writer:
+            for connection, logged, data in reader.messages(start=first, stop=last):
+                writer.write(connection.topic.lstrip("/"), logged, data)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from onedp_ros.policy.inference import load_predictor
+
+    parser = argparse.ArgumentParser(prog="python -m onedp_ros.evaluation.golden", description=__doc__)
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("out", type=Path, help="folder, without a bag in it")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    cut(args.bag, args.out / "bag", BEGIN, END)
+    chosen = golden_windows(args.out / "bag")
+    task = contract_of(args.out / "bag", "pnp_milk").task
+    tensors: dict[str, NDArray[Any]] = {"stamps": np.array([w[-1].stamp for w in chosen])}
+    for method in METHODS:
+        predictor = load_predictor(released(task, method), method, "torch", SEED)
+        tensors[method] = np.concatenate([predictor.predict([window]) for window in chosen])
+    notes = {"seed": SEED, "engine": "torch", "versions": read_metadata(args.out / "bag")["versions"]}
+    (args.out / "actions.safetensors").write_bytes(save(tensors, {key: json.dumps(value) for key, value in notes.items()}))
+    print(f"{args.out}: {len(chosen)} windows, {sum(f.stat().st_size for f in args.out.rglob('*') if f.is_file())} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
