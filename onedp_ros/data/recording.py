@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data.bags import CHUNK_TIME, BagWriter
+from onedp_ros.data.bag_writer import CHUNK_TIME, BagWriter
 from onedp_ros.data.timing import StreamTiming
 
 SILENCE = 0.3  # s without a message after which a topic counts as silent

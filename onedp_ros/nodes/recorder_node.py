@@ -23,7 +23,8 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_srvs.srv import Trigger
 
 from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, BagWriter
+from onedp_ros.data.bag_writer import BagWriter
+from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError
 from onedp_ros.data.episodes import TARGET_MAX_AGE
 from onedp_ros.data.recording import Recording, Watch, next_episode
 from onedp_ros.nodes.diagnostics import Diagnostics, Report, worst

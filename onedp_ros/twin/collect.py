@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract
-from onedp_ros.data.bags import EpisodeWriter
+from onedp_ros.data.bag_writer import EpisodeWriter
 from onedp_ros.resources import task_contract
 from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS
 from onedp_ros.twin.drive import drive

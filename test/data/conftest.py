@@ -8,7 +8,7 @@ import pytest
 from recordings import ARM, HALF_FRAME, START, Record, frame, position
 
 from onedp_ros.contract import NANOSECONDS, Contract
-from onedp_ros.data.bags import EpisodeWriter
+from onedp_ros.data.bag_writer import EpisodeWriter
 from onedp_ros.resources import task_contract
 
 

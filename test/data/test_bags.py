@@ -13,7 +13,8 @@ from recordings import ARM, START, Record, frame
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from onedp_ros.contract import Contract
-from onedp_ros.data.bags import BagError, EpisodeWriter, find_bags, read_bag, read_metadata
+from onedp_ros.data.bag_writer import EpisodeWriter
+from onedp_ros.data.bags import BagError, find_bags, read_bag, read_metadata
 
 
 def test_every_message_comes_back_as_it_was_written(tmp_path: Path, contract: Contract) -> None:
@@ -87,7 +88,7 @@ def test_discarded_episode_leaves_nothing(tmp_path: Path, contract: Contract) ->
 def test_killed_recording_costs_only_the_episode_being_written(tmp_path: Path) -> None:
     program = f"""
 import itertools, numpy as np
-from onedp_ros.data.bags import EpisodeWriter
+from onedp_ros.data.bag_writer import EpisodeWriter
 from onedp_ros.resources import task_contract
 for episode in itertools.count():
     with EpisodeWriter("{tmp_path}/episode_%d" % episode, task_contract("pnp_milk")) as writer:

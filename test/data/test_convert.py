@@ -19,7 +19,8 @@ import zarr
 from recordings import ARM, HALF_FRAME, START, Record, frame, position
 
 from onedp_ros.contract import NANOSECONDS, Contract, ContractError, ObservationAssembler, decode_action
-from onedp_ros.data.bags import BagError, EpisodeWriter, read_bag
+from onedp_ros.data.bag_writer import EpisodeWriter
+from onedp_ros.data.bags import BagError, read_bag
 from onedp_ros.data.convert import ConvertError, convert, main
 from onedp_ros.data.episodes import grid_segments, read_episodes
 from onedp_ros.data.messages import feed

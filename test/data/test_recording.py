@@ -19,8 +19,9 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from onedp_ros.contract import NANOSECONDS, Contract
-from onedp_ros.data import bags
-from onedp_ros.data.bags import BagError, BagWriter, EpisodeWriter, find_bags, kept, read_bag, read_metadata
+from onedp_ros.data import bag_writer
+from onedp_ros.data.bag_writer import BagWriter, EpisodeWriter
+from onedp_ros.data.bags import BagError, Kept, find_bags, kept, read_bag, read_metadata
 
 TYPES = get_typestore(Stores.ROS2_JAZZY)
 JOINT_STATE = "sensor_msgs/msg/JointState"
@@ -29,7 +30,7 @@ JOINT_STATE = "sensor_msgs/msg/JointState"
 PROGRAM = """
 import itertools, os, sys
 from recordings import ARM, START, frame
-from onedp_ros.data.bags import EpisodeWriter
+from onedp_ros.data.bag_writer import EpisodeWriter
 from onedp_ros.resources import task_contract
 writer = EpisodeWriter(sys.argv[1], task_contract("pnp_milk"), {"operator": "me"})
 size = 0
@@ -116,7 +117,7 @@ def told(partial: Path) -> list[tuple[str, int]]:
 def test_a_file_cut_anywhere_is_read_as_far_as_it_goes(cut: Path) -> None:
     (file,) = cut.glob("*/*.mcap")
     size, whole = file.stat().st_size, told(cut)
-    assert kept(cut) == bags.Kept(len(whole), pytest.approx(2.0, abs=0.1), 0)
+    assert kept(cut) == Kept(len(whole), pytest.approx(2.0, abs=0.1), 0)
     places = sorted({*np.random.default_rng(0).integers(0, size, 40).tolist(), *range(size - 12, size), *range(20)}, reverse=True)
     before = len(whole)
     for place in places:
@@ -299,13 +300,13 @@ class FullDisk:
 def full(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
     """A folder on a disk with room for 4 MB, and where that disk is mounted."""
     if request.param == "file object":
-        init = bags._Storage.__init__
+        init = bag_writer._Storage.__init__
 
         def limited(self: Any, path: Path, compression: CompressionMode) -> None:
             init(self, path, compression)
             self.bio = FullDisk(self.bio, 4_000_000)
 
-        monkeypatch.setattr(bags._Storage, "__init__", limited)
+        monkeypatch.setattr(bag_writer._Storage, "__init__", limited)
         mount = tmp_path
         while not mount.is_mount():
             mount = mount.parent
@@ -341,7 +342,7 @@ def test_a_full_disk_is_named_and_what_is_there_is_readable(full: tuple[Path, Pa
 def test_a_disk_that_fills_up_at_the_very_end_costs_only_the_end(
     full: tuple[Path, Path], contract: Contract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bags, "CHUNK_TIME", 60.0)
+    monkeypatch.setattr(bag_writer, "CHUNK_TIME", 60.0)
     writer = EpisodeWriter(full[0] / "episode", contract)
     for k in range(71):  # three full chunks of 19, and the beginning of a fourth
         writer.add_image("wrist", START + k, noise(k))
@@ -354,7 +355,7 @@ def test_a_disk_that_fails_ends_the_recording(tmp_path: Path, contract: Contract
     def fail(_file: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(bags, "SYNC_PERIOD", 0.01)
+    monkeypatch.setattr(bag_writer, "SYNC_PERIOD", 0.01)
     monkeypatch.setattr(os, "fdatasync", fail)
     writer = raw_writer(tmp_path, contract)
     with pytest.raises(BagError, match="says 'Input/output error'"):

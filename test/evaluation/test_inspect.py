@@ -18,7 +18,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from onedp_ros.contract import NANOSECONDS, Contract, encode_action
-from onedp_ros.data.bags import EpisodeWriter, read_bag
+from onedp_ros.data.bag_writer import EpisodeWriter
+from onedp_ros.data.bags import read_bag
 from onedp_ros.data.convert import convert
 from onedp_ros.evaluation.inspect import InspectError, inspect_bag, inspect_dataset, main, ranges
 from onedp_ros.evaluation.recording import KEPT_FRAMES, Recording

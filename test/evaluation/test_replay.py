@@ -12,7 +12,8 @@ import torch
 from rosbags.typesys import Stores, get_typestore
 
 from onedp_ros.contract import NANOSECONDS, ContractError, Normalizer, encode_action
-from onedp_ros.data.bags import BagError, BagWriter, EpisodeWriter, read_bag
+from onedp_ros.data.bag_writer import BagWriter, EpisodeWriter
+from onedp_ros.data.bags import BagError, read_bag
 from onedp_ros.evaluation.replay import (
     choose_policy,
     compare,

@@ -23,8 +23,9 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from onedp_ros.contract import NANOSECONDS, Contract
-from onedp_ros.data import bags, recording
-from onedp_ros.data.bags import BagWriter, find_bags, read_bag, read_metadata
+from onedp_ros.data import bag_writer, recording
+from onedp_ros.data.bag_writer import BagWriter
+from onedp_ros.data.bags import find_bags, read_bag, read_metadata
 from onedp_ros.data.episodes import read_episodes
 from onedp_ros.data.messages import stamp_ns
 from onedp_ros.data.recording import Recording, Watch, header_stamp, next_episode
@@ -328,7 +329,7 @@ def test_a_full_disk_ends_the_recording_and_the_next_one_can_start(rig, operator
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(bags._Storage, "close_chunk", fail)
+        patch.setattr(bag_writer._Storage, "close_chunk", fail)
         rig.until(lambda: rig.error(NODE, "is full"), "an error")
     partial = tmp_path / "bags" / "episode_000000.partial"
     for words in ("the disk at ", f"{partial} ends here, and what it holds is readable"):
@@ -347,14 +348,14 @@ def test_a_full_disk_ends_the_recording_and_the_next_one_can_start(rig, operator
 
 def test_what_a_slow_disk_cannot_take_is_counted_and_told(rig, operator, recorder, start, ask, tmp_path, monkeypatch):
     written = threading.Event()
-    write = bags.BagWriter.write
+    write = bag_writer.BagWriter.write
 
     def slow(self, *message):
         written.wait()
         write(self, *message)
 
     monkeypatch.setattr(recording, "QUEUE_BYTES", 2_000_000)
-    monkeypatch.setattr(bags.BagWriter, "write", slow)
+    monkeypatch.setattr(bag_writer.BagWriter, "write", slow)
     rig.source()
     recorder()
     start()
