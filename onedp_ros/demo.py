@@ -96,7 +96,7 @@ def run(
     with Supervisor(processes, logs=out / "logs") as supervisor:
         from onedp_ros.nodes.watch import GraphWatch
 
-        demo = GraphWatch("demo", supervisor.check)
+        demo = GraphWatch("demo", supervisor.check, keep=True)
         recording = Recording(demo.node, task)
         demo.meanwhile = recording.poll
         try:

@@ -56,8 +56,9 @@ def demonstrate(watch: GraphWatch, episodes: int) -> dict[str, int]:
 
     ended = {"successes": 0, "failures": 0}
     for episode in range(episodes):
-        ask("twin/reset")
-        watch.spin_for(SETTLE)
+        if episode:  # the first scene is that of the twin's start
+            ask("twin/reset")
+            watch.spin_for(SETTLE)
         ask("recorder_node/start", CAMERA_TIME)
         watch.call(SetBool, "twin/expert", SetBool.Request(data=True))
         success = watch.spin_until(ends, EPISODE_TIME)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address where a phone reaches this machine; 0.0.0.0: any")
     parser.add_argument("--port", type=int, default=8443)
     parser.add_argument("--image-transport", choices=("raw", "compressed"), default="raw", help="how the cameras publish")
-    parser.add_argument("--twin-seed", type=int, default=0, help="of the twin's first episode")
+    parser.add_argument("--twin-seed", type=int, help="of the twin's first scene (default: how many bags are there already)")
     add_franka_arguments(parser)
     args = parser.parse_args(argv)
     out = args.out or Path("out") / args.task / "bags"
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         host=args.host,
         port=args.port,
         image_transport=args.image_transport,
-        twin_seed=args.twin_seed,
+        twin_seed=len(list(out.glob("episode_*"))) if args.twin_seed is None else args.twin_seed,
         franka=franka_parameters(args),
     )
     os.environ.update(graph_environment(os.environ))

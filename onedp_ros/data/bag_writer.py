@@ -162,6 +162,8 @@ class BagWriter:
     def close(self, **metadata: Any) -> Path:
         """Finish the episode and put it in its place. Returns its path."""
         self._end_syncs()
+        if self._sync_error:
+            raise self._failure(self._sync_error[0])
         for key, value in {**self.metadata, **metadata}.items():
             self._writer.set_custom_data(key, json.dumps(value))
         bag = self.partial / self.path.name
@@ -185,7 +187,10 @@ class BagWriter:
     def discard(self) -> None:
         """Throw the episode away."""
         self.abort()
-        shutil.rmtree(self.partial)
+        try:
+            shutil.rmtree(self.partial)
+        except OSError as error:
+            raise BagError(f"{self.partial} cannot be removed: {error}; remove it by hand") from error
 
     def _end_syncs(self) -> None:
         self._ended.set()

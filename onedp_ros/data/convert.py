@@ -114,7 +114,8 @@ def convert(
             skipped |= {source.name: reason for (_, source, _, _), reason in zip(jobs, reasons, strict=True) if reason}
             done = [(source, places[key]) for key, source in wanted.items() if source.name not in skipped]
             if not done:
-                shutil.rmtree(partial)
+                if not any((partial / "pieces").iterdir()):  # else what other sources gave stays, to be gone on with
+                    shutil.rmtree(partial)
                 raise ConvertError(_nothing(skipped, len(unsuccessful)))
             recordings = [_line(source, place) for source, place in done]
             pieces = [piece for _, place in done for piece in _pieces(place)]
@@ -366,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"({report.speed:.0f} x real time), {report.gaps} gaps, {report.unsuccessful} unsuccessful, {len(report.skipped)} skipped"
     )
     if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         Path(options.json).write_text(json.dumps({**dataclasses.asdict(report), "speed": report.speed}, indent=2) + "\n")
     return 2 if report.skipped else 0
 

@@ -526,6 +526,7 @@ def replay(bag: Path, args: argparse.Namespace) -> dict[str, Any]:
         args.out.mkdir(parents=True, exist_ok=True)
         plot(recording, replayed, found, report, args.out / "replay.png")
     for path in filter(None, [args.json, args.out and args.out / "replay.json"]):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 

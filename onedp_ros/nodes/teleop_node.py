@@ -71,7 +71,7 @@ class TeleopNode(Node):
         self._recorder, self._kind = recorder, kind
 
         self._pose: PoseStamped | None = None
-        self._opening = MAX_OPENING
+        self._opening: float | None = None
         self._others: dict[str, tuple[float, Any]] = {}
         self._problem: tuple[float, str] = (float("-inf"), "")
         self._sent_time = time.monotonic()
@@ -167,6 +167,8 @@ class TeleopNode(Node):
         if command.engaged and measured is None:
             frame = self.contract.base_frame
             self._say(f"no {self.contract.pose_topic} in frame '{frame}' within {POSE_TIMEOUT} s; start the robot's node")
+        elif command.engaged and self._opening is None:
+            self._say(f"{self.contract.joint_states_topic} has not told the fingers yet; see finger_joints in the task file")
         try:
             target = self._session.step(command, measured, self._opening, dt)
         except ValueError as error:
@@ -227,7 +229,7 @@ class TeleopNode(Node):
     def _problems(self) -> str:
         """What is wrong, of this node's own and of what the others say is an error."""
         now = time.monotonic()
-        own = self._problem[1] if now - self._problem[0] < RECENT else ""
+        own = self._problem[1] if now - self._problem[0] < RECENT else getattr(self._device, "problem", "")
         others = [
             f"{name}: {status.message}"
             for name, (heard, status) in sorted(self._others.items())
@@ -257,6 +259,7 @@ class TeleopNode(Node):
             if several
             else None,
             (DiagnosticStatus.WARN, self._problem[1]) if recent else None,
+            (DiagnosticStatus.ERROR, self._device.problem) if getattr(self._device, "problem", "") else None,
             fine=self._session.state,
         )
         values = {

@@ -37,6 +37,7 @@ from onedp_ros.twin.pnp_milk import Expert, PnpMilk
 
 STALE_AFTER = 0.25  # s without a target: slow to a stop and hold
 LATE = 0.1  # s that physics may lag behind the clock before it gives the lost time up
+DEAF = 0.3  # s after a reset in which targets are not followed: they are meant for where the arm was
 
 
 def draw_frames(frames: Any, topics: dict[str, str], counts: Any, max_yaw: float) -> None:
@@ -84,6 +85,7 @@ class TwinNode(Node):
         self._control_step = contract.dt_ns
         self._expert: Expert | None = None
         self._expert_due = 0
+        self._deaf_until = 0.0
         self._target_publishers: tuple[Any, Any] | None = None  # made with the first expert: others count who publishes targets
         self._reset: threading.Event | None = None
         self._asked: threading.Event | None = None
@@ -134,6 +136,8 @@ class TwinNode(Node):
     # thread of physics
 
     def _on_target(self, message: PoseStamped) -> None:
+        if self._expert is not None or time.monotonic() < self._deaf_until:
+            return
         p, q = message.pose.position, message.pose.orientation
         position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
         length = float(np.linalg.norm(quaternion))
@@ -147,7 +151,7 @@ class TwinNode(Node):
         opening = opening_of(message)
         if opening is None:
             self._refused += 1
-        else:
+        elif self._expert is None and time.monotonic() >= self._deaf_until:
             self._opening = opening
 
     # executor's thread
@@ -169,12 +173,12 @@ class TwinNode(Node):
         return response
 
     def _on_expert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if request.data and self._target_publishers is None:
-            self._target_publishers = (
-                self.create_publisher(PoseStamped, "target_pose", 1),
-                self.create_publisher(JointState, "gripper_target", 1),
-            )
         with self._lock:
+            if request.data and self._target_publishers is None:
+                self._target_publishers = (
+                    self.create_publisher(PoseStamped, "target_pose", 1),
+                    self.create_publisher(JointState, "gripper_target", 1),
+                )
             self._expert, self._expert_due = (Expert() if request.data else None), 0
         response.success, response.message = True, "the expert drives" if request.data else "the expert rests"
         return response
@@ -198,11 +202,16 @@ class TwinNode(Node):
             reset, self._reset = self._reset, None
             asked, self._asked = self._asked, None
             expert = self._expert
+            if expert is None and self._target_publishers is not None:
+                for publisher in self._target_publishers:
+                    self.destroy_publisher(publisher)
+                self._target_publishers = None
         if expert is not None and reset is None and self._stepped.stamp >= self._expert_due:
             self._demonstrate(expert)
         target, opening = self._target, self._opening
         stale = time.monotonic() - self._target_time > STALE_AFTER
         if reset is not None:
+            self._deaf_until = time.monotonic() + DEAF
             self._place()
             reset.set()
             return

@@ -17,14 +17,15 @@ class GraphWatch:
 
     Args:
         check: called while waiting; raises when the graph has fallen apart.
+        keep: whether ``history`` holds all that was said, or the last of each node only.
 
     Attributes:
         meanwhile: called again and again while waiting, too.
     """
 
-    def __init__(self, name: str, check: Callable[[], None]) -> None:
+    def __init__(self, name: str, check: Callable[[], None], keep: bool = False) -> None:
         rclpy.init(args=[])
-        self._check = check
+        self._check, self._keep = check, keep
         self.meanwhile: Callable[[], None] = lambda: None
         self.node = rclpy.create_node(name, start_parameter_services=False)
         self.history: dict[str, list[tuple[float, dict[str, str]]]] = {}
@@ -74,4 +75,7 @@ class GraphWatch:
         stamp = message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec
         for status in message.status:
             values = {item.key: item.value for item in status.values} | {"message": status.message, "level": str(status.level[0])}
-            self.history.setdefault(status.name, []).append((stamp, values))
+            said = self.history.setdefault(status.name, [])
+            if not self._keep:
+                said.clear()
+            said.append((stamp, values))

@@ -30,6 +30,7 @@ Array = NDArray[np.float64]
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 FRAMES = ("base", "tool")
 NEAR, NEAR_ANGLE = 0.03, 0.15  # m, rad: an arm as near to its last target goes on from that; from farther away, from where it is
+LAG = 3.0  # times that: how far behind an arm may be that has not come to rest yet
 AHEAD, AHEAD_ANGLE = 0.04, 0.25  # m, rad that the hands may be ahead of the targets, which are bounded in speed
 OPEN = 0.9 * MAX_OPENING  # m: a hand that is less open may hold something, and stays closed
 IDLE = 0.02  # share: a device at rest
@@ -83,7 +84,8 @@ class Session:
     Engaging begins at the last target when the arm is there, else at the measured pose, and counts only what the device does from
     then on, so the arm never jumps. ``state``: ``waiting`` until first engaged, then ``moving``, ``homing``, ``stopping`` or
     ``holding``. From first engaging on there is always a target, so that an operator who lets go and takes a new grip does not
-    tear a recording.
+    tear a recording; but an arm that something else took away from where it was held is not drawn back: the session is
+    ``waiting`` again.
     """
 
     def __init__(self, motion: Motion, limits: SafetyLimits) -> None:
@@ -91,7 +93,7 @@ class Session:
         self.gate = SafetyGate(limits)
         self.state = "waiting"
         self.opening = MAX_OPENING
-        self._homing = False
+        self._homing = self._settled = False
         self._goal: tuple[Array, Array] = (np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]))
         self._device: tuple[Array, Array] = (np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0]))
         self._unlocked = np.array([axis not in motion.locked for axis in AXES], dtype=np.float64)
@@ -110,20 +112,20 @@ class Session:
         """Open a hand that is to be closed, and the other way round."""
         self.opening = MAX_OPENING if self.opening < OPEN else 0.0
 
-    def step(self, command: Command, measured: tuple[Array, Array] | None, opening: float, dt: float) -> Target | None:
+    def step(self, command: Command, measured: tuple[Array, Array] | None, opening: float | None, dt: float) -> Target | None:
         """The target to send ``dt`` (s) after the last one; None before the operator first engaged.
 
         Args:
             command: what the hands do.
-            measured: pose of the tool in the base frame, (3,) m and (4,) xyzw; None when it is not known, which nothing moves on.
-            opening: measured, m.
+            measured: pose of the tool in the base frame, (3,) m and (4,) xyzw, and
+            opening: between the fingers, m; None when it is not known: then nothing moves.
 
         Raises:
             ValueError: engaging outside the workspace.
         """
-        if not command.engaged or measured is None:
+        if not command.engaged or measured is None or opening is None:
             self._homing = False
-            return self._let_go(dt)
+            return self._let_go(measured, dt)
         if not self.engaged:
             self._engage(command, measured, opening)
         velocity = self._unlocked * np.clip(command.velocity, -1.0, 1.0)
@@ -142,20 +144,26 @@ class Session:
             )
         return self.gate.limit(Target(*self._goal, self.opening), dt)
 
-    def _let_go(self, dt: float) -> Target | None:
+    def _let_go(self, measured: tuple[Array, Array] | None, dt: float) -> Target | None:
         if self.state == "waiting":
             return None
         target = self.gate.stop(dt)
-        self.state = "stopping" if self.gate.moving else "holding"
+        if self.state != "holding":
+            self.state, self._settled = "stopping" if self.gate.moving else "holding", False
+        elif measured is not None:
+            self._settled = self._settled or _near(measured, target)
+            if not _near(measured, target, 1.0 if self._settled else LAG):
+                self.state = "waiting"
+                return None
         return dataclasses.replace(target, opening=self.opening)
 
     def _engage(self, command: Command, measured: tuple[Array, Array], opening: float) -> None:
         begin, last = measured, self.gate.target
         if last is None:
             self.opening = MAX_OPENING if opening >= OPEN else 0.0
-        elif np.linalg.norm(last.position - begin[0]) < NEAR and rotation_angle(last.quaternion, begin[1]) < NEAR_ANGLE:
+        elif _near(measured, last):
             begin = last.position, last.quaternion
-        if last is None or self.state == "holding":
+        if last is None or self.state in ("waiting", "holding"):
             start = self.gate.start(*begin, self.opening)
             self._goal = start.position, start.quaternion
         else:  # caught again while stopping
@@ -185,6 +193,11 @@ class Session:
         assert last is not None
         home = np.array(motion.home_position), gripper_down(motion.home_yaw)
         return _within(home, (last.position, last.quaternion), motion.linear_speed * dt, motion.angular_speed * dt)
+
+
+def _near(measured: tuple[Array, Array], target: Target, share: float = 1.0) -> bool:
+    away, turned = np.linalg.norm(target.position - measured[0]), rotation_angle(target.quaternion, measured[1])
+    return bool(away < share * NEAR and turned < share * NEAR_ANGLE)
 
 
 def _within(wanted: tuple[Array, Array], start: tuple[Array, Array], most: float, most_angle: float) -> tuple[Array, Array]:

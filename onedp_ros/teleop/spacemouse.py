@@ -16,6 +16,7 @@ class SpaceMouse(AxesDevice):
     def __init__(self, mapping: AxisMap) -> None:
         super().__init__(mapping)
         self._seen = 0.0
+        self.problem = ""
         try:
             import pyspacemouse
             from pyspacemouse.types import AxisConvention
@@ -37,7 +38,8 @@ class SpaceMouse(AxesDevice):
                     break
                 self._seen = state.t
                 self.feed((state.x, state.y, state.z, state.roll, state.pitch, state.yaw), state.buttons)
-        except Exception:  # hidapi's errors have no common base; it was unplugged
+        except Exception as error:  # hidapi's errors have no common base
+            self.problem = f"the SpaceMouse is gone ({error}); plug it in and start teleop_node again"
             self.close()
             return Command()
         return super().poll()

@@ -40,11 +40,22 @@ class Hands:
         pass
 
 
+def obey(source, targets):
+    """Make the source's arm be where it was told to."""
+
+    def follow(message):
+        if targets:
+            message.pose = targets[-1].pose
+
+    source.change_pose = follow
+
+
 @pytest.fixture
 def hands(rig):
     made = Hands()
     made.targets, made.openings = rig.listen(PoseStamped, "target_pose"), rig.listen(JointState, "gripper_target")
     made.source = rig.source()
+    obey(made.source, made.targets)
     rig.add(functools.partial(TeleopNode, made), operator_yaw=0.0)
     rig.until(lambda: NODE in rig.status, "the node")
     return made
@@ -73,6 +84,21 @@ def test_the_dead_man_starts_and_stops_the_target(rig, hands):
     held = positions(rig.more(hands.targets, 10, "targets of the hold"))
     assert np.ptp(held, axis=0).max() < 1e-6
     assert rig.value(NODE, "target_hz") > 20
+
+
+def test_an_arm_that_was_taken_away_is_not_drawn_back(rig, hands):
+    push(hands, y=1.0)
+    rig.more(hands.targets, 20, "targets")
+    hands.command = Command()
+    rig.until(lambda: hands.shown["arm"] == "holding", "the hold")
+    hands.source.change_pose = lambda message: setattr(message.pose.position, "z", 0.1)
+    rig.until(lambda: hands.shown["arm"] == "waiting", "the end of the hold")
+    count = len(hands.targets)
+    rig.more(rig.listen(PoseStamped, "current_pose"), 40, "measured poses")
+    assert len(hands.targets) <= count + 1
+    push(hands, y=1.0)
+    rig.more(hands.targets, 5, "targets from where the arm is")
+    assert abs(positions(hands.targets[-1:])[0, 2] - 0.1) < 1e-6
 
 
 def test_buttons_turn_the_gripper_and_ask_the_recorder(rig, hands):
@@ -133,8 +159,8 @@ def test_the_operator_sees_both_cameras_and_what_is_wrong_elsewhere(rig, hands):
 
 
 def test_a_joystick_on_its_topic_moves_the_arm(rig):
-    rig.source()
     targets = rig.listen(PoseStamped, "target_pose")
+    obey(rig.source(), targets)
     rig.add(TeleopNode, device="gamepad", operator_yaw=0.0)
     joy = rig.node.create_publisher(Joy, "joy", 1)
     held = Joy(axes=[0.0, 0.0, 0.0, 1.0, 0.0, 0.0], buttons=[0, 0, 0, 0, 1, 0, 0, 0])

@@ -144,6 +144,20 @@ def test_engaging_far_from_the_last_target_begins_at_the_arm():
     np.testing.assert_allclose(arm.run(engaged()).position, target.position)
 
 
+def test_a_held_arm_that_something_takes_away_is_not_drawn_back():
+    arm = Arm()
+    arm.run(along(x=1.0), 0.3)
+    arm.run(NOTHING, 0.5)
+    assert arm.session.state == "holding"
+    arm.measured = arm.measured[0] - np.array([0.05, 0.0, 0.0]), arm.measured[1]  # a reset, or a hand
+    assert arm.session.step(NOTHING, arm.measured, 0.08, DT) is None and arm.session.state == "waiting"
+    np.testing.assert_allclose(arm.run(engaged()).position, arm.measured[0])
+
+
+def test_without_the_fingers_nothing_moves():
+    assert Arm(opening=None).run(along(x=1.0), 0.3) is None
+
+
 def test_without_a_measured_pose_nothing_moves():
     arm = Arm()
     assert arm.session.step(along(x=1.0), None, 0.08, DT) is None
