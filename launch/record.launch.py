@@ -7,7 +7,8 @@ from onedp_ros.launching import FRANKA, description, franka_parameters
 ARGUMENTS = {
     "task": ("pnp_milk", "name of a file in config/tasks"),
     "robot": ("twin", f"one of {', '.join(ROBOTS)}"),
-    "device": ("phone", f"what the operator holds, one of {', '.join(DEVICES)}"),
+    "device": ("phone", f"what the operator holds, one of {', '.join(DEVICES)}; none: teleop_node is started elsewhere"),
+    "teleop": ("", "file of speeds, frame, operator's place …; empty: config/teleop.yaml"),
     "operator": ("", "who demonstrates, noted in the bags"),
     "out": ("", "folder of the bags; empty: out/<task>/bags"),
     "host": ("127.0.0.1", "address where a phone reaches this machine; 0.0.0.0: any"),
@@ -29,6 +30,7 @@ def generate_launch_description() -> LaunchDescription:
             out=given["out"],
             host=given["host"],
             port=int(given["port"]),
+            teleop=given["teleop"],
             image_transport=given["image_transport"],
             twin_seed=int(given["twin_seed"]),
             franka=franka_parameters(given),

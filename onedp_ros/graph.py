@@ -105,6 +105,7 @@ def record_graph(
     out: str | Path = "",
     host: str = "127.0.0.1",
     port: int = 8443,
+    teleop: str | Path = "",
     image_transport: str = "raw",
     twin_seed: int = 0,
     franka: Mapping[str, Any] | None = None,
@@ -113,25 +114,28 @@ def record_graph(
 
     Args:
         task, robot, twin_seed, franka: as of :func:`task_graph`.
-        device: what the operator holds, one of :data:`DEVICES`; ``expert``: the twin's scripted expert drives, without an operator.
+        device: what the operator holds, one of :data:`DEVICES`; ``expert``: the twin's scripted expert drives, without an operator;
+            ``none``: a teleop_node, or another publisher of targets, is started elsewhere.
         operator: who demonstrates, noted in the bags.
         out: folder of the bags; default: the recorder's.
         host, port: where a phone reaches the machine.
+        teleop: file such as ``config/teleop.yaml``; default: that one.
         image_transport: raw or compressed, as the cameras publish.
 
     Raises:
         ValueError: as :func:`task_graph`, and for an unknown device, or an expert without a twin.
         FileNotFoundError: no such task.
     """
-    if device not in (*DEVICES, "expert"):
-        raise ValueError(f"unknown device '{device}', expected one of {', '.join(DEVICES)}, or expert")
+    if device not in (*DEVICES, "expert", "none"):
+        raise ValueError(f"unknown device '{device}', expected one of {', '.join(DEVICES)}, expert or none")
     if device == "expert" and robot != "twin":
         raise ValueError(f"the scripted expert drives the twin only, not '{robot}'; choose a device")
     arm = arm_process(task, robot, twin_seed, franka)
-    teleop = {
+    teleop_parameters = {
         "task": task,
         "robot": ROBOT_FILES[robot],
         "device": device,
+        "teleop": str(Path(teleop).resolve()) if teleop else "",
         "host": host,
         "port": port,
         "image_transport": image_transport,
@@ -146,7 +150,11 @@ def record_graph(
     return [
         arm,
         NodeProcess("recorder_node", "recorder_node", recorder),
-        *([] if device == "expert" else [NodeProcess("teleop_node", "teleop_node", teleop, terminal=device == "keyboard")]),
+        *(
+            []
+            if device in ("expert", "none")
+            else [NodeProcess("teleop_node", "teleop_node", teleop_parameters, terminal=device == "keyboard")]
+        ),
     ]
 
 

@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp record", description=__doc__)
     parser.add_argument("task", help="name of a file in config/tasks, for example pnp_milk")
     parser.add_argument("--robot", choices=ROBOTS, default="twin")
-    parser.add_argument("--device", choices=(*DEVICES, "expert"), default="phone", help="what the operator holds (default phone)")
+    parser.add_argument("--device", choices=(*DEVICES, "expert", "none"), default="phone", help="what the operator holds (phone)")
+    parser.add_argument("--teleop", default="", help="file of speeds, frame, operator's place … (default config/teleop.yaml)")
     parser.add_argument("--operator", default="", help="who demonstrates, noted in the bags")
     parser.add_argument("--out", type=Path, help="folder of the bags (default out/<task>/bags)")
     parser.add_argument("--episodes", type=int, default=10, help="of the expert (default 10)")
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out=out.resolve(),
         host=args.host,
         port=args.port,
+        teleop=args.teleop,
         image_transport=args.image_transport,
         twin_seed=len(list(out.glob("episode_*"))) if args.twin_seed is None else args.twin_seed,
         franka=franka_parameters(args),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from backports import zstd
@@ -117,12 +118,16 @@ class BagWriter:
         self._ended = threading.Event()
         self._sync_error: list[OSError] = []
         self._syncer: threading.Thread | None = None
+        self._mark: IO[str] | None = None
         self._writer = _Writer(self.partial / self.path.name, version=9, storage_plugin=StoragePlugin.MCAP)
         # Chunks compressed inside the MCAP file: read by rosbag2, Foxglove and all MCAP tools without unpacking.
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         try:
             self.partial.mkdir(parents=True)
-            (self.partial / EPISODE_FILE).write_text(json.dumps(self.metadata), encoding="utf-8")
+            self._mark = (self.partial / EPISODE_FILE).open("w", encoding="utf-8")
+            fcntl.flock(self._mark, fcntl.LOCK_EX)  # until this process ends or closes it: it is being recorded
+            self._mark.write(json.dumps(self.metadata))
+            self._mark.flush()
             self._writer.open()
             for entry in (self.partial / EPISODE_FILE, self._writer.path, self.partial, self.partial.parent):
                 sync(entry)
@@ -194,6 +199,8 @@ class BagWriter:
 
     def _end_syncs(self) -> None:
         self._ended.set()
+        if self._mark is not None:
+            self._mark.close()
         if self._syncer is not None:
             self._syncer.join()
 

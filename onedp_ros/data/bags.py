@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -87,7 +88,7 @@ def find_bags(paths: Iterable[str | Path]) -> tuple[list[Path], dict[Path, str]]
         for bag in candidates:
             if bag.name.endswith(PARTIAL) and bag.with_name(bag.name.removesuffix(PARTIAL)).exists():
                 continue  # the empty shell of an episode that was closed
-            if reason := _defect(bag):
+            if reason := _busy(bag) or _defect(bag):
                 broken[bag] = reason
             else:
                 bags.append(bag)
@@ -98,6 +99,18 @@ def _is_bag(path: Path) -> bool:
     if not path.is_dir():
         return path.suffix in (".mcap", ".db3")
     return path.name.endswith(PARTIAL) or any(p.name == "metadata.yaml" or p.suffix in (".mcap", ".db3") for p in path.iterdir())
+
+
+def _busy(bag: Path) -> str:
+    """Whether a recording is still being written: its writer holds a lock on its notes."""
+    try:
+        with (bag / EPISODE_FILE).open() as notes:
+            fcntl.flock(notes, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "it is being recorded; come back when that is over"
+    except OSError:
+        pass  # not one of ours, or without notes
+    return ""
 
 
 def _defect(bag: Path) -> str:

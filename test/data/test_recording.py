@@ -372,3 +372,13 @@ def test_chunks_are_compressed_and_carry_a_checksum(tmp_path: Path, contract: Co
     for place in chunks_of(file):
         zstd_frame = content.index(b"\x28\xb5\x2f\xfd", place.start)
         assert content[zstd_frame + 4] & 0b100, "the frame's header says that a checksum follows"
+
+
+def test_a_recording_that_is_still_written_is_left_alone(tmp_path: Path, contract: Contract) -> None:
+    with EpisodeWriter(tmp_path / "episode", contract) as writer:
+        writer.add_pose(1, [0.5, 0.0, 0.3], [1.0, 0.0, 0.0, 0.0])
+        writer.flush()
+        found, left = find_bags([tmp_path])
+        assert not found and "being recorded" in left[tmp_path / "episode.partial"]
+        writer.abort()
+    assert find_bags([tmp_path])[0] == [tmp_path / "episode.partial"]

@@ -37,6 +37,7 @@ def test_the_graph_of_a_recording_names_what_cannot_be():
     assert names == ["franka_node", "recorder_node", "teleop_node"]
     assert [p.name for p in record_graph("pnp_milk", device="expert")] == ["twin", "recorder_node"]
     assert [p.terminal for p in record_graph("pnp_milk", device="keyboard")] == [False, False, True]
+    assert [p.name for p in record_graph("pnp_milk", device="none")] == ["twin", "recorder_node"]
     with pytest.raises(ValueError, match="unknown device 'wheel'"):
         record_graph("pnp_milk", device="wheel")
     with pytest.raises(ValueError, match="expert drives the twin only"):
