@@ -21,9 +21,9 @@ from onedp_ros.contract import Camera, Contract, ContractError, decode_action
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, find_bags, read_metadata
 from onedp_ros.data.episodes import read_episodes
 from onedp_ros.data.timing import sync_errors_ms
+from onedp_ros.evaluation.bag_reading import BagReading, write_rerun
 from onedp_ros.evaluation.figures import plot_contact_sheet, plot_recording
 from onedp_ros.evaluation.inspect_lines import bag_lines, bags_lines, dataset_lines
-from onedp_ros.evaluation.recording import Recording, write_rerun
 
 MOMENTS = 8  # columns of a contact sheet
 RATE_TOLERANCE = 0.01  # clocks of two machines differ, so that 19.99 Hz are 20 Hz
@@ -71,7 +71,7 @@ def ranges(state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayL
     }
 
 
-def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, Any], Recording]:
+def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, Any], BagReading]:
     """Figures of a bag, plain data, and what its pictures are drawn from.
 
     Without ``contract`` the one noted in the bag is used; without any, ``fits`` is None and nothing is counted as a step.
@@ -83,7 +83,7 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
     metadata = read_metadata(bag)
     noted = Contract.from_dict(metadata["contract"]) if "contract" in metadata else None
     contract = contract or noted
-    recording = Recording(bag, contract)
+    recording = BagReading(bag, contract)
     report: dict[str, Any] = {
         "bag": str(bag),
         "metadata": {key: value for key, value in metadata.items() if key != "contract"},
@@ -124,7 +124,7 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
     return report, recording
 
 
-def _sync(recording: Recording, contract: Contract | None) -> dict[str, dict[str, float]]:
+def _sync(recording: BagReading, contract: Contract | None) -> dict[str, dict[str, float]]:
     """By pair of the contract's cameras (or of any) the time (ms) from each frame of both to the nearest of the other."""
     found = recording.cameras(contract).items()
     stamps = {name: recording.timing[topic].stamps for name, topic in found if contract is None or name in contract.cameras}
@@ -134,7 +134,7 @@ def _sync(recording: Recording, contract: Contract | None) -> dict[str, dict[str
     }
 
 
-def _misfits(recording: Recording, contract: Contract) -> list[str]:
+def _misfits(recording: BagReading, contract: Contract) -> list[str]:
     """Where a recording is not what its contract asks for."""
     steady = [*(c.topic for c in contract.cameras.values()), contract.joint_states_topic, contract.pose_topic, TARGET_POSE_TOPIC]
     problems = []
@@ -147,7 +147,7 @@ def _misfits(recording: Recording, contract: Contract) -> list[str]:
     return [*problems, *recording.forbidden]
 
 
-def _kept(bag: Path, recording: Recording, contract: Contract) -> dict[str, Any]:
+def _kept(bag: Path, recording: BagReading, contract: Contract) -> dict[str, Any]:
     """What ``onedp convert`` would keep of a bag."""
     if recording.forbidden:
         return {"not_converted": next(iter(recording.forbidden))}
@@ -215,7 +215,7 @@ def inspect_dataset(path: Path) -> dict[str, Any]:
     }
 
 
-def draw(report: Mapping[str, Any], recording: Recording, out: Path) -> list[Path]:
+def draw(report: Mapping[str, Any], recording: BagReading, out: Path) -> list[Path]:
     """The pictures of a bag in the folder ``out``: ``<bag>_images.png``, where it has any, and ``<bag>_timeline.png``."""
     contract = Contract.from_dict(report["contract"]) if report["contract"] else None
     name, begin = Path(report["bag"]).name, recording.begin

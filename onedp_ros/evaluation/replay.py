@@ -318,7 +318,8 @@ def compare_sets(recorded: Mapping[int, Set], replayed: Mapping[int, Set]) -> tu
     missing here, or of the same frames, paired otherwise.
     """
     if not recorded or not replayed:
-        return dict.fromkeys(("compared", "equal", "different", "paired_otherwise", "missing", "only_replayed"), 0), set()
+        none = dict.fromkeys(("compared", "equal", "different", "paired_otherwise", "missing", "only_replayed"), 0)
+        return {"recorded": len(recorded), **none}, set()
     begin, end = max(min(recorded), min(replayed)), min(max(recorded), max(replayed))
     inside = sorted(s for s in recorded if begin <= s <= end)
     known = {(name, digest) for parts in replayed.values() for name, digest in parts.items() if name != "state"}
@@ -327,6 +328,7 @@ def compare_sets(recorded: Mapping[int, Set], replayed: Mapping[int, Set]) -> tu
     missing = {s for s in inside if s not in replayed}
     different = {s: list(parts) for s, parts in wrong.items() if parts and s not in otherwise}
     return {
+        "recorded": len(recorded),
         "compared": len(inside),
         "equal": sum(not parts for parts in wrong.values()),
         "different": len(different),
@@ -404,15 +406,17 @@ def table(report: Mapping[str, Any]) -> str:
     """The report as lines to print."""
     sets, actions = report["observations"], report["actions"]
     rows = {"policy": "{method} of {model}, {engine}, seed {seed}".format(**report["policy"])}
-    if sets["compared"]:
+    if not sets["recorded"]:
+        rows["observations"] = f"{report['sets']}; the recording has none to compare with"
+    elif not sets["compared"]:
+        rows["observations"] = f"{report['sets']} made again, of other times than the {sets['recorded']} recorded"
+    else:
         rows["observations"] = (
             f"{sets['equal']} of {sets['compared']} equal byte by byte, {sets['different']} differ; frames in another order: "
             f"{sets['paired_otherwise']} paired otherwise, {sets['missing']} missing, {sets['only_replayed']} only here"
         )
         if sets["which"]:
             rows["differ"] = "; ".join(f"{w['stamp']}: {', '.join(w['different'])}" for w in sets["which"][:4])
-    else:
-        rows["observations"] = f"{report['sets']}; the recording has none to compare with"
     if "recorded" in actions:
         rows["chunks"] = (
             f"{actions['equal']} of {actions['compared']} equal, of {actions['recorded']} recorded; history before the recording: "
@@ -556,7 +560,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = replay(args.bag, args)
     print(table(report))
     seen = report["observations"]
-    return 1 if seen["different"] or seen["equal"] < MOST * seen["compared"] else 0
+    return 1 if seen["different"] or (seen["recorded"] and seen["equal"] < max(1, MOST * seen["compared"])) else 0
 
 
 if __name__ == "__main__":

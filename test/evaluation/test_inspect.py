@@ -21,8 +21,8 @@ from onedp_ros.contract import NANOSECONDS, Contract, encode_action
 from onedp_ros.data.bag_writer import EpisodeWriter
 from onedp_ros.data.bags import read_bag
 from onedp_ros.data.convert import convert
+from onedp_ros.evaluation.bag_reading import KEPT_FRAMES, BagReading
 from onedp_ros.evaluation.inspect import InspectError, inspect_bag, inspect_dataset, main, ranges
-from onedp_ros.evaluation.recording import KEPT_FRAMES, Recording
 from onedp_ros.geometry import gripper_down
 from onedp_ros.resources import resource, task_contract
 
@@ -164,7 +164,7 @@ def test_an_interrupted_recording_is_inspected_as_far_as_it_goes(record: Record,
 
 
 def test_frames_are_kept_evenly_and_not_in_number_of_the_length(record: Record) -> None:
-    recording = Recording(record(seconds=7.0, size=(240, 320)), CONTRACT)
+    recording = BagReading(record(seconds=7.0, size=(240, 320)), CONTRACT)
     for frames in recording.frames.values():
         stamps = np.array([stamp for stamp, _ in frames.kept])
         assert KEPT_FRAMES // 2 <= len(stamps) <= KEPT_FRAMES

@@ -173,9 +173,19 @@ def test_sets_are_told_apart_that_differ_that_are_paired_otherwise_and_that_are_
     }
     report, apart = compare_sets(recorded, replayed)
     which = report.pop("which")
-    assert report == {"compared": 6, "equal": 2, "different": 2, "paired_otherwise": 1, "missing": 1, "only_replayed": 1}
+    assert report == {
+        "recorded": 7,
+        "compared": 6,
+        "equal": 2,
+        "different": 2,
+        "paired_otherwise": 1,
+        "missing": 1,
+        "only_replayed": 1,
+    }
     assert which == [{"stamp": 3, "different": ["wrist"]}, {"stamp": 4, "different": ["state"]}]
     assert apart == {2, 5}
+    nothing, _ = compare_sets(recorded, {})
+    assert (nothing["recorded"], nothing["compared"], nothing["equal"]) == (7, 0, 0)
 
 
 def test_of_a_camera_recorded_raw_and_compressed_one_is_taken(demonstration, tmp_path):

@@ -260,6 +260,8 @@ def test_the_command_knows_the_policy_and_writes_a_report(run, bundle, tmp_path,
     assert cv2.imread(str(tmp_path / "out" / "replay.png")).shape[0] > 500
     count = report["observations"]["compared"]
     assert f"{count} of {count} equal byte by byte, 0 differ" in capsys.readouterr().out
+    assert main([str(bag), "--image-transport", "compressed"]) == 1, "it has none"
+    assert "0 made again, of other times than" in capsys.readouterr().out
     assert main([str(bag), "--seed", "3", "--json", str(tmp_path / "other.json")]) == 0
     actions = json.loads((tmp_path / "other.json").read_text())["actions"]
     assert actions["equal"] == 0

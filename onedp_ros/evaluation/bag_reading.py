@@ -63,7 +63,7 @@ class _Curve:
         return (np.array(self._stamps, dtype=np.int64) - begin) * 1e-9, np.array(self._values).reshape(-1, self._width)
 
 
-class Recording:
+class BagReading:
     """What one reading of a bag leaves: the timing and type of every topic, some frames of each camera, and the curves to plot.
 
     Images are let go as they are read. Raises BagError for a bag that cannot be read or holds no message.
