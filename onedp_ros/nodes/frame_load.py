@@ -19,6 +19,7 @@ from onedp_ros.data.messages import stamp_ns
 from onedp_ros.nodes.messages import image_message
 
 TOPICS = ("frame_load/wrist", "frame_load/front")
+READY = "frame_load/ready"
 MATCH_TIME = 20.0  # s that either end waits for the other
 
 
@@ -27,7 +28,7 @@ def publish(width: int, height: int, rate: float, seconds: float) -> None:
     node = rclpy.create_node("frame_load_publisher")
     publishers = [node.create_publisher(Image, topic, qos_profile_sensor_data) for topic in TOPICS]
     deadline = time.monotonic() + MATCH_TIME
-    while not all(p.get_subscription_count() for p in publishers):
+    while not (all(p.get_subscription_count() for p in publishers) and node.count_publishers(READY)):
         if time.monotonic() > deadline:
             raise RuntimeError("no subscriber appeared")
         rclpy.spin_once(node, timeout_sec=0.05)
@@ -51,8 +52,11 @@ def subscribe() -> None:
         ages.append((time.time_ns() - stamp_ns(message)) / NANOSECONDS * 1e3)
         last[0] = time.monotonic()
 
-    for topic in TOPICS:
-        node.create_subscription(Image, topic, on_image, qos_profile_sensor_data)
+    subscriptions = [node.create_subscription(Image, topic, on_image, qos_profile_sensor_data) for topic in TOPICS]
+    deadline = time.monotonic() + MATCH_TIME
+    while not all(s.get_publisher_count() for s in subscriptions) and time.monotonic() < deadline:
+        rclpy.spin_once(node, timeout_sec=0.02)
+    node.create_publisher(Image, READY, 1)  # that it exists says that frames are heard from the first on
     while time.monotonic() - last[0] < 2.0:
         rclpy.spin_once(node, timeout_sec=0.1)
     node.destroy_node()

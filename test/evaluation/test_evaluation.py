@@ -116,6 +116,7 @@ def test_bench_rows_take_turns_and_count_evaluations() -> None:
     assert eager["dp_ddim10"] > eager["onedp_s"]
 
 
+@pytest.mark.flaky(reruns=2)  # a machine that stalls for longer than the queue loses frames
 def test_frames_arrive_with_the_shared_memory_profile() -> None:
     rows = {r["profile"]: r for r in bench.frames(seconds=0.5, width=160, height=120)}
     assert rows["shared memory"]["received"] == rows["shared memory"]["sent"] == 60
