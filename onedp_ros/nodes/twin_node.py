@@ -86,7 +86,8 @@ class TwinNode(Node):
         self._expert: Expert | None = None
         self._expert_due = 0
         self._deaf_until = 0.0
-        self._target_publishers: tuple[Any, Any] | None = None  # made with the first expert: others count who publishes targets
+        self._target_publishers: tuple[Any, Any] | None = None  # of the expert, while it drives
+        self._resting: tuple[Any, Any] | None = None  # those of one that no longer does
         self._reset: threading.Event | None = None
         self._asked: threading.Event | None = None
         self._answer = (False, "")
@@ -173,13 +174,13 @@ class TwinNode(Node):
         return response
 
     def _on_expert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        made = None
+        if request.data and self._expert is None:  # before the lock, for which physics would wait
+            made = (self.create_publisher(PoseStamped, "target_pose", 1), self.create_publisher(JointState, "gripper_target", 1))
         with self._lock:
-            if request.data and self._target_publishers is None:
-                self._target_publishers = (
-                    self.create_publisher(PoseStamped, "target_pose", 1),
-                    self.create_publisher(JointState, "gripper_target", 1),
-                )
             self._expert, self._expert_due = (Expert() if request.data else None), 0
+            if made is not None:
+                self._resting, self._target_publishers = self._target_publishers, made
         response.success, response.message = True, "the expert drives" if request.data else "the expert rests"
         return response
 
@@ -202,10 +203,11 @@ class TwinNode(Node):
             reset, self._reset = self._reset, None
             asked, self._asked = self._asked, None
             expert = self._expert
-            if expert is None and self._target_publishers is not None:
-                for publisher in self._target_publishers:
-                    self.destroy_publisher(publisher)
-                self._target_publishers = None
+            if expert is None:
+                self._resting, self._target_publishers = self._target_publishers or self._resting, None
+            resting, self._resting = self._resting, None
+        for publisher in resting or ():  # others count who publishes targets
+            self.destroy_publisher(publisher)
         if expert is not None and reset is None and self._stepped.stamp >= self._expert_due:
             self._demonstrate(expert)
         target, opening = self._target, self._opening
