@@ -1,4 +1,4 @@
-"""From ROS messages to an ObservationAssembler; the same lines serve the live node and the bag converter.
+"""From ROS messages to this package's data; the same lines serve the live nodes, the bag converter and a replay.
 
 Messages are used by their fields alone, so those of rclpy and those of rosbags both do.
 """
@@ -11,8 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from onedp_ros.contract import NANOSECONDS, ContractError, ObservationAssembler
+from onedp_ros.contract import NANOSECONDS, STATE_NAMES, Contract, ContractError, Observation, ObservationAssembler
+from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.ros_standins import CvBridge, CvBridgeError
+
+CHUNK_JOINTS = ["end_effector", "gripper"]
 
 _BRIDGE = CvBridge()
 
@@ -64,3 +67,52 @@ def feed(assembler: ObservationAssembler, topic: str, message: Any) -> bool:
                 return True
         return False
     return True
+
+
+def observation_from_messages(contract: Contract, images: dict[str, Any], state: Any) -> Observation:
+    """A set that observation_node published, one stamp in all -> the observation it was made from.
+
+    Raises:
+        ContractError: other names or sizes than the contract's, or NaN.
+    """
+    if list(state.name) != list(STATE_NAMES) or len(state.position) != len(STATE_NAMES):
+        raise ContractError(f"observation/state has {len(state.position)} values named {list(state.name)}, expected {STATE_NAMES}")
+    values = np.array(state.position, dtype=np.float32)
+    if not np.all(np.isfinite(values)):
+        raise ContractError("observation/state holds NaN or infinity; check the robot's state publisher")
+    arrays = {}
+    for name, camera in contract.cameras.items():
+        image, shape = images[name], (camera.height, camera.width, 3)
+        if image.encoding != "rgb8" or (image.height, image.width, image.step) != (shape[0], shape[1], 3 * shape[1]):
+            raise ContractError(
+                f"observation/{name}/image is {image.encoding} {image.width}x{image.height}, expected rgb8 {shape[1]}x{shape[0]}; "
+                f"run observation_node with the policy's task file"
+            )
+        if len(image.data) != image.height * image.step:
+            raise ContractError(
+                f"observation/{name}/image holds {len(image.data)} bytes, expected {image.height * image.step}; check its publisher"
+            )
+        arrays[name] = np.frombuffer(image.data, dtype=np.uint8).reshape(shape)
+    stamp = stamp_ns(state)
+    return Observation(stamp, arrays, dict.fromkeys(arrays, stamp), values)
+
+
+def chunk_from_message(message: Any, frame_id: str) -> ActionChunk:
+    """Inverse of :func:`onedp_ros.nodes.messages.chunk_message`. Values are not checked; that is the safety gate's.
+
+    Raises:
+        ContractError: another frame, other joints, or a point without its two transforms.
+    """
+    if message.header.frame_id != frame_id:
+        raise ContractError(f"action/chunk is in frame '{message.header.frame_id}', expected '{frame_id}'; set base_frame")
+    if list(message.joint_names) != CHUNK_JOINTS or any(len(p.transforms) != 2 for p in message.points):
+        raise ContractError(f"action/chunk has joints {list(message.joint_names)}, expected {CHUNK_JOINTS} with a transform each")
+    stamp = stamp_ns(message)
+    rows, times = [], []
+    for point in message.points:
+        hand, gripper = point.transforms
+        p, q = hand.translation, hand.rotation
+        rows.append((p.x, p.y, p.z, q.x, q.y, q.z, q.w, gripper.translation.x))
+        times.append(stamp + point.time_from_start.sec * NANOSECONDS + point.time_from_start.nanosec)
+    values: NDArray[Any] = np.array(rows, dtype=np.float64).reshape(-1, 8)
+    return ActionChunk(stamp, np.array(times, dtype=np.int64), values[:, :3], values[:, 3:7], values[:, 7])

@@ -43,7 +43,7 @@ from onedp_ros.contract import (
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, read_bag, read_metadata
 from onedp_ros.data.episodes import Targets
-from onedp_ros.data.messages import feed, stamp_ns
+from onedp_ros.data.messages import chunk_from_message, feed, observation_from_messages, stamp_ns
 from onedp_ros.geometry import rotation_angle
 from onedp_ros.graph import NodeProcess, graph_environment, released, task_graph
 from onedp_ros.resources import task_contract
@@ -76,8 +76,6 @@ class Outputs:
 
     def add(self, topic: str, message: Any) -> None:
         """Take a message of one of the :attr:`topics`. ContractError for one that is none of this contract's."""
-        from onedp_ros.nodes.messages import chunk_from_message, observation_from_messages
-
         if topic == CHUNK_TOPIC:
             chunk = chunk_from_message(message, self.contract.base_frame)
             self.chunks[chunk.stamp] = chunk

@@ -21,9 +21,9 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.chunk import ChunkSchedule, Target
 from onedp_ros.control.safety import SafetyGate, SafetyLimits
-from onedp_ros.data.messages import pose_arrays, stamp_ns
+from onedp_ros.data.messages import chunk_from_message, pose_arrays, stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
-from onedp_ros.nodes.messages import chunk_from_message, header, pose_message
+from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.nodes.parameters import declare, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of

@@ -28,8 +28,9 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros.contract import NANOSECONDS, STATE_NAMES, ContractError, Observation, ObservationHistory
 from onedp_ros.control.chunk import ActionChunk
+from onedp_ros.data.messages import observation_from_messages
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
-from onedp_ros.nodes.messages import chunk_message, observation_from_messages
+from onedp_ros.nodes.messages import chunk_message
 from onedp_ros.nodes.parameters import declare, declare_contract
 from onedp_ros.nodes.process import main_of
 from onedp_ros.ros_standins import Subscriber, TimeSynchronizer

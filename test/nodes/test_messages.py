@@ -8,14 +8,12 @@ from hypothesis import strategies as st
 
 from onedp_ros.contract import STATE_NAMES, ContractError
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.data.messages import decode_image, stamp_ns
+from onedp_ros.data.messages import chunk_from_message, decode_image, observation_from_messages, stamp_ns
 from onedp_ros.nodes.diagnostics import Percentiles, counted, worst
 from onedp_ros.nodes.messages import (
-    chunk_from_message,
     chunk_message,
     header,
     image_message,
-    observation_from_messages,
     pose_message,
     state_message,
 )
