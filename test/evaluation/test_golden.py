@@ -7,7 +7,7 @@ from onedp_ros.contract import Camera
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.data import messages
 from onedp_ros.evaluation.golden import METHODS, SEED, golden, golden_windows
-from onedp_ros.evaluation.replay import differences
+from onedp_ros.evaluation.replay_report import differences
 from onedp_ros.graph import released
 from onedp_ros.policy.inference import load_predictor
 from onedp_ros.policy.policies import Policy

@@ -23,16 +23,9 @@ from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data import messages as data_messages
 from onedp_ros.data.bags import BagError
 from onedp_ros.data.messages import stamp_ns
-from onedp_ros.evaluation.replay import (
-    Outputs,
-    compare,
-    equal,
-    main,
-    read_recording,
-    replay_in_graph,
-    replay_offline,
-    stamps_of_windows,
-)
+from onedp_ros.evaluation.replay import main
+from onedp_ros.evaluation.replay_report import compare, equal
+from onedp_ros.evaluation.replayed import Outputs, read_recording, replay_offline, stamps_of_windows
 from onedp_ros.geometry import gripper_down
 from onedp_ros.graph import graph_environment
 from onedp_ros.nodes.messages import header, image_message, pose_message
@@ -40,6 +33,7 @@ from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.player_node import PlayerNode, restamped
 from onedp_ros.nodes.policy_node import PolicyNode
 from onedp_ros.nodes.recorder_node import RecorderNode
+from onedp_ros.nodes.replay_graph import replay_in_graph
 from onedp_ros.nodes.twin_node import TwinNode
 from onedp_ros.policy.inference import load_predictor
 from onedp_ros.resources import resource, task_contract

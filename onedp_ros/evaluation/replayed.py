@@ -1,0 +1,197 @@
+"""What nodes made of a recording live, and what their code makes of it again, without a graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onedp_ros.contract import (
+    Contract,
+    ContractError,
+    Observation,
+    ObservationAssembler,
+    ObservationHistory,
+)
+from onedp_ros.control.chunk import ActionChunk
+from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, read_bag, read_metadata
+from onedp_ros.data.episodes import Targets
+from onedp_ros.data.messages import chunk_from_message, feed, observation_from_messages, stamp_ns
+from onedp_ros.resources import task_contract
+
+CHUNK_TOPIC, STATE_TOPIC, DIAGNOSTICS_TOPIC = "action/chunk", "observation/state", "diagnostics"
+POLICY_FACTS = ("model", "method", "engine", "threads", "seed")  # what policy_node says of itself in /diagnostics
+
+
+Set = dict[str, bytes]  # by camera, and "state", the digest of its bytes
+Window = tuple[int, ...]  # stamps of a prediction's observations, oldest first, ns
+
+
+class Outputs:
+    """What observation_node and policy_node published: sets by their digests, chunks, and what the policy said of itself."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self.sets: dict[int, Set] = {}
+        self.chunks: dict[int, ActionChunk] = {}
+        self.policy: dict[str, str] = {}
+        self._parts: dict[int, dict[str, Any]] = {}
+        self._images = {f"observation/{name}/image": name for name in contract.cameras}
+
+    @property
+    def topics(self) -> list[str]:
+        return [*self._images, STATE_TOPIC, CHUNK_TOPIC, DIAGNOSTICS_TOPIC]
+
+    def add(self, topic: str, message: Any) -> None:
+        """Take a message of one of the :attr:`topics`. ContractError for one that is none of this contract's."""
+        if topic == CHUNK_TOPIC:
+            chunk = chunk_from_message(message, self.contract.base_frame)
+            self.chunks[chunk.stamp] = chunk
+        elif topic == DIAGNOSTICS_TOPIC:
+            for status in message.status:
+                values = {item.key: item.value for item in status.values}
+                if set(POLICY_FACTS) <= values.keys():
+                    self.policy = {key: values[key] for key in POLICY_FACTS}
+        else:
+            parts = self._parts.setdefault(stamp_ns(message), {})
+            parts[self._images.get(topic, "state")] = message
+            if len(parts) == len(self._images) + 1:
+                state = parts.pop("state")
+                observation = observation_from_messages(self.contract, parts, state)
+                self.sets[observation.stamp] = digests(observation)
+                for stamp in [s for s in self._parts if s <= observation.stamp]:  # of those before a part was lost
+                    del self._parts[stamp]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Of a bag: what the nodes had published, if anything, and what was commanded."""
+
+    outputs: Outputs
+    targets: Targets
+    transport: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Replayed:
+    """Sets and chunks of a replay, the window of each chunk, and counts of what went wrong."""
+
+    sets: Mapping[int, Set]
+    chunks: Mapping[int, ActionChunk]
+    windows: Mapping[int, Window]
+    counts: Mapping[str, int]
+
+
+def digests(observation: Observation) -> Set:
+    """A set in few bytes; equal for equal bytes."""
+    parts = {**observation.images, "state": observation.state}
+    return {name: hashlib.blake2b(np.ascontiguousarray(part).tobytes(), digest_size=16).digest() for name, part in parts.items()}
+
+
+def windows(
+    contract: Contract, observations: Iterable[Observation], predicted: Collection[int] | None, whole: bool
+) -> Iterator[list[Observation]]:
+    """The windows of a policy that predicted from the observations of these stamps (None: from all), as in policy_node.
+
+    Unless the ``whole`` history is there, windows that may hold an observation from before the first prediction are left out.
+    """
+    history = ObservationHistory(contract)
+    first = -math.inf if whole else math.inf
+    for observation in observations:
+        if predicted is not None and observation.stamp not in predicted:
+            history.add_distant(observation)
+            continue
+        history.add(observation)
+        first = min(first, observation.stamp)
+        window = history.window()
+        if window is not None and contract.history_stamps(observation.stamp)[0] >= first:
+            yield window
+
+
+def stamps_of_windows(contract: Contract, stamps: Iterable[int], predicted: Collection[int], whole: bool) -> dict[int, Window]:
+    """:func:`windows` where only the observations' stamps are known; by the newest stamp."""
+    bare = (Observation(stamp, {}, {}, np.zeros(0)) for stamp in stamps)
+    return {w[-1].stamp: tuple(o.stamp for o in w) for w in windows(contract, bare, predicted, whole)}
+
+
+def contract_of(bag: Path, task: str) -> Contract:
+    """The contract that a bag was recorded under; that of ``task`` when its recorder noted none."""
+    noted = read_metadata(bag).get("contract")
+    return task_contract(task) if noted is None else Contract.from_dict(noted)
+
+
+def read_recording(bag: Path, contract: Contract, transport: str | None = None) -> Recording:
+    """What a bag holds besides cameras and robot. Of cameras recorded both raw and compressed, ``transport`` says which to take.
+
+    Raises:
+        BagError: the bag cannot be read.
+        ContractError: it holds what the contract forbids.
+    """
+    outputs, targets = Outputs(contract), Targets()
+    for topic, stamp, message in read_bag(bag, [*outputs.topics, TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC]):
+        if topic in (TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC):
+            targets.add(topic, stamp, message, contract)
+        else:
+            outputs.add(topic, message)
+    return Recording(outputs, targets, transport or _transport(bag, contract))
+
+
+def _transport(bag: Path, contract: Contract) -> str:
+    """``raw`` when the bag has a camera's raw images, else ``compressed``."""
+    raw = [camera.topic for camera in contract.cameras.values()]
+    return "raw" if next(read_bag(bag, raw), None) else "compressed"
+
+
+def source_topics(contract: Contract, transport: str) -> dict[str, str]:
+    """Topics that observation_node listens to, with their types."""
+    suffix, kind = ("", "Image") if transport == "raw" else ("/compressed", "CompressedImage")
+    topics = {f"{camera.topic}{suffix}": f"sensor_msgs/msg/{kind}" for camera in contract.cameras.values()}
+    topics |= {contract.joint_states_topic: "sensor_msgs/msg/JointState", contract.pose_topic: "geometry_msgs/msg/PoseStamped"}
+    return topics
+
+
+def observe(bag: Path, contract: Contract, transport: str, dropped: Counter[str]) -> Iterator[Observation]:
+    """The sets of a bag, as observation_node makes them. ``dropped`` counts, by reason, what did not become part of one."""
+    assembler = ObservationAssembler(contract)
+    for topic, _, message in read_bag(bag, source_topics(contract, transport)):
+        try:
+            feed(assembler, topic, message)
+            yield from assembler.pop()
+        except ContractError as error:
+            dropped[str(error)] += 1
+    dropped.update(assembler.dropped)
+
+
+def replay_offline(bag: Path, recording: Recording, predictor: Any) -> Replayed:
+    """Play a bag through the code of both nodes, without ROS.
+
+    ``predictor`` as of ``policy.inference``. The policy predicts where it did live, from those sets that it got live; in a
+    recording without chunks, from every set.
+    """
+    contract, outputs = recording.outputs.contract, recording.outputs
+    sets: dict[int, Set] = {}
+    dropped: Counter[str] = Counter()
+
+    def seen() -> Iterator[Observation]:
+        for observation in observe(bag, contract, recording.transport, dropped):
+            sets[observation.stamp] = digests(observation)
+            if observation.stamp in outputs.sets or not outputs.sets:
+                yield observation
+
+    chunks: dict[int, ActionChunk] = {}
+    of: dict[int, Window] = {}
+    for window in windows(contract, seen(), outputs.chunks or None, whole=not outputs.chunks):
+        stamp = window[-1].stamp
+        try:
+            chunks[stamp] = ActionChunk.from_actions(contract, stamp, predictor.predict([window])[0])
+        except ContractError:
+            dropped["chunk against the contract"] += 1  # not published live, either
+            continue
+        of[stamp] = tuple(o.stamp for o in window)
+    return Replayed(sets, chunks, of, dropped)
