@@ -77,7 +77,7 @@ def cameras_swapped(monkeypatch):
                 return feed(assembler, CONTRACT.cameras[other].topic, message)
         return feed(assembler, topic, message)
 
-    monkeypatch.setattr("onedp_ros.evaluation.replay.feed", swapped)
+    monkeypatch.setattr("onedp_ros.evaluation.replayed.feed", swapped)
 
 
 def colours_swapped(monkeypatch):
