@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +198,12 @@ def graph_environment(environment: Mapping[str, str]) -> dict[str, str]:
     if "FASTRTPS_DEFAULT_PROFILES_FILE" in environment or "FASTDDS_DEFAULT_PROFILES_FILE" in environment:
         return {}
     return {"FASTRTPS_DEFAULT_PROFILES_FILE": str(resource("config", "dds", "shared_memory.xml"))}
+
+
+def free_domain() -> int:
+    """A ROS domain that nobody on this machine is in."""
+    for domain in random.SystemRandom().sample(range(1, 100), 99):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            probe.bind(("", 7400 + 250 * domain + 10))  # the port of a domain's first participant
+            return domain
+    raise RuntimeError("all ROS domains from 1 to 99 are in use on this machine")

@@ -14,7 +14,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, Normalizer, Observation
-from onedp_ros.graph import graph_environment
+from onedp_ros.graph import free_domain, graph_environment
 from onedp_ros.resources import task_contract
 
 PRECISIONS = ("avx512_bf16", "amx_bf16", "avx512f", "avx2")  # of the processor's flags, what decides speed
@@ -105,7 +105,7 @@ def frames(seconds: float = 5.0, width: int = 640, height: int = 480, rate: floa
     for name, profile in (("default", {}), ("shared memory", graph_environment({}))):
         environment = {k: v for k, v in os.environ.items() if "DEFAULT_PROFILES_FILE" not in k} | profile
         # a domain of its own: nobody else's cameras, and nobody is disturbed
-        environment |= {"ROS_DOMAIN_ID": str(60 + os.getpid() % 40), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+        environment |= {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
         source = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [environment.get("PYTHONPATH")])])
         command = [sys.executable, "-m", "onedp_ros.nodes.frame_load"]
@@ -163,36 +163,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-frames", action="store_true", help="leave out the frames over DDS")
     parser.add_argument("--servo", action="store_true", help="the arm's 1 kHz loop instead, against the fake robot")
     parser.add_argument("--robot-ip", default="", help="with --servo: a real robot, which MOVES")
-    parser.add_argument("--seconds", type=float, default=20.0, help="with --servo: of each row, 60 at most (default 20)")
+    parser.add_argument("--recorder", action="store_true", help="the recorder instead, with two noisy cameras")
+    parser.add_argument("--out", type=Path, default=Path(), help="with --recorder: a folder on the disk that is to be tried (here)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the recorder, or of each row of the servo, 60 at most")
     parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside it")
     args = parser.parse_args(argv)
     if args.servo:
-        return _servo(args.seconds, args.robot_ip, args.json)
+        return _tell(*_servo(args.seconds, args.robot_ip), args.json)
+    if args.recorder:
+        return _tell(*_recorder(args.seconds, args.out), args.json)
     networks = ["paper", "compact"] if args.network == "both" else [args.network]
-    result = run(networks, args.repeats, args.threads, not args.no_frames)
-    print("\n" + table(result))
-    if args.json:
-        from onedp_ros.evaluation.figures import plot_bench
-
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        plot_bench(result, args.json.with_suffix(".png"))
-        print(f"written {args.json} and {args.json.with_suffix('.png')}")
-    return 0
+    return _tell(*_inference(networks, args.repeats, args.threads, not args.no_frames), args.json)
 
 
-def _servo(seconds: float, address: str, json_path: Path | None) -> int:
+Outcome = tuple[dict[str, Any], str, Callable[[dict[str, Any], Path], None]]  # figures, a table, and what draws them
+
+
+def _inference(networks: Sequence[str], repeats: int, threads: int, dds: bool) -> Outcome:
+    from onedp_ros.evaluation.figures import plot_bench
+
+    result = run(networks, repeats, threads, dds)
+    return result, table(result), plot_bench
+
+
+def _servo(seconds: float, address: str) -> Outcome:
     from onedp_ros.evaluation import servo
     from onedp_ros.evaluation.figures import plot_servo
 
     result = servo.run(min(seconds, 60.0), address, enforce=bool(address))
-    if json_path:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        plot_servo(result, json_path.with_suffix(".png"))
-    print("\n" + servo.table(result))
-    if json_path:
-        print(f"written {json_path} and {json_path.with_suffix('.png')}")
+    return result, servo.table(result), plot_servo
+
+
+def _recorder(seconds: float, folder: Path) -> Outcome:
+    from onedp_ros.evaluation import recorder
+    from onedp_ros.evaluation.figures import plot_recorder
+
+    result = recorder.run(seconds, folder)
+    return result, recorder.table(result), plot_recorder
+
+
+def _tell(result: dict[str, Any], text: str, plot: Callable[[dict[str, Any], Path], None], path: Path | None) -> int:
+    print("\n" + text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        plot(result, path.with_suffix(".png"))
+        print(f"written {path} and {path.with_suffix('.png')}")
     return 0
 
 

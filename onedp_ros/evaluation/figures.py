@@ -129,6 +129,19 @@ def plot_servo(result: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_recorder(result: Mapping[str, Any], path: Path) -> None:
+    """Of ``onedp bench --recorder``: the share of a core that the recorder took, and what waited for the disk."""
+    at, used, waiting = np.array(result["looks"]).T
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
+    top.step(at[1:], 100 * np.diff(used) / np.diff(at), color="tab:blue")
+    top.set(ylabel="% of a core", ylim=(0, None))
+    top.set_title(f"{sum(t['recorded'] for t in result['topics'].values())} messages recorded, {result['lost']} lost", fontsize=10)
+    bottom.step(at, waiting, color="tab:orange")
+    bottom.set(ylabel="MB waiting", xlabel="time (s)", ylim=(0, None))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
 def plot_contact_sheet(frames: Mapping[str, Sequence[tuple[float, NDArray[np.uint8]]]], title: str, path: Path) -> None:
     """A row a camera, moments of a recording side by side. ``frames``: by camera (time s, (H, W, 3) uint8 RGB), as many of each."""
     columns = len(next(iter(frames.values())))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
-import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import rclpy
 
 from onedp_ros.evaluation.replayed import Outputs, Recording, Replayed, stamps_of_windows
-from onedp_ros.graph import NodeProcess, graph_environment, task_graph
+from onedp_ros.graph import NodeProcess, free_domain, graph_environment, task_graph
 from onedp_ros.nodes.player_node import PlayerNode
 from onedp_ros.runner import Supervisor
 
@@ -64,12 +61,3 @@ def replay_in_graph(
     # In real time the policy may pass over the first sets, of which it then keeps none.
     of = stamps_of_windows(contract, sorted(outputs.sets), outputs.chunks, whole=not real_time)
     return Replayed(outputs.sets, outputs.chunks, of, {"sets without a chunk in time": player.late})
-
-
-def free_domain() -> int:
-    """A ROS domain that nobody on this machine is in."""
-    for domain in random.SystemRandom().sample(range(1, 100), 99):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-            probe.bind(("", 7400 + 250 * domain + 10))  # the port of a domain's first participant
-            return domain
-    raise RuntimeError("all ROS domains from 1 to 99 are in use on this machine")

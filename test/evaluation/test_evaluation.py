@@ -1,14 +1,17 @@
 """Evaluation in the twin and the figures around it."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from onedp_ros.contract import Normalizer, Observation, encode_action
-from onedp_ros.evaluation import bench
+from onedp_ros.evaluation import bench, recorder
+from onedp_ros.evaluation.figures import plot_recorder
 from onedp_ros.evaluation.rollout import evaluate, main, rollout, wilson
 from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
@@ -120,3 +123,27 @@ def test_bench_rows_take_turns_and_count_evaluations() -> None:
 def test_frames_arrive_with_the_shared_memory_profile() -> None:
     rows = {r["profile"]: r for r in bench.frames(seconds=0.5, width=160, height=120)}
     assert rows["shared memory"]["received"] == rows["shared memory"]["sent"] == 60
+
+
+def test_the_recorders_bench_counts_what_is_not_in_the_bag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read_bag, camera = recorder.read_bag, CONTRACT.cameras["front"].topic
+
+    def without_one_frame(bag: Path) -> Iterator[Any]:
+        frames = 0
+        for topic, stamp, message in read_bag(bag):
+            frames += topic == camera
+            if topic != camera or frames != 20:
+                yield topic, stamp, message
+
+    monkeypatch.setattr(recorder, "read_bag", without_one_frame)
+    for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # whatever becomes of them is undone afterwards
+        monkeypatch.delenv(name)
+    result = recorder.run(1.5, tmp_path)
+    assert {topic for topic, counts in result["topics"].items() if counts["lost"]} == {camera}
+    assert result["lost"] == result["topics"][camera]["lost"] == 1
+    assert result["topics"][camera]["recorded"] > 20
+    assert result["core_percent"] > 0
+    assert f"{camera}" in recorder.table(result)
+    plot_recorder(result, tmp_path / "recorder.png")
+    assert list(tmp_path.iterdir()) == [tmp_path / "recorder.png"]  # the bag is gone

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import socket
 import threading
 import time
 from collections import defaultdict
@@ -30,6 +28,7 @@ from sensor_msgs.msg import Image, JointState
 
 from onedp_ros.contract import NANOSECONDS, Normalizer
 from onedp_ros.geometry import gripper_down
+from onedp_ros.graph import free_domain
 from onedp_ros.nodes.executor import LeanExecutor
 from onedp_ros.nodes.messages import header, image_message, pose_message
 from onedp_ros.policy.checkpoint import save_policy
@@ -39,18 +38,6 @@ from onedp_ros.resources import task_contract
 
 MS = 1_000_000
 ROTATION = np.array([1, 0, 0, 0, -1, 0], dtype=np.float32)
-
-
-def free_domain() -> int:
-    """A ROS domain whose first participant's port nobody has bound."""
-    for domain in random.SystemRandom().sample(range(1, 100), 99):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind(("", 7400 + 250 * domain + 10))
-            except OSError:
-                continue
-        return domain
-    raise RuntimeError("no free ROS domain")
 
 
 class Source:
