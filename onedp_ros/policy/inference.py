@@ -43,15 +43,15 @@ class EngineError(RuntimeError):
 
 
 class Engine(Protocol):
-    """Runs the networks of a policy. Tensors are on ``device``."""
+    """Runs the networks of a policy on one window. Tensors are on ``device``."""
 
     device: torch.device
 
     def encode(self, camera: str, images: Tensor) -> Tensor:
-        """Images uint8 (B, H, W, 3), of the contract's size -> features (B, 64)."""
+        """An image, uint8 (1, H, W, 3), of the contract's size -> features (1, 64)."""
 
     def denoise(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
-        """As the U-Net's forward."""
+        """As the U-Net's forward, batch 1."""
 
 
 class TorchEngine:
@@ -68,14 +68,14 @@ class TorchEngine:
 
 
 class CudaEngine:
-    """PyTorch on a GPU, each network recorded once per batch size as a CUDA graph: at batch 1 launching kernels is what costs."""
+    """PyTorch on a GPU, each network recorded once as a CUDA graph: at batch 1 launching kernels is what costs."""
 
     def __init__(self, policy: Policy) -> None:
         if not torch.cuda.is_available():
             raise EngineError("engine 'cuda' needs an NVIDIA GPU that PyTorch can use; choose 'auto', 'openvino' or 'torch'")
         self.device = torch.device("cuda")
         self.policy = copy.deepcopy(policy).to(self.device)
-        self.graphs: dict[tuple[str, int], tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]] = {}
+        self.graphs: dict[str, tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]] = {}
 
     def encode(self, camera: str, images: Tensor) -> Tensor:
         return self._run(camera, lambda i: self.policy.encode_image(camera, i), images)
@@ -84,8 +84,7 @@ class CudaEngine:
         return self._run("unet", self.policy.unet, sample, step, condition)
 
     def _run(self, name: str, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        key = (name, len(inputs[0]))
-        if key not in self.graphs:
+        if name not in self.graphs:
             buffers = [i.clone() for i in inputs]
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -96,8 +95,8 @@ class CudaEngine:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 output = network(*buffers)
-            self.graphs[key] = (buffers, graph, output)
-        buffers, graph, output = self.graphs[key]
+            self.graphs[name] = (buffers, graph, output)
+        buffers, graph, output = self.graphs[name]
         for buffer, value in zip(buffers, inputs, strict=True):
             buffer.copy_(value)
         graph.replay()
@@ -115,49 +114,39 @@ class OpenVinoEngine:
         except ImportError as error:
             raise EngineError("engine 'openvino' needs the package openvino; 'pip install openvino', or choose 'torch'") from error
         self.device = torch.device("cpu")
-        self._options = {
+        options = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # or it waits for its core while another one is idle
             "SNIPPETS_MODE": "DISABLE",  # generated element-wise kernels: 2026.4 fails on some shapes, or crashes, and gains little
         }
-        self._core, self._shape = openvino.Core(), openvino.PartialShape
-        policy = copy.deepcopy(policy).cpu().eval()
-        networks = _networks(policy)
-        self._models = {n: openvino.convert_model(network, example_input=example) for n, (network, example) in networks.items()}
-        self._shapes = {name: [tuple(e.shape[1:]) for e in example] for name, (_, example) in networks.items()}
-        self._requests: dict[tuple[str, int], Any] = {}
-        for name in self._models:
-            self._request(name, 1)
+        core = openvino.Core()
+        self._requests: dict[str, Any] = {}
+        for name, (network, example) in _networks(copy.deepcopy(policy).cpu().eval()).items():
+            model = openvino.convert_model(network, example_input=example)
+            model.reshape({i: openvino.PartialShape(list(e.shape)) for i, e in zip(model.inputs, example, strict=True)})
+            self._requests[name] = core.compile_model(model, "CPU", options).create_infer_request()
 
     def encode(self, camera: str, images: Tensor) -> Tensor:
-        return torch.cat([self._run(camera, image[None]) for image in images])  # one by one: no second shape to compile
+        return self._run(camera, images)
 
     def denoise(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         return self._run("unet", sample, step, condition)
 
-    def _request(self, name: str, batch: int) -> Any:
-        if (name, batch) not in self._requests:
-            model = self._models[name].clone()
-            shapes = self._shapes[name]
-            model.reshape({i: self._shape([batch, *shape]) for i, shape in zip(model.inputs, shapes, strict=True)})
-            self._requests[name, batch] = self._core.compile_model(model, "CPU", self._options).create_infer_request()
-        return self._requests[name, batch]
-
     def _run(self, name: str, *inputs: Tensor) -> Tensor:
         arrays = [np.ascontiguousarray(i.numpy()) for i in inputs]
-        return torch.from_numpy(self._request(name, len(arrays[0])).infer(arrays, share_inputs=True)[0].copy())
+        return torch.from_numpy(self._requests[name].infer(arrays, share_inputs=True)[0].copy())
 
 
 def _networks(policy: Policy) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     """U-Net and encoders by name, with example inputs."""
     c = policy.contract
     condition = c.n_obs_steps * (policy.config.features * len(c.cameras) + c.state_dim)
-    example = (torch.zeros(2, c.horizon, c.action_dim), torch.zeros(2, dtype=torch.int64), torch.zeros(2, condition))
+    example = (torch.zeros(1, c.horizon, c.action_dim), torch.zeros(1, dtype=torch.int64), torch.zeros(1, condition))
     networks: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"unet": (policy.unet, example)}
     for name, camera in c.cameras.items():
-        networks[name] = (_Encoder(policy, name), (torch.zeros(2, camera.height, camera.width, 3, dtype=torch.uint8),))
+        networks[name] = (_Encoder(policy, name), (torch.zeros(1, camera.height, camera.width, 3, dtype=torch.uint8),))
     return networks
 
 
@@ -325,11 +314,11 @@ def start_engine(name: str, policy: Policy, threads: int) -> Engine:
 def parity(policy: Policy, runner: Engine, windows: int = 4) -> float:
     """Greatest difference of ``runner`` from eager PyTorch, over actions that one evaluation makes of fixed inputs.
 
-    In normalised action units. Batches of one and of several are compared. NaN when either has NaN.
+    In normalised action units. NaN when either has NaN.
     """
 
-    def actions(engine: Engine, first: int, last: int) -> Tensor:
-        part = [i[first:last].to(engine.device) for i in inputs]
+    def actions(engine: Engine, window: int) -> Tensor:
+        part = [i[window : window + 1].to(engine.device) for i in inputs]
         images, state, z = part[:-2], part[-2], part[-1]
         features = [engine.encode(c, i) for c, i in zip(policy.contract.cameras, images, strict=True)]
         repeated = torch.cat(features, -1)[:, None].expand(-1, policy.contract.n_obs_steps, -1)
@@ -338,7 +327,7 @@ def parity(policy: Policy, runner: Engine, windows: int = 4) -> float:
 
     inputs = _example(policy, windows)
     eager = TorchEngine(policy)
-    differences = [(actions(eager, *part) - actions(runner, *part)).abs().max() for part in ((0, 1), (0, windows))]
+    differences = [(actions(eager, i) - actions(runner, i)).abs().max() for i in range(windows)]
     return float(torch.stack(differences).max())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable
@@ -167,6 +168,17 @@ class SteppedCell:
             self._on_state(self.stamp)
 
 
+class Actions(gymnasium.spaces.Box):
+    """Actions within a box. Its samples can be executed: one in a hundred of a plain box holds no rotation."""
+
+    def sample(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
+        while True:
+            action: NDArray[Any] = super().sample(*args, **kwargs)
+            with contextlib.suppress(ContractError):
+                decode_action(action)
+                return action
+
+
 class PnpMilkEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     """``onedp_ros/PnpMilk-v0``: one step is one control step (0.05 s).
 
@@ -189,7 +201,7 @@ class PnpMilkEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         self.observation_space = gymnasium.spaces.Dict(spaces)  # type: ignore[assignment]
         low = np.concatenate([WORKSPACE_LOW, -np.ones(6), [0.0]]).astype(np.float32)
         high = np.concatenate([WORKSPACE_HIGH, np.ones(6), [MAX_OPENING]]).astype(np.float32)
-        self.action_space = gymnasium.spaces.Box(low, high, (len(ACTION_NAMES),), np.float32)
+        self.action_space = Actions(low, high, (len(ACTION_NAMES),), np.float32)  # type: ignore[assignment]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

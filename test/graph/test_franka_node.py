@@ -17,8 +17,6 @@ from onedp_ros.nodes.franka_node import FrankaNode, make_node
 from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.robot.fake_franka import FakeFranka
 
-# A machine without a real-time kernel may stall for longer than the robot forgives; not three times in a row.
-pytestmark = pytest.mark.flaky(reruns=2)
 NODE = "franka_node"
 CONFIGURE, ACTIVATE, DEACTIVATE = 1, 3, 4  # lifecycle_msgs/Transition
 

@@ -13,7 +13,6 @@ from onedp_ros.twin.pnp_milk import BOX
 SEED = 3
 
 
-@pytest.mark.flaky(reruns=2)  # a machine that stalls loses frames
 def test_the_experts_demonstration_goes_through_the_live_recorder_and_converts(tmp_path, monkeypatch, domain, capfd):
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
     arguments = ["pnp_milk", "--device", "expert", "--episodes", "1", "--twin-seed", str(SEED), "--out", str(tmp_path / "bags")]

@@ -19,8 +19,6 @@ from onedp_ros.robot.faults import Fault
 from onedp_ros.robot.franka import Franka
 from onedp_ros.robot.settings import MODES
 
-# A machine without a real-time kernel may stall for longer than the robot forgives; not three times in a row.
-pytestmark = pytest.mark.flaky(reruns=2)
 LIMITS = SafetyLimits.from_yaml(ROBOT_FILE)
 AT_REST = 0.005  # m/s
 

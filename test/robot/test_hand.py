@@ -5,9 +5,6 @@ import time
 import pytest
 from fakes import no_fault, pose_of, sway, until
 
-# A machine without a real-time kernel may stall for longer than the robot forgives; not three times in a row.
-pytestmark = pytest.mark.flaky(reruns=2)
-
 
 def test_the_hand_grasps_and_opens_and_tells_its_width(cell):
     franka = cell.franka()

@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import onedp_ros.twin  # noqa: F401 (registers the environment)
-from onedp_ros.contract import ContractError, Observation, ObservationAssembler, encode_action
+from onedp_ros.contract import ContractError, Observation, ObservationAssembler, decode_action, encode_action
 from onedp_ros.data.bags import read_bag
 from onedp_ros.data.messages import feed
 from onedp_ros.geometry import gripper_down, rotation_angle, tool_yaw
@@ -106,6 +106,13 @@ def test_environment_passes_the_checker() -> None:
     environment.reset(seed=100000)
     assert environment.render().shape == (120, 320, 3)
     environment.close()
+
+
+def test_every_sampled_action_can_be_executed() -> None:
+    space = PnpMilkEnv().action_space
+    space.seed(0)
+    position, _, opening = decode_action(np.stack([space.sample() for _ in range(1000)]))
+    assert np.all(np.ptp(position, axis=0) > 0.3) and np.ptp(opening) > 0.07  # all over the box
 
 
 def test_environment_rewards_the_expert_and_times_out() -> None:
