@@ -27,7 +27,7 @@ RECORD_DEPTH = 60  # messages between two looks: 0.3 s of the robot's states
 SETTLE = 0.6  # s after a reset, so that no observation of the old scene is left
 
 
-class Recording:
+class EpisodeMessages:
     """The messages of one episode by topic as they came, with their arrival (ns): read after the run, to cost little in it."""
 
     def __init__(self, node: Any, task: str) -> None:
@@ -97,7 +97,7 @@ def run(
         from onedp_ros.nodes.watch import GraphWatch
 
         demo = GraphWatch("demo", supervisor.check, keep=True)
-        recording = Recording(demo.node, task)
+        recording = EpisodeMessages(demo.node, task)
         demo.meanwhile = recording.poll
         try:
             print("starting the graph: twin, observation_node, policy_node, action_node", flush=True)
@@ -121,7 +121,7 @@ def run(
 
 
 def _episode(
-    demo: GraphWatch, recording: Recording, episode: int, episodes: int, results: list[dict[str, Any]], max_time: float
+    demo: GraphWatch, recording: EpisodeMessages, episode: int, episodes: int, results: list[dict[str, Any]], max_time: float
 ) -> dict[str, Any]:
     from std_srvs.srv import SetBool, Trigger
 
@@ -194,7 +194,7 @@ def _summary(demo: GraphWatch, begin: dict[str, int], results: list[dict[str, An
     }
 
 
-def _write_pictures(recording: Recording, task: str, summary: dict[str, Any], out: Path) -> None:
+def _write_pictures(recording: EpisodeMessages, task: str, summary: dict[str, Any], out: Path) -> None:
     """``episode.mp4`` and ``timeline.png`` of the recorded episode."""
     from rclpy.serialization import deserialize_message
 

@@ -28,7 +28,7 @@ from onedp_ros.contract import (
     encode_action,
 )
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, read_bag
-from onedp_ros.data.messages import feed, pose_arrays
+from onedp_ros.data.messages import bare_name, feed, pose_arrays
 from onedp_ros.geometry import slerp
 
 TARGET_MAX_AGE = 0.25  # s without a new target pose before a recording counts as not commanded
@@ -179,21 +179,15 @@ def read_episodes(bag: str | Path, contract: Contract) -> tuple[list[Episode], C
             observations += assembler.pop()
         else:
             continue
-        seen.add(topic.removesuffix("/compressed"))
+        seen.add(bare_name(topic))
 
     dropped = Counter(assembler.dropped)
     kept = [o for o in observations if targets.hold(o.stamp)]
     if len(kept) < len(observations):
         dropped["no target at the stamp"] += len(observations) - len(kept)
     if not kept:
-        wanted = {c.topic.lstrip("/").removesuffix("/compressed") for c in contract.cameras.values()}
-        wanted |= {
-            contract.joint_states_topic.lstrip("/"),
-            contract.pose_topic.lstrip("/"),
-            TARGET_POSE_TOPIC,
-            GRIPPER_TARGET_TOPIC,
-        }
-        missing = sorted(wanted - seen)
+        sources = [*(c.topic for c in contract.cameras.values()), contract.joint_states_topic, contract.pose_topic]
+        missing = sorted({*map(bare_name, sources), TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC} - seen)
         reason = f"it lacks the topics {missing}" if missing else f"nothing fits together: {dict(dropped)}"
         raise BagError(f"{bag} holds no complete step; {reason}")
 

@@ -5,6 +5,7 @@ Messages are used by their fields alone, so those of rclpy and those of rosbags 
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import cv2
@@ -18,11 +19,34 @@ from onedp_ros.ros_standins import CvBridge, CvBridgeError
 CHUNK_JOINTS = ["end_effector", "gripper"]
 
 _BRIDGE = CvBridge()
+_STAMP_AT = 4  # bytes of a serialized message before its header's stamp
+
+
+def bare_name(topic: str) -> str:
+    """A topic as contracts name it: without leading "/" and "/compressed"."""
+    return topic.lstrip("/").removesuffix("/compressed")
 
 
 def stamp_ns(message: Any) -> int:
     """Header stamp of a message, ns."""
     return int(message.header.stamp.sec) * NANOSECONDS + int(message.header.stamp.nanosec)
+
+
+def header_stamp(data: bytes) -> int:
+    """:func:`stamp_ns` of a serialized message (CDR) that begins with a header."""
+    seconds, nanoseconds = struct.unpack_from(_stamp(data), data, _STAMP_AT)
+    return int(seconds) * NANOSECONDS + int(nanoseconds)
+
+
+def restamped(data: bytes, stamp: int) -> bytes:
+    """Such a message under another stamp (ns)."""
+    changed = bytearray(data)
+    struct.pack_into(_stamp(data), changed, _STAMP_AT, *divmod(stamp, NANOSECONDS))
+    return bytes(changed)
+
+
+def _stamp(data: bytes) -> str:
+    return "<iI" if data[1] & 1 else ">iI"
 
 
 def decode_image(message: Any, topic: str) -> NDArray[np.uint8]:
@@ -50,10 +74,10 @@ def feed(assembler: ObservationAssembler, topic: str, message: Any) -> bool:
         ContractError: a message that the contract forbids, such as a wrong encoding or missing joints.
     """
     contract = assembler.contract
-    topic = topic.lstrip("/").removesuffix("/compressed")
-    if topic == contract.joint_states_topic.lstrip("/"):
+    topic = bare_name(topic)
+    if topic == bare_name(contract.joint_states_topic):
         assembler.add_joints(stamp_ns(message), list(message.name), message.position)
-    elif topic == contract.pose_topic.lstrip("/"):
+    elif topic == bare_name(contract.pose_topic):
         if message.header.frame_id != contract.base_frame:
             raise ContractError(
                 f"{contract.pose_topic} is in frame '{message.header.frame_id}', expected '{contract.base_frame}'; "
@@ -62,7 +86,7 @@ def feed(assembler: ObservationAssembler, topic: str, message: Any) -> bool:
         assembler.add_pose(stamp_ns(message), *pose_arrays(message.pose))
     else:
         for name, camera in contract.cameras.items():
-            if topic == camera.topic.lstrip("/").removesuffix("/compressed"):
+            if topic == bare_name(camera.topic):
                 assembler.add_image(name, stamp_ns(message), decode_image(message, camera.topic))
                 return True
         return False

@@ -8,7 +8,6 @@ import math
 import queue
 import re
 import statistics
-import struct
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Any
 
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.bag_writer import CHUNK_TIME, BagWriter
+from onedp_ros.data.messages import header_stamp
 from onedp_ros.data.timing import StreamTiming
 
 SILENCE = 0.3  # s without a message after which a topic counts as silent
@@ -27,12 +27,6 @@ RECENT = 20  # stamps that the present rate is taken of
 QUEUE_BYTES = 256 * 2**20  # waiting to be written; what would exceed that is lost and told
 
 Message = tuple[int, str, bytes]  # arrival (ns), topic, serialized message
-
-
-def header_stamp(data: bytes) -> int:
-    """Stamp (ns) of a serialized message (CDR) that begins with a header."""
-    seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
-    return int(seconds) * NANOSECONDS + int(nanoseconds)
 
 
 def next_episode(folder: Path) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from onedp_ros.contract import Contract, ContractError
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, PARTIAL, TARGET_POSE_TOPIC, BagError, read_bag
-from onedp_ros.data.messages import decode_image, pose_arrays
+from onedp_ros.data.messages import bare_name, decode_image, pose_arrays
 from onedp_ros.data.timing import StreamTiming
 from onedp_ros.geometry import quaternion_to_matrix
 
@@ -138,11 +138,6 @@ def _opening(topic: str, message: Any, contract: Contract | None) -> tuple[str, 
     except (ValueError, IndexError):
         pass  # other joints, or no positions: what the contract says of that is told by the converter
     return None
-
-
-def bare_name(topic: str) -> str:
-    """A topic as contracts name it: without leading "/" and "/compressed"."""
-    return topic.lstrip("/").removesuffix("/compressed")
 
 
 def write_rerun(bag: Path, contract: Contract | None, path: Path) -> None:

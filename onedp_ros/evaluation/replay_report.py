@@ -17,7 +17,7 @@ from onedp_ros.contract import (
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError
 from onedp_ros.data.episodes import Targets
-from onedp_ros.evaluation.replayed import CHUNK_TOPIC, Recording, Replayed, Set, stamps_of_windows
+from onedp_ros.evaluation.replayed import CHUNK_TOPIC, Recorded, Replayed, Set, stamps_of_windows
 from onedp_ros.geometry import rotation_angle
 
 TOLD = 20  # sets that differ, of which it is told how
@@ -78,7 +78,7 @@ def compare_sets(recorded: Mapping[int, Set], replayed: Mapping[int, Set]) -> tu
 
 
 def compare_chunks(
-    recording: Recording, replayed: Replayed, apart: Collection[int]
+    recording: Recorded, replayed: Replayed, apart: Collection[int]
 ) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
     """Recorded chunks against those that the replay made of the same windows, without the sets ``apart``; differences by stamp."""
     recorded, contract = recording.outputs.chunks, recording.outputs.contract
@@ -98,7 +98,7 @@ def compare_chunks(
     }, found
 
 
-def compare_commands(recording: Recording, replayed: Replayed) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
+def compare_commands(recording: Recorded, replayed: Replayed) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
     """Chunks against what was commanded, and the differences by stamp."""
     contract = recording.outputs.contract
     found = {s: from_commands(contract, chunk, recording.targets) for s, chunk in sorted(replayed.chunks.items())}
@@ -119,7 +119,7 @@ def statistics(found: Mapping[int, NDArray[np.float64]]) -> dict[str, Any]:
 
 
 def compare(
-    recording: Recording, replayed: Replayed, reference: Mapping[int, Set]
+    recording: Recorded, replayed: Replayed, reference: Mapping[int, Set]
 ) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
     """The whole report, sets against those of ``reference``, and the differences of actions by stamp.
 
@@ -170,7 +170,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def plot(
-    recording: Recording, replayed: Replayed, found: Mapping[int, NDArray[np.float64]], report: Mapping[str, Any], path: Path
+    recording: Recorded, replayed: Replayed, found: Mapping[int, NDArray[np.float64]], report: Mapping[str, Any], path: Path
 ) -> None:
     """The action for now of each chunk over time, replayed and recorded, and how far chunks differ."""
     import matplotlib

@@ -70,7 +70,7 @@ class Outputs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recording:
+class Recorded:
     """Of a bag: what the nodes had published, if anything, and what was commanded."""
 
     outputs: Outputs
@@ -126,7 +126,7 @@ def contract_of(bag: Path, task: str) -> Contract:
     return task_contract(task) if noted is None else Contract.from_dict(noted)
 
 
-def read_recording(bag: Path, contract: Contract, transport: str | None = None) -> Recording:
+def read_recording(bag: Path, contract: Contract, transport: str | None = None) -> Recorded:
     """What a bag holds besides cameras and robot. Of cameras recorded both raw and compressed, ``transport`` says which to take.
 
     Raises:
@@ -139,7 +139,7 @@ def read_recording(bag: Path, contract: Contract, transport: str | None = None) 
             targets.add(topic, stamp, message, contract)
         else:
             outputs.add(topic, message)
-    return Recording(outputs, targets, transport or _transport(bag, contract))
+    return Recorded(outputs, targets, transport or _transport(bag, contract))
 
 
 def _transport(bag: Path, contract: Contract) -> str:
@@ -168,7 +168,7 @@ def observe(bag: Path, contract: Contract, transport: str, dropped: Counter[str]
     dropped.update(assembler.dropped)
 
 
-def replay_offline(bag: Path, recording: Recording, predictor: Any) -> Replayed:
+def replay_offline(bag: Path, recording: Recorded, predictor: Any) -> Replayed:
     """Play a bag through the code of both nodes, without ROS.
 
     ``predictor`` as of ``policy.inference``. The policy predicts where it did live, from those sets that it got live; in a

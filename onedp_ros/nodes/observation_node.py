@@ -16,13 +16,13 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import Image, JointState
 
 from onedp_ros.contract import NANOSECONDS, ContractError, Observation, ObservationAssembler
 from onedp_ros.data.messages import feed, stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import image_message, state_message
-from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
 
@@ -36,9 +36,7 @@ class ObservationNode(Node):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("observation_node", **kwargs)
         self.contract = declare_contract(self)
-        transport = declare(self, "image_transport", "raw", "How the cameras publish: raw, or compressed (topic/compressed)")
-        if transport not in ("raw", "compressed"):
-            raise ValueError(f"image_transport is '{transport}', expected raw or compressed")
+        kind, self._cameras = declare_cameras(self, self.contract)
         self._timeout = declare(self, "timeout", 0.5, "Silence after which a topic counts as stopped, s", 0.05, 10.0)
         self._tolerance = declare(self, "future_tolerance", 0.05, "How far a stamp may lie ahead of this clock, s", 0.0, 1.0)
 
@@ -56,11 +54,7 @@ class ObservationNode(Node):
             for name in self.contract.cameras
         }
         self._state_publisher = self.create_publisher(JointState, "observation/state", qos_profile_sensor_data)
-        self._cameras = {}
-        for name, camera in self.contract.cameras.items():
-            topic = camera.topic if transport == "raw" else f"{camera.topic}/compressed"
-            self._cameras[name] = topic
-            kind = Image if transport == "raw" else CompressedImage
+        for topic in self._cameras.values():
             self.create_subscription(kind, topic, functools.partial(self._on_frame, topic), qos_profile_sensor_data)
         self._robot = []
         for kind, topic in ((JointState, self.contract.joint_states_topic), (PoseStamped, self.contract.pose_topic)):

@@ -6,6 +6,7 @@ from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+from sensor_msgs.msg import CompressedImage, Image
 
 from onedp_ros.contract import Contract
 from onedp_ros.resources import task_contract
@@ -26,3 +27,16 @@ def declare_contract(node: Node) -> Contract:
     """Declare ``task`` and read its contract."""
     task = declare(node, "task", "pnp_milk", "Task: the name of a file in config/tasks, or the path of a task file")
     return Contract.from_yaml(task) if task.endswith((".yaml", ".yml")) else task_contract(task)
+
+
+def declare_cameras(node: Node, contract: Contract) -> tuple[Any, dict[str, str]]:
+    """Declare ``image_transport`` and read from it the type of the cameras' messages, and their topics by the cameras' names.
+
+    Raises:
+        ValueError: neither raw nor compressed.
+    """
+    transport = declare(node, "image_transport", "raw", "How the cameras publish: raw, or compressed (topic/compressed)")
+    if transport not in ("raw", "compressed"):
+        raise ValueError(f"image_transport is '{transport}', expected raw or compressed")
+    kind, suffix = (Image, "") if transport == "raw" else (CompressedImage, "/compressed")
+    return kind, {name: camera.topic + suffix for name, camera in contract.cameras.items()}

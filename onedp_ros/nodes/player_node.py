@@ -7,7 +7,6 @@ with the first messages under stamps of later.
 
 from __future__ import annotations
 
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,13 +23,13 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader, ReaderError
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros.contract import NANOSECONDS, ContractError, ObservationAssembler
 from onedp_ros.data.bags import BagError
-from onedp_ros.data.messages import feed, stamp_ns
-from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.data.messages import feed, restamped, stamp_ns
+from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
 
 DEPTH = 100  # messages in a queue
@@ -39,13 +38,6 @@ TRY_PERIOD = 0.2  # s that a try of the connections gets
 TRIES_AFTER = 100 * NANOSECONDS  # ns after the recording's end: when the clock goes back that far, everything begins anew
 AROUND = 5_000_000  # ns of the robot's states before and after a try's frames
 QUIET = 1.0  # s without a chunk after which a recording played in real time is over
-
-
-def restamped(data: bytes, stamp: int) -> bytes:
-    """A serialized message (CDR) that begins with a header, under another stamp (ns)."""
-    changed = bytearray(data)
-    struct.pack_into("<iI" if data[1] & 1 else ">iI", changed, 4, *divmod(stamp, NANOSECONDS))
-    return bytes(changed)
 
 
 class PlayerNode(Node):
@@ -72,13 +64,12 @@ class PlayerNode(Node):
         self._sink, self._check = sink, check
         self.contract = declare_contract(self)
         self._bag = Path(declare(self, "bag", "", "Bag to play"))
-        transport = declare(self, "image_transport", "raw", "What of the cameras is played: raw or compressed")
+        kind, cameras = declare_cameras(self, self.contract)
         self._real_time = declare(self, "real_time", False, "As fast as it was, instead of waiting for the policy")
         self._timeout = declare(self, "timeout", 10.0, "How long a set's chunk is waited for, s", 0.1, 600.0)
         self._start_time = declare(self, "start_time", 120.0, "How long the nodes are waited for, s", 1.0, 3600.0)
 
-        suffix, kind = ("", Image) if transport == "raw" else ("/compressed", CompressedImage)
-        self._cameras = [f"{camera.topic}{suffix}" for camera in self.contract.cameras.values()]
+        self._cameras = list(cameras.values())
         self._robot = {self.contract.joint_states_topic: JointState, self.contract.pose_topic: PoseStamped}
         self._kinds: dict[str, Any] = {**dict.fromkeys(self._cameras, kind), **self._robot}
         self.late = 0

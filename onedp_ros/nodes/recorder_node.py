@@ -19,7 +19,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
 from onedp_ros.contract import NANOSECONDS
@@ -28,7 +28,7 @@ from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagErro
 from onedp_ros.data.episodes import TARGET_MAX_AGE
 from onedp_ros.data.recording import Recording, Watch, next_episode
 from onedp_ros.nodes.diagnostics import Diagnostics, Report, worst
-from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
 
@@ -47,12 +47,10 @@ class RecorderNode(Node):
         self._robot = declare(self, "robot", "franka", "Name of the robot, noted with the episodes")
         self._operator = declare(self, "operator", "", "Name of the operator, noted with the episodes")
         out = declare(self, "out", "", "Folder of bags; default: out/<task>/bags")
-        transport = declare(self, "image_transport", "raw", "What of the cameras is recorded: raw, or compressed, as it came")
+        image, cameras = declare_cameras(self, self.contract)
         extra = declare(self, "extra_topics", [""], "Further topics to record, such as action/chunk")
         self._least = declare(self, "min_free_gb", 5.0, "Free disk below which no recording starts, GB", 0.0, 1e6)
         self._autostart = declare(self, "autostart", False, "Start an episode as soon as all that the task needs comes")
-        if transport not in ("raw", "compressed"):
-            raise ValueError(f"image_transport is '{transport}', expected raw or compressed")
         self._out = Path(out or Path("out") / self.contract.task / "bags")
         self._out.mkdir(parents=True, exist_ok=True)
 
@@ -60,12 +58,9 @@ class RecorderNode(Node):
         self._watches: dict[str, Watch] = {}
         self._types: dict[str, str] = {}
         rate, gap = self.contract.control_hz, 1.5 * self.contract.dt  # longer gaps leave a step without its observation
-        for camera in self.contract.cameras.values():
-            if transport == "raw":
-                self._subscribe(Image, Watch(camera.topic, rate, gap, optional=False), CAMERA_DEPTH)
-            else:
-                self._subscribe(CompressedImage, Watch(f"{camera.topic}/compressed", rate, gap, optional=False), CAMERA_DEPTH)
-        self._cameras = list(self._watches)
+        self._cameras = list(cameras.values())
+        for topic in self._cameras:
+            self._subscribe(image, Watch(topic, rate, gap, optional=False), CAMERA_DEPTH)
         self._subscribe(JointState, Watch(self.contract.joint_states_topic, rate, gap, optional=False), DEPTH)
         self._subscribe(PoseStamped, Watch(self.contract.pose_topic, rate, gap, optional=False), DEPTH)
         # The operator may take some time; an opening that is given once lasts.

@@ -9,7 +9,7 @@ from typing import Any
 
 import rclpy
 
-from onedp_ros.evaluation.replayed import Outputs, Recording, Replayed, stamps_of_windows
+from onedp_ros.evaluation.replayed import Outputs, Recorded, Replayed, stamps_of_windows
 from onedp_ros.graph import NodeProcess, free_domain, graph_environment, task_graph
 from onedp_ros.nodes.player_node import PlayerNode
 from onedp_ros.runner import Supervisor
@@ -28,7 +28,7 @@ def replay_graph(task: str, *, image_transport: str = "raw", with_action: bool =
 
 
 def replay_in_graph(
-    bag: Path, recording: Recording, *, real_time: bool = False, logs: Path | None = None, **policy: Any
+    bag: Path, recording: Recorded, *, real_time: bool = False, logs: Path | None = None, **policy: Any
 ) -> Replayed:
     """Play a bag through both nodes, as processes in a ROS domain of their own: no arm must follow a recording.
 

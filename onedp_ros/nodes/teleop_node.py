@@ -17,7 +17,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
-from sensor_msgs.msg import CompressedImage, Image, JointState, Joy
+from sensor_msgs.msg import JointState, Joy
 from std_srvs.srv import Trigger
 
 from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
@@ -26,7 +26,7 @@ from onedp_ros.data.messages import decode_image, pose_arrays, stamp_ns
 from onedp_ros.graph import DEVICES
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import header, pose_message
-from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
 from onedp_ros.resources import resource
@@ -56,10 +56,8 @@ class TeleopNode(Node):
         file = declare(self, "teleop", "", "Path of a file such as config/teleop.yaml; empty: that one")
         self._host = declare(self, "host", "127.0.0.1", "Address that phones reach; 0.0.0.0: every address of this machine")
         self._port = declare(self, "port", 8443, "Port that phones reach", 1, 65535)
-        transport = declare(self, "image_transport", "raw", "How the cameras publish: raw, or compressed (topic/compressed)")
+        image, cameras = declare_cameras(self, self.contract)
         recorder = declare(self, "recorder", "recorder_node", "Name of the recorder's node, for the buttons that record")
-        if transport not in ("raw", "compressed"):
-            raise ValueError(f"image_transport is '{transport}', expected raw or compressed")
         file = file or str(resource("config", "teleop.yaml"))
         given = {
             name: declare(self, name, list(value) if isinstance(value, tuple) else value, f"See {file}")
@@ -88,11 +86,8 @@ class TeleopNode(Node):
         self._recorder_clients = {event: self.create_client(Trigger, f"{recorder}/{event}") for event in RECORDER_EVENTS}
         self.create_service(Trigger, "~/home", self._on_home)
         if hasattr(self._device, "show_frame"):
-            kind_of_image = Image if transport == "raw" else CompressedImage
-            suffix = "" if transport == "raw" else "/compressed"
             self._previews = [
-                PolledSubscriber(self, kind_of_image, camera.topic + suffix, 1, functools.partial(self._on_frame, name))
-                for name, camera in self.contract.cameras.items()
+                PolledSubscriber(self, image, topic, 1, functools.partial(self._on_frame, name)) for name, topic in cameras.items()
             ]
             self.create_timer(1.0 / PREVIEW_RATE, self._show_frames)
         self.create_timer(1.0 / RATE, self._step)

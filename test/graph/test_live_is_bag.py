@@ -22,7 +22,7 @@ from onedp_ros import contract as contract_module
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data import messages as data_messages
 from onedp_ros.data.bags import BagError
-from onedp_ros.data.messages import stamp_ns
+from onedp_ros.data.messages import restamped, stamp_ns
 from onedp_ros.evaluation.replay import main
 from onedp_ros.evaluation.replay_report import compare, equal
 from onedp_ros.evaluation.replayed import Outputs, read_recording, replay_offline, stamps_of_windows
@@ -30,7 +30,7 @@ from onedp_ros.geometry import gripper_down
 from onedp_ros.graph import graph_environment
 from onedp_ros.nodes.messages import header, image_message, pose_message
 from onedp_ros.nodes.observation_node import ObservationNode
-from onedp_ros.nodes.player_node import PlayerNode, restamped
+from onedp_ros.nodes.player_node import PlayerNode
 from onedp_ros.nodes.policy_node import PolicyNode
 from onedp_ros.nodes.recorder_node import RecorderNode
 from onedp_ros.nodes.replay_graph import replay_in_graph

@@ -27,8 +27,8 @@ from onedp_ros.data import bag_writer, recording
 from onedp_ros.data.bag_writer import BagWriter
 from onedp_ros.data.bags import find_bags, read_bag, read_metadata
 from onedp_ros.data.episodes import read_episodes
-from onedp_ros.data.messages import stamp_ns
-from onedp_ros.data.recording import Recording, Watch, header_stamp, next_episode
+from onedp_ros.data.messages import header_stamp, stamp_ns
+from onedp_ros.data.recording import Recording, Watch, next_episode
 from onedp_ros.geometry import gripper_down
 from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.nodes.recorder_node import RecorderNode
