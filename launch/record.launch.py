@@ -1,21 +1,19 @@
 """Demonstrations: ros2 launch onedp_ros record.launch.py task:=pnp_milk robot:=franka device:=phone host:=0.0.0.0"""
 
 from launch import LaunchDescription
-from onedp_ros.graph import DEVICES, ROBOTS, record_graph
-from onedp_ros.launching import FRANKA, description, franka_parameters
+from onedp_ros.graph import DEVICES, record_graph
+from onedp_ros.launching import ROBOT, description, robot_arguments
 
 ARGUMENTS = {
-    "task": ("pnp_milk", "name of a file in config/tasks"),
-    "robot": ("twin", f"one of {', '.join(ROBOTS)}"),
+    "task": ("pnp_milk", "name of a file in config/tasks, or path of a task file"),
     "device": ("phone", f"what the operator holds, one of {', '.join(DEVICES)}; none: teleop_node is started elsewhere"),
     "teleop": ("", "file of speeds, frame, operator's place …; empty: config/teleop.yaml"),
     "operator": ("", "who demonstrates, noted in the bags"),
     "out": ("", "folder of the bags; empty: out/<task>/bags"),
     "host": ("127.0.0.1", "address where a phone reaches this machine; 0.0.0.0: any"),
     "port": ("8443", "port where a phone reaches this machine"),
-    "image_transport": ("raw", "how the cameras publish: raw or compressed"),
     "twin_seed": ("0", "of the twin's first episode"),
-    **FRANKA,
+    **ROBOT,
 }
 
 
@@ -24,15 +22,13 @@ def generate_launch_description() -> LaunchDescription:
         ARGUMENTS,
         lambda given: record_graph(
             given["task"],
-            robot=given["robot"],
             device=given["device"],
             operator=given["operator"],
             out=given["out"],
             host=given["host"],
             port=int(given["port"]),
             teleop=given["teleop"],
-            image_transport=given["image_transport"],
             twin_seed=int(given["twin_seed"]),
-            franka=franka_parameters(given),
+            **robot_arguments(given),
         ),
     )

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from onedp_ros.resources import resource, task_contract
+from onedp_ros.resources import named_file, resource, task_contract
 from onedp_ros.robot.settings import MODES
 
 ROBOTS = ("twin", "franka", "crisp")
@@ -36,6 +36,9 @@ def task_graph(
     task: str,
     *,
     robot: str = "twin",
+    robot_file: str = "",
+    speed: float = 1.0,
+    image_transport: str = "raw",
     method: str = "onedp_s",
     engine: str = "auto",
     model: str | Path | None = None,
@@ -49,8 +52,11 @@ def task_graph(
     """Everything that runs for a task, in the order of starting.
 
     Args:
-        task: name of a file in ``config/tasks``.
+        task: name of a file in ``config/tasks``, or path of a task file.
         robot: what moves, one of :data:`ROBOTS`.
+        robot_file: name of a file in ``config/robot``, or path of one; default: the robot's own.
+        speed: share of the robot file's speeds.
+        image_transport: raw or compressed, as the cameras publish.
         method: sampler or generator, as of ``onedp evaluate``.
         engine: inference engine.
         model: directory of the policy; default: the released one of the method.
@@ -65,10 +71,12 @@ def task_graph(
         ValueError: an unknown robot, or a Franka without an address.
         FileNotFoundError: no such task, or no released policy for the method.
     """
-    arm = arm_process(task, robot, twin_seed, franka)
+    common = _common(task, robot, robot_file, speed)
+    arm = arm_process(common, robot, twin_seed, franka)
+    task = common["task"]
     if model is None:
         model = released(task, method)
-    file, real = ROBOT_FILES[robot], robot != "twin"
+    real = robot != "twin"
     policy = {
         "task": task,
         "model": str(Path(model).resolve()),
@@ -78,10 +86,11 @@ def task_graph(
         "seed": seed,
         "autostart": True,
     }
-    action = {"task": task, "robot": file, "enabled": not real if enabled is None else enabled}
+    action = {**common, "enabled": not real if enabled is None else enabled}
+    cameras = {"image_transport": image_transport}
     nodes = [
         arm,
-        NodeProcess("observation_node", "observation_node", {"task": task}),
+        NodeProcess("observation_node", "observation_node", {"task": task, **cameras}),
         NodeProcess("policy_node", "policy_node", policy, respawn=real),
         NodeProcess("action_node", "action_node", action),
     ]
@@ -94,6 +103,7 @@ def task_graph(
             "out": str(Path(record).resolve()),
             "extra_topics": [*seen, "observation/state", "action/chunk", "/diagnostics"],
             "autostart": True,
+            **cameras,
         }
         nodes.append(NodeProcess("recorder_node", "recorder_node", recorder))
     return nodes
@@ -103,27 +113,28 @@ def record_graph(
     task: str,
     *,
     robot: str = "twin",
+    robot_file: str = "",
+    speed: float = 1.0,
+    image_transport: str = "raw",
     device: str = "phone",
     operator: str = "",
     out: str | Path = "",
     host: str = "127.0.0.1",
     port: int = 8443,
     teleop: str | Path = "",
-    image_transport: str = "raw",
     twin_seed: int = 0,
     franka: Mapping[str, Any] | None = None,
 ) -> list[NodeProcess]:
     """Everything that runs while demonstrations are recorded, in the order of starting.
 
     Args:
-        task, robot, twin_seed, franka: as of :func:`task_graph`.
+        task, robot, robot_file, speed, image_transport, twin_seed, franka: as of :func:`task_graph`.
         device: what the operator holds, one of :data:`DEVICES`; ``expert``: the twin's scripted expert drives, without an operator;
             ``none``: a teleop_node, or another publisher of targets, is started elsewhere.
         operator: who demonstrates, noted in the bags.
         out: folder of the bags; default: the recorder's.
         host, port: where a phone reaches the machine.
         teleop: file such as ``config/teleop.yaml``; default: that one.
-        image_transport: raw or compressed, as the cameras publish.
 
     Raises:
         ValueError: as :func:`task_graph`, and for an unknown device, or an expert without a twin.
@@ -133,10 +144,10 @@ def record_graph(
         raise ValueError(f"unknown device '{device}', expected one of {', '.join(DEVICES)}, expert or none")
     if device == "expert" and robot != "twin":
         raise ValueError(f"the scripted expert drives the twin only, not '{robot}'; choose a device")
-    arm = arm_process(task, robot, twin_seed, franka)
+    common = _common(task, robot, robot_file, speed)
+    arm = arm_process(common, robot, twin_seed, franka)
     teleop_parameters = {
-        "task": task,
-        "robot": ROBOT_FILES[robot],
+        **common,
         "device": device,
         "teleop": str(Path(teleop).resolve()) if teleop else "",
         "host": host,
@@ -144,7 +155,7 @@ def record_graph(
         "image_transport": image_transport,
     }
     recorder = {
-        "task": task,
+        "task": common["task"],
         "robot": robot,
         "operator": operator or ("scripted expert" if device == "expert" else ""),
         "out": str(out),
@@ -161,23 +172,30 @@ def record_graph(
     ]
 
 
-def arm_process(task: str, robot: str, twin_seed: int, franka: Mapping[str, Any] | None) -> NodeProcess:
-    """The node of the robot. Errors as of :func:`task_graph`."""
+def _common(task: str, robot: str, robot_file: str, speed: float) -> dict[str, Any]:
+    """Parameters of every node that moves something. Errors as of :func:`task_graph`."""
     if robot not in ROBOTS:
         raise ValueError(f"unknown robot '{robot}', expected one of {', '.join(ROBOTS)}")
-    resource("config", "tasks", f"{task}.yaml")
+    if not 0 < speed <= 1:
+        raise ValueError(f"speed is {speed}, expected a share above 0 and up to 1")
+    files = {"tasks": task, "robot": robot_file or ROBOT_FILES[robot]}
+    for folder, name in files.items():
+        path = named_file(folder, name)
+        files[folder] = str(path) if name.endswith(path.suffix) else name
+    return {"task": files["tasks"], "robot": files["robot"], "speed": speed}
+
+
+def arm_process(common: Mapping[str, Any], robot: str, twin_seed: int, franka: Mapping[str, Any] | None) -> NodeProcess:
+    """The node of the robot. Errors as of :func:`task_graph`."""
     if robot == "franka" and not (franka or {}).get("robot_ip"):
         raise ValueError("robot franka needs robot_ip, its address, such as 172.16.0.2; onedp fake-franka serves one at 127.0.0.1")
     for name, allowed in (("mode", ("", *MODES)), ("realtime", ("enforce", "ignore"))):
         if (value := (franka or {}).get(name, allowed[0])) not in allowed:
             raise ValueError(f"{name} is '{value}', expected one of {', '.join(filter(None, allowed))}")
-    file = ROBOT_FILES[robot]
     return {
-        "twin": NodeProcess("twin", "twin_node", {"task": task, "seed": twin_seed}),
-        "franka": NodeProcess(
-            "franka_node", "franka_node", {"task": task, "robot": file, "autostart": True, **(franka or {})}, respawn=True
-        ),
-        "crisp": NodeProcess("crisp_node", "crisp_node", {"task": task, "robot": file}),
+        "twin": NodeProcess("twin", "twin_node", {"task": common["task"], "seed": twin_seed}),
+        "franka": NodeProcess("franka_node", "franka_node", {**common, "autostart": True, **(franka or {})}, respawn=True),
+        "crisp": NodeProcess("crisp_node", "crisp_node", {"task": common["task"], "robot": common["robot"]}),
     }[robot]
 
 
@@ -188,9 +206,13 @@ def released(task: str, method: str) -> Path:
         ValueError: no such method.
         FileNotFoundError: nothing was released for it.
     """
+    task = task_contract(task).task
     if method not in METHODS and not re.fullmatch(r"dp_ddim\d+", method):
         raise ValueError(f"unknown method '{method}', expected one of {', '.join(METHODS)}, or dp_ddimN")
-    return resource("models", task, "teacher" if method.startswith("dp_") else method)
+    try:
+        return resource("models", task, "teacher" if method.startswith("dp_") else method)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no policy is released for {task}, {method}: give the directory of yours, model") from error
 
 
 def graph_environment(environment: Mapping[str, str]) -> dict[str, str]:

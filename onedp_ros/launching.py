@@ -11,20 +11,25 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription  # type: ignore[attr-defined]  # mypy takes the folder launch/ for it
-from onedp_ros.graph import NodeProcess, graph_environment
+from onedp_ros.graph import ROBOTS, NodeProcess, graph_environment
 
-FRANKA = {
+ROBOT = {
+    "robot": ("twin", f"one of {', '.join(ROBOTS)}"),
+    "robot_file": ("", "workspace, speeds … of your own: path of a file like config/robot/franka.yaml; empty: the robot's"),
+    "speed": ("1.0", "share of the robot file's speeds, above 0 and up to 1"),
+    "image_transport": ("raw", "how the cameras publish: raw or compressed"),
     "robot_ip": ("", "address of the Franka"),
     "mode": ("", "cartesian_pose or cartesian_impedance; empty: the robot file's"),
     "realtime": ("enforce", "enforce, or ignore for a machine without a real-time kernel"),
-    "speed": ("1.0", "share of the robot file's speeds, above 0 and up to 1"),
     "cpu": ("-1", "processor of its own for the control loop; -1: any"),
 }
 
 
-def franka_parameters(given: Mapping[str, str]) -> dict[str, Any]:
-    """What :data:`FRANKA` was given, as parameters of ``franka_node``."""
-    return {**{name: given[name] for name in FRANKA}, "speed": float(given["speed"]), "cpu": int(given["cpu"])}
+def robot_arguments(given: Mapping[str, str]) -> dict[str, Any]:
+    """What :data:`ROBOT` was given, as arguments of the functions in ``graph``."""
+    franka = {**{name: given[name] for name in ("robot_ip", "mode", "realtime")}, "cpu": int(given["cpu"])}
+    named = {name: given[name] for name in ("robot", "robot_file", "image_transport")}
+    return {**named, "speed": float(given["speed"]), "franka": franka}
 
 
 def description(

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onedp_ros.graph import DEVICES, ROBOTS, graph_environment, record_graph
-from onedp_ros.runner import Supervisor, add_franka_arguments, franka_parameters, on_terminate
+from onedp_ros.graph import DEVICES, graph_environment, record_graph
+from onedp_ros.resources import task_folder
+from onedp_ros.runner import Supervisor, add_robot_arguments, on_terminate, robot_arguments
 
 if TYPE_CHECKING:
     from onedp_ros.nodes.watch import GraphWatch
@@ -72,8 +73,7 @@ def demonstrate(watch: GraphWatch, episodes: int) -> dict[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp record", description=__doc__)
-    parser.add_argument("task", help="name of a file in config/tasks, for example pnp_milk")
-    parser.add_argument("--robot", choices=ROBOTS, default="twin")
+    parser.add_argument("task", help="name of a file in config/tasks, for example pnp_milk, or path of a task file")
     parser.add_argument("--device", choices=(*DEVICES, "expert", "none"), default="phone", help="what the operator holds (phone)")
     parser.add_argument("--teleop", default="", help="file of speeds, frame, operator's place … (default config/teleop.yaml)")
     parser.add_argument("--operator", default="", help="who demonstrates, noted in the bags")
@@ -81,23 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=10, help="of the expert (default 10)")
     parser.add_argument("--host", default="127.0.0.1", help="address where a phone reaches this machine; 0.0.0.0: any")
     parser.add_argument("--port", type=int, default=8443)
-    parser.add_argument("--image-transport", choices=("raw", "compressed"), default="raw", help="how the cameras publish")
     parser.add_argument("--twin-seed", type=int, help="of the twin's first scene (default: how many bags are there already)")
-    add_franka_arguments(parser)
+    add_robot_arguments(parser)
     args = parser.parse_args(argv)
-    out = args.out or Path("out") / args.task / "bags"
+    out = args.out or task_folder(args.task) / "bags"
     processes = record_graph(
         args.task,
-        robot=args.robot,
         device=args.device,
         operator=args.operator,
         out=out.resolve(),
         host=args.host,
         port=args.port,
         teleop=args.teleop,
-        image_transport=args.image_transport,
         twin_seed=len(list(out.glob("episode_*"))) if args.twin_seed is None else args.twin_seed,
-        franka=franka_parameters(args),
+        **robot_arguments(args),
     )
     os.environ.update(graph_environment(os.environ))
     signal.signal(signal.SIGTERM, on_terminate)

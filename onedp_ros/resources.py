@@ -20,6 +20,20 @@ def resource(*parts: str) -> Path:
     )
 
 
+def named_file(folder: str, name: str) -> Path:
+    """``config/<folder>/<name>.yaml``, or ``name`` itself when it is the path of a YAML file. FileNotFoundError names the file."""
+    if not name.endswith((".yaml", ".yml")):
+        return resource("config", folder, f"{name}.yaml")
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"{name} does not exist; give the path of a YAML file, or the name of one in config/{folder}")
+    return Path(name).resolve()
+
+
 def task_contract(task: str) -> Contract:
-    """The contract of ``config/tasks/<task>.yaml``."""
-    return Contract.from_yaml(resource("config", "tasks", f"{task}.yaml"))
+    """The contract of a task file, as of :func:`named_file`."""
+    return Contract.from_yaml(named_file("tasks", task))
+
+
+def task_folder(task: str) -> Path:
+    """Where what is made for a task lies unless something else is asked for: ``out/<task>``."""
+    return Path("out") / task_contract(task).task

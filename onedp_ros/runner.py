@@ -159,24 +159,27 @@ def on_terminate(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def add_franka_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``franka_node``."""
+def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of what moves and what sees."""
+    parser.add_argument("--robot", choices=ROBOTS, default="twin")
+    parser.add_argument("--robot-file", default="", help="path of a file like config/robot/franka.yaml: your workspace, speeds …")
+    parser.add_argument("--speed", type=float, default=1.0, help="share of the robot file's speeds, above 0 and up to 1")
+    parser.add_argument("--image-transport", choices=("raw", "compressed"), default="raw", help="how the cameras publish")
     parser.add_argument("--robot-ip", default="", help="address of the Franka")
     parser.add_argument("--mode", default="", help="cartesian_pose or cartesian_impedance (default: the robot file's)")
     parser.add_argument("--realtime", choices=("enforce", "ignore"), default="enforce", help="ignore: without a real-time kernel")
-    parser.add_argument("--speed", type=float, default=1.0, help="share of the robot file's speeds, above 0 and up to 1")
     parser.add_argument("--cpu", type=int, default=-1, help="processor of its own for the Franka's control loop (default: any)")
 
 
-def franka_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`add_franka_arguments` was given, as parameters of ``franka_node``."""
-    return {name: getattr(args, name) for name in ("robot_ip", "mode", "realtime", "speed", "cpu")}
+def robot_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_robot_arguments` was given, as arguments of the functions in ``graph``."""
+    given = {name: getattr(args, name) for name in ("robot", "robot_file", "speed", "image_transport")}
+    return {**given, "franka": {name: getattr(args, name) for name in ("robot_ip", "mode", "realtime", "cpu")}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp run", description=__doc__)
-    parser.add_argument("task", help="name of a file in config/tasks, for example pnp_milk")
-    parser.add_argument("--robot", choices=ROBOTS, default="twin")
+    parser.add_argument("task", help="name of a file in config/tasks, for example pnp_milk, or path of a task file")
     parser.add_argument("--method", default="onedp_s", help=f"one of {', '.join(METHODS)}, or dp_ddimN (default onedp_s)")
     parser.add_argument("--engine", default="auto", help="auto, torch, cuda, openvino or openvino_bf16")
     parser.add_argument("--model", type=Path, help="directory of the policy (default: the released one of the method)")
@@ -187,11 +190,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait.add_argument("--disabled", action="store_true", help="do not move before action_node's service ~/enable is called")
     wait.add_argument("--enabled", action="store_true", help="move at once; what only the twin does by itself")
     parser.add_argument("--record", type=Path, help="folder to record the run to, for onedp replay")
-    add_franka_arguments(parser)
+    add_robot_arguments(parser)
     args = parser.parse_args(argv)
     processes = task_graph(
         args.task,
-        robot=args.robot,
         method=args.method,
         engine=args.engine,
         model=args.model,
@@ -199,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         twin_seed=args.twin_seed,
         enabled=False if args.disabled else True if args.enabled else None,
         threads=args.threads,
-        franka=franka_parameters(args),
+        **robot_arguments(args),
         record=args.record,
     )
     signal.signal(signal.SIGTERM, on_terminate)

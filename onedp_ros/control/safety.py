@@ -71,6 +71,20 @@ class SafetyLimits:
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: {error}; see config/robot/twin.yaml for a complete one") from error
 
+    def slowed(self, share: float) -> SafetyLimits:
+        """With this share (0 to 1] of the speeds."""
+        if not 0 < share <= 1:
+            raise ValueError(f"speed is {share}, expected a share above 0 and up to 1")
+        return dataclasses.replace(self, linear_speed=share * self.linear_speed, angular_speed=share * self.angular_speed)
+
+
+def pose_fault(position: ArrayLike, quaternion: ArrayLike) -> str:
+    """Why what claims to be a pose is none, ``not_finite`` or ``not_a_rotation``; empty when it is one."""
+    values = np.concatenate([np.asarray(position, np.float64), np.asarray(quaternion, np.float64)])
+    if not np.all(np.isfinite(values)):
+        return "not_finite"
+    return "" if abs(float(np.linalg.norm(values[3:])) - 1.0) < 0.01 else "not_a_rotation"
+
 
 class SafetyGate:
     """Checks chunks and limits targets. ``rejected`` and ``limited`` count by reason.
@@ -95,15 +109,16 @@ class SafetyGate:
             ValueError: the pose is not finite, no rotation, or outside the workspace.
         """
         p, q = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
-        length = float(np.linalg.norm(q))
-        if not (np.all(np.isfinite(p)) and abs(length - 1.0) < 0.05):
+        if pose_fault(p, q):
             raise ValueError(f"measured pose {p.tolist()}, {q.tolist()} is not a pose; check the robot's state publisher")
         if np.any(p < self._low) or np.any(p > self._high):
             raise ValueError(
                 f"end effector at {p.round(3).tolist()} m is outside the workspace {self._low.tolist()} to {self._high.tolist()}; "
                 f"move it inside, or widen the workspace in the robot's file"
             )
-        self.target = Target(p.copy(), q / length, min(max(float(opening), self.limits.opening[0]), self.limits.opening[1]))
+        self.target = Target(
+            p.copy(), q / np.linalg.norm(q), min(max(float(opening), self.limits.opening[0]), self.limits.opening[1])
+        )
         self._velocity, self._angular_velocity = np.zeros(3), np.zeros(3)
         return self.target
 

@@ -33,6 +33,7 @@ from onedp_ros.contract import NANOSECONDS, Contract, ContractError
 from onedp_ros.data import lerobot, replay_buffer, robomimic
 from onedp_ros.data.bags import PARTIAL, BagError, find_bags, kept, read_metadata, sync, versions
 from onedp_ros.data.episodes import Piece, Source, SourceError, read_episodes
+from onedp_ros.resources import task_contract
 
 WRITERS: dict[str, Any] = {"zarr": replay_buffer, "lerobot": lerobot}  # each: check, encode, assemble
 READERS = (replay_buffer, lerobot, robomimic)  # each: recognises, sources; what none recognises is bags
@@ -328,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", required=True, help="data set to write, for example data/pnp_milk.zarr")
     parser.add_argument("--format", choices=sorted(WRITERS), default="zarr", help="zarr: to train here (default); lerobot: v3.0")
-    parser.add_argument("--task", help="task file; default: the contract noted in the recordings")
+    parser.add_argument("--task", help="task, or task file; default: the contract noted in the recordings")
     parser.add_argument("--keep-unsuccessful", action="store_true", help="also episodes noted as not successful")
     parser.add_argument("--workers", type=int, help="processes; default: one a core")
     parser.add_argument("--resume", action="store_true", help="go on with a conversion that was interrupted")
@@ -338,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = convert(
             options.sources,
             options.out,
-            Contract.from_yaml(options.task) if options.task else None,
+            task_contract(options.task) if options.task else None,
             format=options.format,
             keep_unsuccessful=options.keep_unsuccessful,
             workers=options.workers,

@@ -24,6 +24,7 @@ from onedp_ros.data.timing import sync_errors_ms
 from onedp_ros.evaluation.bag_reading import BagReading, write_rerun
 from onedp_ros.evaluation.figures import plot_contact_sheet, plot_recording
 from onedp_ros.evaluation.inspect_lines import bag_lines, bags_lines, dataset_lines
+from onedp_ros.resources import task_contract
 
 MOMENTS = 8  # columns of a contact sheet
 RATE_TOLERANCE = 0.01  # clocks of two machines differ, so that 19.99 Hz are 20 Hz
@@ -264,14 +265,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Exit code: 0 when everything can be read and fits its contract, else 2."""
     parser = argparse.ArgumentParser(prog="onedp inspect", description=__doc__)
     parser.add_argument("paths", nargs="+", type=Path, help="bags, folders of bags, or training sets (zarr)")
-    parser.add_argument("--task", type=Path, help="task file; default: the contract noted in each bag")
+    parser.add_argument("--task", help="task, or task file; default: the contract noted in each bag")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--out", type=Path, help="folder for two pictures a bag: frames of the cameras, and motion over time")
-    parser.add_argument("--rerun", action="store_true", help="also a recording for rerun.io there (pip install rerun-sdk)")
+    parser.add_argument("--rerun", action="store_true", help="also a recording for rerun.io there (pip install rerun-sdk==0.23.1)")
     args = parser.parse_args(argv)
     if args.rerun and not args.out:
         parser.error("--rerun writes into the folder of --out; name one")
-    contract = Contract.from_yaml(args.task) if args.task else None
+    contract = task_contract(args.task) if args.task else None
     sets = [p for p in args.paths if (p / ".zgroup").exists() or (p / "zarr.json").exists()]
     others = [p for p in args.paths if p not in sets]
     found, broken = find_bags(others) if others else ([], {})

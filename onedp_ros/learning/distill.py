@@ -49,7 +49,7 @@ from onedp_ros.learning.train import (
 from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config, write_atomically
 from onedp_ros.policy.diffusion import Denoiser, Diffusion, denoising_loss, generate, sample_ddim
 from onedp_ros.policy.policies import Batch, Policy
-from onedp_ros.resources import task_contract
+from onedp_ros.resources import task_contract, task_folder
 
 log = logging.getLogger(__name__)
 
@@ -351,8 +351,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     data, _, settings = prepare(args, args.method)
-    teacher = args.teacher or Path("out") / args.task / "teacher"
-    out = args.out or Path("out") / args.task / args.method
+    teacher = args.teacher or task_folder(args.task) / "teacher"
+    out = args.out or task_folder(args.task) / args.method
     result = distill(teacher, data, args.method, out, make_config(DistillConfig, settings), args.resume, task_contract(args.task))
     print(json.dumps({k: v for k, v in result.items() if k != "distill"}, indent=2))
     return 0

@@ -27,7 +27,7 @@ from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.policy.checkpoint import CheckpointError, load_policy, read_config, save_policy, write_atomically
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
-from onedp_ros.resources import resource, task_contract
+from onedp_ros.resources import resource, task_contract, task_folder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -268,7 +268,7 @@ def load_state(
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``onedp train`` and ``onedp distill``."""
-    parser.add_argument("task", help="name of a file in config/tasks; names the default paths")
+    parser.add_argument("task", help="name of a file in config/tasks, or path of a task file; names the default paths")
     parser.add_argument("--data", type=Path, help="replay buffer made by 'onedp convert' (default out/<task>/data.zarr)")
     parser.add_argument("--config", type=Path, help="network and settings (default: config/train/compact.yaml)")
     parser.add_argument("--steps", type=int, help="gradient steps, in place of the configured ones")
@@ -285,7 +285,7 @@ def prepare(args: argparse.Namespace, section: str) -> tuple[Path, Path, dict[st
     settings = read_section(config, section)
     if args.steps:
         settings["steps"] = args.steps
-    return args.data or Path("out") / args.task / "data.zarr", config, settings
+    return args.data or task_folder(args.task) / "data.zarr", config, settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.learning_rate:
         settings["learning_rate"] = args.learning_rate
     network = NetworkConfig.from_dict(read_section(config, "network"))
-    out = args.out or Path("out") / args.task / "teacher"
+    out = args.out or task_folder(args.task) / "teacher"
     result = train(data, out, network, make_config(TrainConfig, settings), args.resume, task_contract(args.task))
     print(json.dumps({k: v for k, v in result.items() if k != "train"}, indent=2))
     return 0

@@ -24,10 +24,9 @@ from onedp_ros.control.safety import SafetyGate, SafetyLimits
 from onedp_ros.data.messages import chunk_from_message, pose_arrays, stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import header, pose_message
-from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file, declare_speed
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
-from onedp_ros.resources import resource
 
 POSE_TIMEOUT = 0.5  # s: a measured pose older than this is no place to begin from
 LONGEST_HOLD = 3.0  # s: an arm that has stood still for so long does not start by itself
@@ -42,18 +41,18 @@ class ActionNode(Node):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("action_node", **kwargs)
         self.contract = declare_contract(self)
-        robot = declare(self, "robot", "twin", "Robot: the name of a file in config/robot, or the path of a robot file")
+        path, speed = declare_robot_file(self, "twin"), declare_speed(self)
         target_rate = declare(self, "target_rate", 50.0, "Least targets a second; a fresh chunk gives one at once", 1.0, 1000.0)
         lead = declare(self, "lead", 0.18, "How far ahead of the clock chunks are sampled, s", 0.0, 0.5)
         self._enable_pending = declare(self, "enabled", False, "Enable at start, as soon as the measured pose is known")
 
-        path = robot if robot.endswith((".yaml", ".yml")) else resource("config", "robot", f"{robot}.yaml")
-        self._limits = SafetyLimits.from_yaml(path)
+        self._limits = SafetyLimits.from_yaml(path).slowed(speed)
         self._gate = SafetyGate(self._limits)
         self._schedule = ChunkSchedule(lead, self._limits.stale_after)
         self._pose: PoseStamped | None = None
         self._pose_time = float("-inf")
         self._enabled = False
+        self._at_start = False  # whether that enabled it: then it waits for the policy to load
         self._followed = False  # whether a chunk has been followed since the arm was enabled
         self._state = "disabled"
         self._state_since = time.monotonic()
@@ -75,7 +74,7 @@ class ActionNode(Node):
         self._pose, self._pose_time = message, time.monotonic()
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._enable_pending = False
+        self._enable_pending = self._at_start = False
         try:
             if not request.data:
                 self._enabled = False
@@ -91,8 +90,10 @@ class ActionNode(Node):
         """Begin at rest at the measured pose. ValueError when it is not known or not a place to begin."""
         topic = self.contract.pose_topic
         self._measured.poll()
-        if self._pose is None or self._now() - stamp_ns(self._pose) > POSE_TIMEOUT * NANOSECONDS:
-            raise ValueError(f"no {topic} within {POSE_TIMEOUT} s; start the robot's node and check the topic's name")
+        if self._pose is None or abs(self._now() - stamp_ns(self._pose)) > POSE_TIMEOUT * NANOSECONDS:
+            raise ValueError(
+                f"no {topic} stamped within {POSE_TIMEOUT} s; start the robot's node, check the topic's name and the clocks"
+            )
         if self._pose.header.frame_id != self.contract.base_frame:
             raise ValueError(f"{topic} is in frame '{self._pose.header.frame_id}', expected '{self.contract.base_frame}'")
         target = self._gate.start(*pose_arrays(self._pose.pose), MAX_OPENING)
@@ -103,7 +104,7 @@ class ActionNode(Node):
     def _enable_at_start(self) -> None:
         self._measured.poll()
         if self._pose is not None:
-            self._enable_pending = False
+            self._enable_pending, self._at_start = False, True
             try:
                 self._enable()
             except ValueError as error:
@@ -143,10 +144,11 @@ class ActionNode(Node):
             if self._followed:
                 self._holds += self._state == "following"
                 self._enter("stopping" if self._gate.moving else "holding")
-                if self._state == "holding" and clock - self._state_since > LONGEST_HOLD:
-                    self._enabled = False
-                    self._enter("given up")
-                    return
+            waits = self._state == "holding" or (self._state == "waiting" and not self._at_start)
+            if waits and clock - self._state_since > LONGEST_HOLD:
+                self._enabled = False
+                self._enter("given up")
+                return
         self._publish(target)
         chunk = self._schedule.chunk
         if wanted is not None and chunk is not None and chunk.stamp != self._measured_stamp:

@@ -8,6 +8,7 @@ Sources, read and not run: crisp_controllers 2.3 (src/cartesian_controller.cpp),
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -21,10 +22,9 @@ from sensor_msgs.msg import JointState
 from onedp_ros.control.gripper import GripperIntent, GripperSettings
 from onedp_ros.nodes.diagnostics import Diagnostics, Report, worst
 from onedp_ros.nodes.messages import opening_of
-from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
-from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
 
 HEARD = 1.0  # s
@@ -57,7 +57,10 @@ class FrankaGripper:
 
     def wish(self, wish: str) -> None:
         """Work towards a wish, ``open`` or ``closed``; call it again and again."""
-        if not wish or wish == self._sent or (self._busy_since is not None and time.monotonic() - self._busy_since < FINISH):
+        waited = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        if waited > FINISH and self._sent:
+            self._lost(f"no answer within {FINISH:.0f} s")
+        if not wish or wish == self._sent or (self._busy_since is not None and waited < FINISH):
             return
         client, goal = self._goals[wish]
         if not client.server_is_ready():
@@ -75,12 +78,19 @@ class FrankaGripper:
             self._sent, self._busy_since = "", time.monotonic() - FINISH + RETRY
             self.problem = f"the gripper refused a command: {error}"
             return
-        handle.get_result_async().add_done_callback(self._on_result)
+        handle.get_result_async().add_done_callback(functools.partial(self._on_result, self._busy_since))
 
-    def _on_result(self, future: Any) -> None:
+    def _lost(self, why: str) -> None:
+        """Nobody knows what became of the last command: what is wished next is sent anew."""
+        self._sent, self._busy_since = "", None
+        self.problem = f"the gripper's answer was lost: {why}"
+
+    def _on_result(self, began: float | None, future: Any) -> None:
+        if began != self._busy_since:
+            return  # of a command that was given up
         self._busy_since = None
         if future.exception() is not None:
-            self.problem = f"the gripper's answer was lost: {future.exception()}"
+            self._lost(str(future.exception()))
             return
         result = future.result().result
         self.problem = "" if result.success else f"the gripper failed: {result.error or 'the grasp closed on nothing'}"
@@ -96,10 +106,8 @@ class CrispNode(Node):
     def __init__(self, gripper: Callable[[Node, str, GripperSettings], Any] = FrankaGripper, **kwargs: Any) -> None:
         super().__init__("crisp_node", **kwargs)
         self.contract = declare_contract(self)
-        robot = declare(self, "robot", "franka", "Robot: the name of a file in config/robot, or the path of a robot file")
         name = declare(self, "gripper", "franka_gripper", "Name of franka_ros2's gripper node")
-        path = robot if robot.endswith((".yaml", ".yml")) else resource("config", "robot", f"{robot}.yaml")
-        settings = RobotSettings.from_yaml(path).gripper
+        settings = RobotSettings.from_yaml(declare_robot_file(self, "franka")).gripper
         self._intent = GripperIntent(settings)
         self._missing = ""
         self._gripper: Any = None

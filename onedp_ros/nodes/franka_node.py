@@ -22,9 +22,8 @@ from std_srvs.srv import Trigger
 from onedp_ros.data.messages import stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import header, opening_of, pose_message
-from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file, declare_speed
 from onedp_ros.nodes.process import main_of
-from onedp_ros.resources import resource
 from onedp_ros.robot import memory
 from onedp_ros.robot.arm import percentile
 from onedp_ros.robot.faults import Fault
@@ -51,17 +50,15 @@ class FrankaNode(LifecycleNode):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("franka_node", **kwargs)
         self.contract = declare_contract(self)
-        robot = declare(self, "robot", "franka", "Robot: the name of a file in config/robot, or the path of a robot file")
+        path, speed = declare_robot_file(self, "franka"), declare_speed(self)
         self._address = declare(self, "robot_ip", "", "Address of the robot")
         mode = declare(self, "mode", "", f"One of {', '.join(MODES)}; empty: the robot file's")
         realtime = declare(self, "realtime", "enforce", "enforce: fail without real-time scheduling; ignore: go on without")
         self._cpu = declare(self, "cpu", -1, "Processor of its own for the control loop; -1: any", -1, 1023)
-        speed = declare(self, "speed", 1.0, "Share of the robot file's speeds", 0.01, 1.0)
         self._autostart = declare(self, "autostart", False, "Configure and activate at start; ~/recover tries again")
         if realtime not in ("enforce", "ignore"):
             raise ValueError(f"parameter realtime is '{realtime}', expected enforce or ignore")
         self._enforce = realtime == "enforce"
-        path = robot if robot.endswith((".yaml", ".yml")) else resource("config", "robot", f"{robot}.yaml")
         settings = RobotSettings.from_yaml(path)
         given = {name: declare(self, name, value, f"See {path}") for name, value in settings.parameters().items()}
         if mode:
@@ -116,7 +113,12 @@ class FrankaNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self._franka is not None
-        self._franka.activate()
+        try:
+            self._franka.activate()
+        except OSError as error:
+            self._failed = f"the mark of an arm under control cannot be written: {error}; make room in the temporary directory"
+            self.get_logger().error(self._failed)
+            return TransitionCallbackReturn.FAILURE
         if self._franka.fault is not None:
             self.get_logger().error(str(self._franka.fault))
         return super().on_activate(state)

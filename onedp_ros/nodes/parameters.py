@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -9,7 +10,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
 from onedp_ros.contract import Contract
-from onedp_ros.resources import task_contract
+from onedp_ros.resources import named_file, task_contract
 
 
 def declare(node: Node, name: str, default: Any, description: str, low: float | None = None, high: float | None = None) -> Any:
@@ -25,8 +26,18 @@ def declare(node: Node, name: str, default: Any, description: str, low: float | 
 
 def declare_contract(node: Node) -> Contract:
     """Declare ``task`` and read its contract."""
-    task = declare(node, "task", "pnp_milk", "Task: the name of a file in config/tasks, or the path of a task file")
-    return Contract.from_yaml(task) if task.endswith((".yaml", ".yml")) else task_contract(task)
+    return task_contract(declare(node, "task", "pnp_milk", "Task: the name of a file in config/tasks, or the path of a task file"))
+
+
+def declare_robot_file(node: Node, default: str) -> Path:
+    """Declare ``robot`` and find its file."""
+    name = declare(node, "robot", default, "Robot: the name of a file in config/robot, or the path of a robot file")
+    return named_file("robot", name)
+
+
+def declare_speed(node: Node) -> float:
+    """Declare ``speed``."""
+    return float(declare(node, "speed", 1.0, "Share of the robot file's speeds", 0.01, 1.0))
 
 
 def declare_cameras(node: Node, contract: Contract) -> tuple[Any, dict[str, str]]:

@@ -226,7 +226,11 @@ class RecorderNode(Node):
         if self._recording is None:
             return self._nothing()
         recording = self._end()
-        recording.writer.discard()
+        try:
+            recording.writer.discard()
+        except BagError as error:
+            self._failed = str(error)
+            return False, self._failed
         return True, f"discarded {recording.writer.path.name}"
 
     def _end(self) -> Recording:

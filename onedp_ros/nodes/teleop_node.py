@@ -21,12 +21,12 @@ from sensor_msgs.msg import JointState, Joy
 from std_srvs.srv import Trigger
 
 from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
-from onedp_ros.control.safety import SafetyLimits
+from onedp_ros.control.safety import SafetyLimits, pose_fault
 from onedp_ros.data.messages import decode_image, pose_arrays, stamp_ns
 from onedp_ros.graph import DEVICES
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import header, pose_message
-from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
+from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract, declare_robot_file, declare_speed
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
 from onedp_ros.resources import resource
@@ -51,7 +51,7 @@ class TeleopNode(Node):
     def __init__(self, device: Device | None = None, **kwargs: Any) -> None:
         super().__init__("teleop_node", **kwargs)
         self.contract = declare_contract(self)
-        robot = declare(self, "robot", "twin", "Robot: the name of a file in config/robot, or the path of a robot file")
+        path, speed = declare_robot_file(self, "twin"), declare_speed(self)
         kind = declare(self, "device", "phone", f"One of {', '.join(DEVICES)}")
         file = declare(self, "teleop", "", "Path of a file such as config/teleop.yaml; empty: that one")
         self._host = declare(self, "host", "127.0.0.1", "Address that phones reach; 0.0.0.0: every address of this machine")
@@ -63,9 +63,7 @@ class TeleopNode(Node):
             name: declare(self, name, list(value) if isinstance(value, tuple) else value, f"See {file}")
             for name, value in dataclasses.asdict(Motion.from_yaml(file)).items()
         }
-        path = robot if robot.endswith((".yaml", ".yml")) else resource("config", "robot", f"{robot}.yaml")
-        limits = SafetyLimits.from_yaml(path)
-        self._session = Session(Motion.from_dict(given), limits)
+        self._session = Session(Motion.from_dict(given).slowed(speed), SafetyLimits.from_yaml(path).slowed(speed))
         self._recorder, self._kind = recorder, kind
 
         self._pose: PoseStamped | None = None
@@ -148,9 +146,10 @@ class TeleopNode(Node):
         for subscriber in self._measured:
             subscriber.poll()
         pose = self._pose
-        if pose is None or self._now() - stamp_ns(pose) > POSE_TIMEOUT * NANOSECONDS:
+        if pose is None or abs(self._now() - stamp_ns(pose)) > POSE_TIMEOUT * NANOSECONDS:
             return None
-        return pose_arrays(pose.pose) if pose.header.frame_id == self.contract.base_frame else None
+        measured = pose_arrays(pose.pose)
+        return measured if pose.header.frame_id == self.contract.base_frame and not pose_fault(*measured) else None
 
     # what goes
 
@@ -161,7 +160,10 @@ class TeleopNode(Node):
         measured = self._pose_now()
         if command.engaged and measured is None:
             frame = self.contract.base_frame
-            self._say(f"no {self.contract.pose_topic} in frame '{frame}' within {POSE_TIMEOUT} s; start the robot's node")
+            self._say(
+                f"no {self.contract.pose_topic} that is a pose in frame '{frame}' and stamped within {POSE_TIMEOUT} s; start the "
+                f"robot's node, synchronise the clocks"
+            )
         elif command.engaged and self._opening is None:
             self._say(f"{self.contract.joint_states_topic} has not told the fingers yet; see finger_joints in the task file")
         try:

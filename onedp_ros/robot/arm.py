@@ -20,14 +20,6 @@ END_TIME = 0.8  # s that the arm gets to come to rest and end
 MODES = {"cartesian_pose": memory.POSE, "cartesian_impedance": memory.IMPEDANCE}
 
 
-def target_fault(position: ArrayLike, quaternion: ArrayLike) -> str:
-    """Why a pose cannot be a target, ``not_finite`` or ``not_a_rotation``; empty when it can."""
-    values = np.concatenate([np.asarray(position, np.float64), np.asarray(quaternion, np.float64)])
-    if not np.all(np.isfinite(values)):
-        return "not_finite"
-    return "" if abs(float(np.linalg.norm(values[3:])) - 1.0) < 0.01 else "not_a_rotation"
-
-
 class Arm:
     """A process that controls the arm, watched.
 
@@ -63,7 +55,7 @@ class Arm:
         self._ask()
 
     def send(self, position: ArrayLike, quaternion: ArrayLike) -> None:
-        """Give a target, checked by :func:`target_fault`: tool pose in the base frame, (3,) m and (4,) xyzw."""
+        """Give a target, checked by :func:`.safety.pose_fault`: tool pose in the base frame, (3,) m and (4,) xyzw."""
         q = np.asarray(quaternion, np.float64)
         self._target["stamp"] = time.monotonic_ns()
         self._target["position"], self._target["quaternion"] = position, q / np.linalg.norm(q)

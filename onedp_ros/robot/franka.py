@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from onedp_ros.robot.arm import CONNECT_TIME, Arm, target_fault
+from onedp_ros.control.safety import pose_fault
+from onedp_ros.robot.arm import CONNECT_TIME, Arm
 from onedp_ros.robot.faults import Fault
 from onedp_ros.robot.hand import Hand
 from onedp_ros.robot.settings import RobotSettings
@@ -59,6 +61,7 @@ class Franka:
         self.hand.start()
         self._await_both(lambda: self.arm.phase != "connecting")
         if self._marker.exists():
+            self._marked = True
             text = "franka_node ended unexpectedly while it controlled the arm; look at the arm, then call ~/recover"
             self.fault = Fault(text, ("left_active",))
 
@@ -88,9 +91,10 @@ class Franka:
         self._unmark()
 
     def _unmark(self) -> None:
-        """The arm was left as it should be."""
-        if self._marked and self.fault is None:
-            self._marker.unlink(missing_ok=True)
+        """The arm is not left by accident, unless nobody has looked at it since the last accident."""
+        if self._marked and (self.fault is None or "left_active" not in self.fault.names):
+            with contextlib.suppress(OSError):  # the next process then warns in vain
+                self._marker.unlink(missing_ok=True)
             self._marked = False
 
     def watch(self) -> None:
@@ -114,7 +118,7 @@ class Franka:
 
     def target(self, position: ArrayLike, quaternion: ArrayLike) -> str:
         """A tool pose to follow, (3,) m and (4,) xyzw in the base frame. Why it was refused; empty when it was not."""
-        reason = target_fault(position, quaternion) or ("inactive" if not self.active else "") or ("fault" if self.fault else "")
+        reason = pose_fault(position, quaternion) or ("inactive" if not self.active else "") or ("fault" if self.fault else "")
         if reason:
             self.refused[reason] += 1
         else:

@@ -46,7 +46,8 @@ class Hand:
     def home(self) -> None:
         """Find the fingers' range anew: closes and opens the hand."""
         self.intent.wish = ""  # what is wished next is told, whatever was told before
-        self._wish(memory.HOME)
+        self._intent["homings"] += 1
+        self._latest["intent"].write(self._intent)
 
     def _wish(self, wish: int) -> None:
         self._intent["wish"] = wish

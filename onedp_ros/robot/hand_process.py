@@ -30,13 +30,16 @@ class HandProcess:
     def run(self) -> None:
         """Until told to leave, or until the parent has died."""
         self._gripper = franka.Gripper(self._address)
+        _, obeyed, homings = self._latest["intent"].unpack()
         self._look()
-        _, obeyed = self._latest["intent"].unpack()
         while os.getppid() == self._parent:
-            wish, serial = self._latest["intent"].unpack()
+            wish, serial, asked = self._latest["intent"].unpack()
             if wish == memory.LEAVE:
                 return
-            if serial != obeyed:
+            if asked != homings:
+                homings = asked
+                self._obey(None)
+            elif serial != obeyed:
                 obeyed = serial
                 self._obey(wish)
             self._look()
@@ -48,7 +51,8 @@ class HandProcess:
         said["width"], said["grasped"] = state.width, state.is_grasped
         self._say()
 
-    def _obey(self, wish: int) -> None:
+    def _obey(self, wish: int | None) -> None:
+        """Do what is wished, or find the fingers' range."""
         s, said = self._settings, self._said
         said["moving"], said["begin"], said["speed"] = True, time.monotonic_ns(), s.speed
         said["goal"] = 0.0 if wish == memory.CLOSED else s.width

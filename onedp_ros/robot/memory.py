@@ -44,7 +44,7 @@ _ARM: dict[str, np.dtype] = {
     "notes": np.dtype([("realtime", "S500"), ("tool", "f8", 16)]),
 }
 _HAND: dict[str, np.dtype] = {
-    "intent": np.dtype([("wish", "u1"), ("serial", "i8")]),  # serial counts wishes
+    "intent": np.dtype([("wish", "u1"), ("serial", "i8"), ("homings", "i8")]),  # serial counts wishes, homings requests for one
     "state": np.dtype(
         [
             ("alive", "i8"),  # monotonic
@@ -62,7 +62,7 @@ _HAND: dict[str, np.dtype] = {
     ),
 }
 
-NOTHING, OPEN, CLOSED, HOME, LEAVE = range(5)  # wishes of the hand; the last ends its process
+NOTHING, OPEN, CLOSED, LEAVE = range(4)  # wishes of the hand; the last ends its process
 
 
 def arm_memory(descriptor: int | None = None) -> SharedMemory:

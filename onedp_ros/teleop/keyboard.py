@@ -44,7 +44,8 @@ class Keyboard:
         if not os.isatty(self._file):
             raise RuntimeError(
                 "the keyboard needs a terminal, and ros2 launch gives its nodes none; start the node in a terminal of its own: "
-                "ros2 run onedp_ros teleop_node --ros-args -p device:=keyboard"
+                "ros2 run onedp_ros teleop_node --ros-args -p device:=keyboard -p robot:=franka -p speed:=0.1 "
+                "(robot and speed as you gave them to launch)"
             )
         self._before = termios.tcgetattr(self._file)
         tty.setcbreak(self._file)  # keys at once, unseen; Ctrl-C stays what it is

@@ -5,7 +5,7 @@ started. The phone is not trusted to be punctual: what it says counts for :data:
 from what it was told within :data:`DELAY`, and after either was missed the dead man has to be let go and pressed anew.
 
 Messages are JSON objects with a ``type``. The phone says ``pair`` (``code`` or ``token``) first, then ``command`` (see
-:func:`read_command`), ``event`` (``name``) and ``drawn`` (``camera``: index of the picture that it has shown). It is told
+:func:`read_command`), ``event`` (``name``, ``time``) and ``drawn`` (``camera``: index of the picture that it has shown). It is told
 ``paired`` or ``refused``, then ``answer`` (to commands: ``sequence``, ``time``, ``engaged``) and ``status``; a binary message is
 a camera's index, one byte, and a JPEG.
 """
@@ -36,16 +36,17 @@ from onedp_ros.teleop.device import EVENTS, SILENCE, Command
 
 log = logging.getLogger(__name__)
 
-DELAY = 0.3  # s: a command that was sent before the phone heard anything newer than this is too old to move the arm
+DELAY = 0.3  # s: what was sent when the phone had heard nothing newer than this is too old, a command to move the arm, or a button
 PAIRING_TIME = 5.0  # s from the connection to the code
 TRIES = 5  # wrong codes until pairing is locked
 LOCK, LONGEST_LOCK = 60.0, 3600.0  # s: the first lock, twice as long with each next
+IDLE_TIME = 10.0  # s that a connection without a request is kept
 HEARTBEAT = 4.0  # s between pings; a phone that has not answered one in half that time is gone
 STATUS_PERIOD = 0.4  # s between statuses that did not change
 LARGEST_MESSAGE = 4096  # bytes
 REACH = 100.0  # m: greatest coordinate of a phone's position
 REPLACED = 4000  # websocket close code: the same phone connected anew
-REFUSALS = ("plain http", "handshake", "origin", "no code", "wrong code", "locked", "old session", "busy", "malformed")
+REFUSALS = ("plain http", "handshake", "origin", "no code", "wrong code", "locked", "old session", "busy", "malformed", "late")
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {
@@ -129,7 +130,7 @@ class Phone:
         for path, (file, content_type) in PAGE_FILES.items():
             app.router.add_get(path, _serve_file((PAGE / file).read_text(encoding="utf-8"), content_type))
         app.router.add_get("/socket", self._connect)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=IDLE_TIME)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="phone", daemon=True)
         self._thread.start()
@@ -163,7 +164,11 @@ class Phone:
 
     def events(self) -> list[str]:
         """What was asked for since the last call, in order."""
-        return [self._events.popleft() for _ in range(len(self._events))]
+        found = []
+        with contextlib.suppress(IndexError):  # the server's thread may clear them
+            while True:
+                found.append(self._events.popleft())
+        return found
 
     def show(self, status: Mapping[str, Any]) -> None:
         """Tell the operator. The page knows ``arm``, ``gripper`` (open, closed), ``recorder`` (idle, recording or another
@@ -299,8 +304,14 @@ class Phone:
             kind = fields.pop("type", None)
             if kind == "command":
                 self._take_command(operator, fields)
-            elif kind == "event" and set(fields) == {"name"} and fields["name"] in EVENTS:
-                self._events.append(fields["name"])
+            elif kind == "event" and set(fields) == {"name", "time"} and fields["name"] in EVENTS:
+                (told,) = _numbers([fields["time"]], 1)
+                if (age := time.monotonic() - told) < 0:
+                    raise ValueError("a button of a later time")
+                if age > DELAY:
+                    self._refuse("late", f"the button {fields['name']} was pressed too long ago; the network stalled")
+                else:
+                    self._events.append(fields["name"])
             elif kind == "drawn" and set(fields) == {"camera"} and fields["camera"] in range(len(self.cameras)):
                 operator.ready.add(fields["camera"])
                 operator.wake.set()
@@ -328,6 +339,7 @@ class Phone:
     def _disengage(self) -> None:
         with self._lock:
             self._command, self._heard, self._armed = Command(), -math.inf, False
+        self._events.clear()
 
     async def _write(self, operator: _Operator) -> None:
         """All that the phone is told. Nothing queues: what has become old meanwhile is not said."""
@@ -342,8 +354,9 @@ class Phone:
                 answer = {"sequence": operator.sequence, "time": time.monotonic(), "engaged": self._command.engaged}
                 await socket.send_json({"type": "answer", **answer})
             for camera in operator.ready & set(self._frames):
-                operator.ready.remove(camera)
-                await socket.send_bytes(bytes([camera]) + self._frames.pop(camera))
+                if (jpeg := self._frames.pop(camera, None)) is not None:  # another connection may have cleared them
+                    operator.ready.remove(camera)
+                    await socket.send_bytes(bytes([camera]) + jpeg)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(operator.wake.wait(), STATUS_PERIOD)
             operator.wake.clear()
@@ -378,7 +391,7 @@ def _numbers(values: Any, count: int) -> list[float]:
             return [float(v) for v in values]
     except OverflowError:  # an integer beyond the floats
         pass
-    raise ValueError(f"a command with something else in the place of {count} finite numbers")
+    raise ValueError(f"something else in the place of {count} finite numbers")
 
 
 def _gone(message: WSMessage) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.control.chunk import Target
-from onedp_ros.control.safety import SafetyGate, SafetyLimits
+from onedp_ros.control.safety import SMOOTHING, SafetyGate, SafetyLimits, pose_fault
 from onedp_ros.geometry import (
     gripper_down,
     quaternion_from_rotation_vector,
@@ -30,7 +30,9 @@ Array = NDArray[np.float64]
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 FRAMES = ("base", "tool")
 NEAR, NEAR_ANGLE = 0.03, 0.15  # m, rad: an arm as near to its last target goes on from that; from farther away, from where it is
-LAG = 3.0  # times that: how far behind an arm may be that has not come to rest yet
+LAG = 3.0  # times that: how far behind an arm may be that has not come to rest yet, and so how far targets run ahead of it
+DELAY = 0.25  # s that arms are behind their targets; one farther behind is held up, by its limits or by what is in its way
+BRAKING = 0.1  # s that such an arm goes on at its speed when the operator lets go
 AHEAD, AHEAD_ANGLE = 0.04, 0.25  # m, rad that the hands may be ahead of the targets, which are bounded in speed
 OPEN = 0.9 * MAX_OPENING  # m: a hand that is less open may hold something, and stays closed
 IDLE = 0.02  # share: a device at rest
@@ -77,6 +79,10 @@ class Motion:
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: {error}; see config/teleop.yaml for a complete one") from error
 
+    def slowed(self, share: float) -> Motion:
+        """With this share (0 to 1] of the speeds."""
+        return dataclasses.replace(self, linear_speed=share * self.linear_speed, angular_speed=share * self.angular_speed)
+
 
 class Session:
     """Holds the arm's target and moves it while the operator holds the dead man.
@@ -85,7 +91,8 @@ class Session:
     then on, so the arm never jumps. ``state``: ``waiting`` until first engaged, then ``moving``, ``homing``, ``stopping`` or
     ``holding``. From first engaging on there is always a target, so that an operator who lets go and takes a new grip does not
     tear a recording; but an arm that something else took away from where it was held is not drawn back: the session is
-    ``waiting`` again.
+    ``waiting`` again. Targets stay near the arm, so that a slow one does not go on for long when the operator lets go, and one that
+    is held up is then left where it is.
     """
 
     def __init__(self, motion: Motion, limits: SafetyLimits) -> None:
@@ -96,6 +103,9 @@ class Session:
         self._homing = self._settled = False
         self._goal: tuple[Array, Array] = (np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]))
         self._device: tuple[Array, Array] = (np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0]))
+        self._hold: tuple[Array, Array] | None = None  # where an arm that was held up stays
+        self._measured: tuple[Array, Array] | None = None
+        self._speed, self._spin = 0.0, 0.0  # of the arm, m/s and rad/s
         self._unlocked = np.array([axis not in motion.locked for axis in AXES], dtype=np.float64)
         self._turn = _about_z(motion.operator_yaw)
 
@@ -118,11 +128,13 @@ class Session:
         Args:
             command: what the hands do.
             measured: pose of the tool in the base frame, (3,) m and (4,) xyzw, and
-            opening: between the fingers, m; None when it is not known: then nothing moves.
+            opening: between the fingers, m; None when it is not known, or is no pose: then nothing moves.
 
         Raises:
             ValueError: engaging outside the workspace.
         """
+        measured = None if measured is not None and pose_fault(*measured) else measured
+        self._watch(measured, dt)
         if not command.engaged or measured is None or opening is None:
             self._homing = False
             return self._let_go(measured, dt)
@@ -142,12 +154,25 @@ class Session:
                 frame @ (self._motion.linear_speed * dt * velocity[:3]) + self._turn @ shift,
                 frame @ (self._motion.angular_speed * dt * velocity[3:]) + self._turn @ turn,
             )
+        self._goal = _within(self._goal, measured, LAG * NEAR, LAG * NEAR_ANGLE)
         return self.gate.limit(Target(*self._goal, self.opening), dt)
+
+    def _watch(self, measured: tuple[Array, Array] | None, dt: float) -> None:
+        """How fast the arm is."""
+        if measured is None:
+            return
+        if self._measured is not None and dt > 0:
+            share = min(dt / SMOOTHING, 1.0)
+            self._speed += share * (float(np.linalg.norm(measured[0] - self._measured[0])) / dt - self._speed)
+            self._spin += share * (rotation_angle(measured[1], self._measured[1]) / dt - self._spin)
+        self._measured = measured
 
     def _let_go(self, measured: tuple[Array, Array] | None, dt: float) -> Target | None:
         if self.state == "waiting":
             return None
-        target = self.gate.stop(dt)
+        if self.engaged:
+            self._hold = self._held_up(measured)
+        target = self.gate.stop(dt) if self._hold is None else self.gate.limit(Target(*self._hold, self.opening), dt)
         if self.state != "holding":
             self.state, self._settled = "stopping" if self.gate.moving else "holding", False
         elif measured is not None:
@@ -156,6 +181,17 @@ class Session:
                 self.state = "waiting"
                 return None
         return dataclasses.replace(target, opening=self.opening)
+
+    def _held_up(self, measured: tuple[Array, Array] | None) -> tuple[Array, Array] | None:
+        """Where an arm comes to rest that is farther behind its target than its speed explains; None for one that follows."""
+        last = self.gate.target
+        assert last is not None
+        if measured is None:
+            return None
+        away, turned = float(np.linalg.norm(last.position - measured[0])), rotation_angle(last.quaternion, measured[1])
+        if away < DELAY * self._speed + NEAR and turned < DELAY * self._spin + NEAR_ANGLE:
+            return None
+        return _within((last.position, last.quaternion), measured, BRAKING * self._speed, BRAKING * self._spin)
 
     def _engage(self, command: Command, measured: tuple[Array, Array], opening: float) -> None:
         begin, last = measured, self.gate.target

@@ -132,6 +132,15 @@ def test_an_arm_that_stood_still_for_long_does_not_start_by_itself(rig, arm, mon
     arm.drive(lambda: rig.level(NODE, DiagnosticStatus.OK, "following"), "following again")
 
 
+def test_enabled_in_vain_it_does_not_start_when_the_policy_comes_back(rig, arm, monkeypatch):
+    monkeypatch.setattr("onedp_ros.nodes.action_node.LONGEST_HOLD", 0.5)
+    arm.enable()
+    rig.until(lambda: arm.measure() or rig.error(NODE, "disabled itself"), "the end of the wait")
+    before, chunks = len(arm.targets), rig.value(NODE, "chunks")
+    arm.drive(lambda: rig.value(NODE, "chunks") > chunks + 10, "chunks")
+    assert len(arm.targets) == before
+
+
 def test_disabled_it_publishes_nothing(rig, arm):
     rig.until(lambda: NODE in rig.status, "a status")
     arm.drive(lambda: rig.value(NODE, "chunks") > 10, "chunks to arrive")

@@ -1,14 +1,19 @@
-"""What keeps CRISP from following is said. Its controllers and franka_msgs are not installed here; their part is not tested."""
+"""What keeps CRISP from following is said. Its controllers and franka_msgs are not installed here; others take their place."""
 
+import sys
+from concurrent.futures import Future
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
 
 from onedp_ros.geometry import gripper_down
-from onedp_ros.nodes.crisp_node import CrispNode
+from onedp_ros.nodes.crisp_node import CrispNode, FrankaGripper
 from onedp_ros.nodes.messages import header, pose_message
+from onedp_ros.resources import resource
+from onedp_ros.robot.settings import RobotSettings
 
 NODE = "crisp_node"
 
@@ -55,3 +60,63 @@ def test_openings_become_wishes_with_hysteresis(rig):
             return node._gripper.wishes and node._gripper.wishes[-1] == wish
 
         rig.until(said, f"{wish} for {opening}")
+
+
+class Server:
+    """Takes the place of franka_ros2's gripper actions: notes the goals and answers when the test says."""
+
+    def __init__(self):
+        self.goals, self.answers = [], []
+
+    def server_is_ready(self):
+        return True
+
+    def send_goal_async(self, goal):
+        accepted, result = Future(), Future()
+        accepted.set_result(SimpleNamespace(accepted=True, get_result_async=lambda: result))
+        self.goals.append(goal)
+        self.answers.append(result)
+        return accepted
+
+
+class Goal(SimpleNamespace):
+    def __init__(self, **fields):
+        super().__init__(epsilon=SimpleNamespace(), **fields)
+
+
+@pytest.fixture
+def gripper(monkeypatch):
+    """franka_ros2's gripper, whose two actions have one server."""
+    server, action = Server(), SimpleNamespace(Goal=Goal)
+    monkeypatch.setitem(sys.modules, "franka_msgs", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "franka_msgs.action", SimpleNamespace(Grasp=action, Move=action))
+    monkeypatch.setattr("rclpy.action.ActionClient", lambda *_: server)
+    return FrankaGripper(
+        None, "franka_gripper", RobotSettings.from_yaml(resource("config", "robot", "franka.yaml")).gripper
+    ), server
+
+
+def test_the_newest_wish_follows_when_the_command_has_ended(gripper):
+    hand, server = gripper
+    for wish in ("closed", "open", "open"):
+        hand.wish(wish)
+    assert len(server.goals) == 1
+    server.answers[0].set_result(SimpleNamespace(result=SimpleNamespace(success=True, error="")))
+    hand.wish("open")
+    hand.wish("open")
+    assert len(server.goals) == 2 and hand.problem == ""
+
+
+def test_a_command_whose_answer_was_lost_is_sent_anew(gripper, monkeypatch):
+    hand, server = gripper
+    hand.wish("closed")
+    server.answers[0].set_exception(RuntimeError("the server has gone"))
+    hand.wish("closed")
+    assert len(server.goals) == 2 and "the server has gone" in hand.problem
+    monkeypatch.setattr("onedp_ros.nodes.crisp_node.FINISH", 0.0)
+    hand.wish("closed")
+    assert len(server.goals) == 3 and "no answer" in hand.problem
+    monkeypatch.undo()
+    server.answers[1].set_result(SimpleNamespace(result=SimpleNamespace(success=True, error="")))  # of the one given up
+    hand.wish("open")
+    assert len(server.goals) == 3, "the newest command is still under way"

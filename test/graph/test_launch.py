@@ -49,6 +49,7 @@ def test_real_robots_wait_to_be_enabled(robot, tmp_path):
     expected = task_graph("pnp_milk", robot=robot, model=tmp_path, franka={"robot_ip": "x"})
     assert [n.node_executable for n in nodes] == [p.executable for p in expected]
     assert not expected[-1].parameters["enabled"]
+    assert all(n._Node__parameters[0][("speed",)] == 0.1 for n in nodes if n.node_executable in ("franka_node", "action_node"))
 
 
 @pytest.mark.parametrize("name", ["task.launch.py", "pnp_milk.launch.py"])

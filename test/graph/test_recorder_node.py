@@ -172,6 +172,24 @@ def test_names_count_on_and_outcomes_are_kept(rig, operator, recorder, start, as
     assert not (tmp_path / "bags" / "episode_000009.partial").exists()
 
 
+def test_an_episode_that_cannot_be_discarded_does_not_end_the_recorder(rig, operator, recorder, start, ask, monkeypatch, tmp_path):
+    rig.source()
+    recorder()
+    start()
+
+    def refuse(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("onedp_ros.data.bag_writer.shutil.rmtree", refuse)
+    answer = ask("discard")
+    assert not answer.success
+    assert "episode_000000.partial cannot be removed" in answer.message and "Read-only" in answer.message
+    rig.until(lambda: rig.error(NODE, "remove it by hand"), "the error")
+    monkeypatch.undo()
+    start("after it")
+    assert ask("stop").success
+
+
 def test_a_service_at_the_wrong_moment_says_what_to_do(rig, operator, recorder, start, ask):
     rig.source()
     recorder()

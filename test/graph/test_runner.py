@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import psutil
 import pytest
 
 from onedp_ros import graph, runner
-from onedp_ros.graph import NodeProcess, graph_environment, task_graph
+from onedp_ros.graph import NodeProcess, graph_environment, record_graph, task_graph
+from onedp_ros.resources import task_folder
 from onedp_ros.runner import NodeDiedError, Supervisor
 
 PROCESSES = [
@@ -179,14 +181,36 @@ def test_each_robot_has_its_node_and_real_ones_wait_to_be_enabled(tmp_path):
     def graph_of(robot, **options):
         return {p.name: p for p in task_graph("pnp_milk", robot=robot, model=tmp_path, **options)}
 
-    assert graph_of("twin")["action_node"].parameters == {"task": "pnp_milk", "robot": "twin", "enabled": True}
-    franka = graph_of("franka", franka={"robot_ip": "172.16.0.2", "speed": 0.1})
-    assert franka["action_node"].parameters == {"task": "pnp_milk", "robot": "franka", "enabled": False}
+    assert graph_of("twin")["action_node"].parameters == {"task": "pnp_milk", "robot": "twin", "speed": 1.0, "enabled": True}
+    franka = graph_of("franka", franka={"robot_ip": "172.16.0.2"}, speed=0.1)
+    assert franka["action_node"].parameters == {"task": "pnp_milk", "robot": "franka", "speed": 0.1, "enabled": False}
     assert franka["franka_node"].parameters["robot_ip"] == "172.16.0.2" and franka["franka_node"].parameters["speed"] == 0.1
     assert [name for name, process in franka.items() if process.respawn] == ["franka_node", "policy_node"]
     assert "crisp_node" in graph_of("crisp") and graph_of("crisp", enabled=True)["action_node"].parameters["enabled"]
     with pytest.raises(ValueError, match="robot_ip"):
         graph_of("franka")
+
+
+def test_files_of_ones_own_reach_every_node_by_their_full_paths(tmp_path, monkeypatch):
+    shutil.copy(graph.resource("config", "tasks", "pnp_milk.yaml"), tmp_path / "mine.yaml")
+    shutil.copy(graph.resource("config", "robot", "franka.yaml"), tmp_path / "cell.yaml")
+    monkeypatch.chdir(tmp_path)
+    options = {"robot": "franka", "robot_file": "cell.yaml", "image_transport": "compressed", "franka": {"robot_ip": "x"}}
+    run = task_graph("mine.yaml", model=tmp_path, record=tmp_path, **options)
+    for process in (*run, *record_graph("mine.yaml", device="keyboard", **options)):
+        assert process.parameters["task"] == str(tmp_path / "mine.yaml"), process.name
+        if process.name in ("franka_node", "action_node", "teleop_node"):
+            assert process.parameters["robot"] == str(tmp_path / "cell.yaml"), process.name
+        if process.name in ("observation_node", "teleop_node", "recorder_node"):
+            assert process.parameters["image_transport"] == "compressed", process.name
+    assert task_folder("mine.yaml") == Path("out/pnp_milk")
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml does not exist"):
+        task_graph("absent.yaml", model=tmp_path)
+    with pytest.raises(ValueError, match="speed is 2"):
+        task_graph("pnp_milk", model=tmp_path, speed=2.0)
+    (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text().replace("pnp_milk", "stack"))
+    with pytest.raises(FileNotFoundError, match="no policy is released for stack, onedp_s"):
+        task_graph("mine.yaml")
 
 
 @pytest.mark.parametrize("name", ["FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"])

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from fakes import ROBOT_FILE, SETTINGS, no_fault, pose_of, speeds, stream, sway, until
 
-from onedp_ros.control.safety import SafetyLimits
+from onedp_ros.control.safety import SafetyLimits, pose_fault
 from onedp_ros.geometry import gripper_down, quaternion_from_rotation_vector, quaternion_multiply
-from onedp_ros.robot.arm import Arm, target_fault
+from onedp_ros.robot.arm import Arm
 from onedp_ros.robot.fake_franka import FakeFranka
 from onedp_ros.robot.faults import Fault
 from onedp_ros.robot.franka import Franka
@@ -58,7 +58,7 @@ def test_adversarial_targets_cause_no_reflex_and_leave_neither_box_nor_speed_lim
     stream(franka, [start] * 10)
     refused, phases = 0, []
     for wait, position, quaternion in adversary(14.0, np.random.default_rng(0), start):
-        refused += bool(target_fault(position, quaternion))
+        refused += bool(pose_fault(position, quaternion))
         franka.target(position, quaternion)
         franka.watch()
         assert franka.fault is None, franka.fault
@@ -252,6 +252,16 @@ def test_an_end_that_nobody_wanted_is_remembered_until_recover(cell):
     cell.frankas.remove(again)
     last = cell.franka()
     assert last.fault is None
+
+
+def test_an_end_with_a_fault_is_no_accident(cell):
+    franka = cell.franka()
+    cell.fake.tell("press")
+    until(lambda: franka.fault, "the user stop", every=franka.watch)
+    franka.close()
+    cell.frankas.remove(franka)
+    cell.fake.tell("release")
+    assert cell.franka().fault is None
 
 
 def test_an_address_without_a_robot_is_named_in_time():

@@ -63,6 +63,22 @@ def test_after_homing_the_hand_is_told_again_what_is_wished(cell):
     until(lambda: franka.hand.state()["done"] == 3, "the grasp, again")
 
 
+def test_homing_is_not_lost_among_wishes_that_stream(cell):
+    franka = cell.franka()
+    wishes = []
+
+    def stream():
+        wishes.append(franka.opening(0.0))
+
+    until(lambda: franka.hand.state()["done"] == 1, "the grasp", every=stream)
+    franka.hand.home()
+    stream()
+    # homing, and then the grasp that is wished still
+    until(lambda: franka.hand.state()["done"] == 3, "both", every=stream)
+    until(lambda: franka.hand.state()["grasped"], "what it held", every=stream)
+    assert franka.hand.state()["failed"] == 0 and len(wishes) > 10
+
+
 def test_a_hand_that_died_mid_grasp_is_told_again(cell):
     franka = cell.franka()
     sway(franka, 0.2)

@@ -14,6 +14,7 @@ CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chro
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 SIZE = (390, 844)  # CSS px
+CODE = "246810"  # of the servers under test
 
 
 def launch(playwright: Playwright) -> Browser:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browser import CODE
 
 from onedp_ros.teleop.phone import Phone
 
-CODE = "246810"
 CAMERAS = ("front", "wrist")
 
 

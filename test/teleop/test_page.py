@@ -9,8 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from browser import PhoneDriver, wait_for
-from conftest import CODE
+from browser import CODE, PhoneDriver, wait_for
 
 from onedp_ros.geometry import quaternion_from_rotation_vector, quaternion_to_matrix
 from onedp_ros.teleop.device import Command

@@ -16,14 +16,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from browser import wait_for
-from conftest import CODE
+from browser import CODE, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onedp_ros.teleop import phone as phone_module
 from onedp_ros.teleop.device import Command
-from onedp_ros.teleop.phone import REPLACED, Phone, read_command
+from onedp_ros.teleop.phone import DELAY, REPLACED, Phone, read_command
 
 NOTHING = {"velocity": [0.0] * 6, "position": [0.0] * 3, "quaternion": [0.0, 0.0, 0.0, 1.0]}
 
@@ -326,7 +325,9 @@ MALFORMED = {
     "another type": '{"type":"shutdown"}',
     "another event": '{"type":"event","name":"explode"}',
     "an event that is a list": '{"type":"event","name":["home"]}',
-    "an event with more": '{"type":"event","name":"home","now":true}',
+    "an event with more": '{"type":"event","name":"home","time":0,"now":true}',
+    "an event without a time": '{"type":"event","name":"home"}',
+    "an event of a time to come": json.dumps({"type": "event", "name": "home", "time": time.monotonic() + 1e6}),
     "a camera that is none": '{"type":"drawn","camera":2}',
     "a second code": json.dumps({"type": "pair", "code": CODE}),
     "no text": b"\x00\x01",
@@ -440,13 +441,27 @@ def test_events_arrive_once_and_in_order(phone: Phone, talk: Callable[..., Any])
     async def conversation(client: Client) -> None:
         await client.pair(code=CODE)
         for name in ("start", "gripper", "gripper", "stop"):
-            await client.say("event", name=name)
+            await client.say("event", name=name, time=client.time)
         heard: list[str] = []
         await client.until(lambda: heard.extend(phone.events()) or len(heard) == 4)
         assert heard == ["start", "gripper", "gripper", "stop"]
 
     talk(conversation, phone)
     assert phone.events() == []
+
+
+def test_a_button_that_the_network_held_back_does_nothing(phone: Phone, talk: Callable[..., Any]) -> None:
+    async def conversation(client: Client) -> None:
+        await client.pair(code=CODE)
+        await client.say("event", name="discard", time=client.time - 2 * DELAY)
+        await client.until(lambda: phone.refused["late"] == 1)
+        assert phone.events() == []
+        await client.say("event", name="start", time=client.time)
+        await client.until(lambda: phone._events)
+
+    talk(conversation, phone)
+    wait_for(lambda: phone._operator is None, "the end of the connection")
+    assert phone.events() == [], "nobody is there any more who meant it"
 
 
 # ---- what the phone is told ----

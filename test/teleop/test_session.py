@@ -12,7 +12,7 @@ from onedp_ros.control.safety import SafetyLimits
 from onedp_ros.geometry import gripper_down, quaternion_from_rotation_vector, quaternion_multiply, rotation_angle
 from onedp_ros.resources import resource
 from onedp_ros.teleop.device import Command
-from onedp_ros.teleop.session import Motion, Session
+from onedp_ros.teleop.session import BRAKING, LAG, NEAR, Motion, Session
 
 MOTION = dataclasses.replace(Motion.from_yaml(resource("config", "teleop.yaml")), operator_yaw=0.0, locked=())
 LIMITS = SafetyLimits.from_yaml(resource("config", "robot", "twin.yaml"))
@@ -31,11 +31,11 @@ def along(**shares):
 
 
 class Arm:
-    """A session with an arm that is where its targets were some steps ago."""
+    """A session with an arm that is where it was told to be, or is ``lag`` (s) behind and moves at ``most`` (m/s)."""
 
-    def __init__(self, motion=MOTION, opening=MAX_OPENING):
+    def __init__(self, motion=MOTION, opening=MAX_OPENING, lag=0.0, most=np.inf):
         self.session, self.opening = Session(motion, LIMITS), opening
-        self.measured = START
+        self.measured, self.lag, self.most = START, lag, most
         self.targets = []
 
     def run(self, command, seconds=DT):
@@ -43,7 +43,9 @@ class Arm:
             target = self.session.step(command, self.measured, self.opening, DT)
             if target is not None:
                 self.targets.append(target)
-                self.measured = target.position, target.quaternion
+                step = (target.position - self.measured[0]) * (DT / max(self.lag, DT))
+                step *= min(1.0, self.most * DT / max(np.linalg.norm(step), 1e-12))
+                self.measured = self.measured[0] + step, target.quaternion
         return target
 
 
@@ -77,6 +79,43 @@ def test_letting_go_brakes_and_holds():
     braking = MOTION.linear_speed / LIMITS.linear_deceleration
     assert sum(s > 1e-3 for s in speeds) <= np.ceil(braking / DT) + 1
     assert arm.session.state == "holding"
+
+
+@pytest.mark.parametrize("lag", [0.05, 0.2])
+def test_an_arm_with_the_usual_lag_is_braked_ahead_of_where_it_is(lag):
+    arm = Arm(lag=lag)
+    arm.run(along(x=1.0), 0.8)
+    begin = len(arm.targets)
+    arm.run(NOTHING, 1.0)
+    assert np.all(np.diff([t.position[0] for t in arm.targets[begin - 1 :]]) >= 0), "the target does not turn back"
+
+
+@pytest.mark.parametrize("most", [0.0, 0.03, 0.06])
+def test_targets_do_not_run_away_from_a_slow_arm_which_stays_when_let_go(most):
+    arm = Arm(most=most)
+    for _ in range(120):
+        ahead = arm.run(along(x=1.0)).position - arm.measured[0]
+        assert np.linalg.norm(ahead) < LAG * NEAR + MOTION.linear_speed * DT
+    assert np.linalg.norm(ahead) > 0.05
+    let_go = arm.measured[0]
+    before = arm.targets[-1].position
+    for _ in range(60):
+        target = arm.run(NOTHING)
+        assert np.linalg.norm(target.position - before) <= LIMITS.linear_speed * DT + 1e-9
+        before = target.position
+    assert np.linalg.norm(arm.measured[0] - let_go) <= BRAKING * most + 1e-3
+    np.testing.assert_allclose(target.position, arm.measured[0], atol=1e-3)
+    assert arm.session.state == "holding"
+    near = arm.run(along(x=1.0)).position  # a new grip begins there
+    assert np.linalg.norm(near - arm.measured[0]) < 0.01
+
+
+def test_the_way_home_waits_for_a_slow_arm():
+    arm = Arm(most=0.02)
+    arm.run(engaged())
+    assert arm.session.home()
+    arm.run(engaged(), 1.0)
+    assert np.linalg.norm(arm.targets[-1].position - arm.measured[0]) < LAG * NEAR + MOTION.linear_speed * DT
 
 
 def test_the_same_hands_mean_other_directions_for_an_operator_who_faces_the_robot():
@@ -166,6 +205,17 @@ def test_without_a_measured_pose_nothing_moves():
     arm.measured = None
     target = arm.session.step(along(x=1.0), None, 0.08, DT)
     assert arm.session.state == "stopping" and np.linalg.norm(target.position - before) < MOTION.linear_speed * DT
+
+
+@pytest.mark.parametrize("pose", [(np.full(3, np.nan), START[1]), (START[0], np.zeros(4))], ids=["NaN", "no rotation"])
+def test_what_is_no_pose_lets_go_and_is_forgotten(pose):
+    arm = Arm()
+    arm.run(along(x=1.0), 0.2)
+    good, target = arm.measured, arm.session.step(along(x=1.0), pose, 0.08, DT)
+    assert arm.session.state == "stopping" and np.all(np.isfinite([*target.position, *target.quaternion]))
+    arm.measured = good
+    arm.run(NOTHING, 0.5)
+    assert np.all(np.isfinite(arm.run(along(x=1.0), 0.3).position)) and arm.session.state == "moving"
 
 
 def test_home_needs_the_dead_man_and_gives_way_to_the_operator():

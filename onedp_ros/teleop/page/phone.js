@@ -298,7 +298,7 @@ for (const button of document.querySelectorAll("button[data-event]")) {
   button.addEventListener("pointerup", (event) => {
     const over = button.contains(document.elementFromPoint(event.clientX, event.clientY));
     if (event.pointerId === pointer && over && !button.disabled && told) {
-      socket.send(JSON.stringify({ type: "event", name: button.dataset.event }));
+      socket.send(JSON.stringify({ type: "event", name: button.dataset.event, time: told }));
     }
   });
   button.addEventListener("lostpointercapture", () => {
