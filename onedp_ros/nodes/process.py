@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,10 +12,12 @@ from collections.abc import Callable, Sequence
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
 from onedp_ros.nodes.executor import LeanExecutor
 
+NOTICE = 0.2  # s
 SHUTDOWN = 1.0  # s after which a process ends that was told to, whatever it is still doing
 
 
@@ -31,9 +34,9 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) ->
         executor.add_node(node)
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        _shut_down()  # rclpy's own handler may be slower: a node must see that it was told to end
     except Exception as error:
-        if context.ok():  # else the error is only that of a call cut short by the shutdown
+        if not _ends(context):  # else the error is only that of a call that was cut short
             status[0] = 1
             if not isinstance(error, (OSError, ValueError, RuntimeError)):
                 raise
@@ -44,8 +47,21 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) ->
             signal.signal(number, signal.SIG_IGN)
         if node is not None:
             node.destroy_node()
-        rclpy.try_shutdown()
+        _shut_down()
     return status[0]
+
+
+def _ends(context: rclpy.Context) -> bool:
+    """Whether the process was told to end, which the context may learn a little later than a call that the signal interrupts."""
+    deadline = time.monotonic() + NOTICE
+    while context.ok() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not context.ok()
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(rclpy_implementation.RCLError):  # rclpy's own handler was faster by an instant
+        rclpy.try_shutdown()
 
 
 def _insist(context: rclpy.Context, status: list[int]) -> None:
