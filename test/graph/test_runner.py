@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -70,6 +71,40 @@ def test_a_second_interrupt_does_not_cut_the_end_short(rig, tmp_path):
                 time.sleep(0.01)
             assert child.wait(GENEROUS) == 0
     assert "Traceback" not in "".join(running.log(p.name).read_text() for p in PROCESSES)
+
+
+ENDS = {  # what an end by signal looks like to a callback
+    "before rclpy's handler": ("raise KeyboardInterrupt", 0, "told to end"),
+    "as an error of a call": ("threading.Timer(0.05, rclpy.shutdown).start(); raise RuntimeError('cut short')", 0, "told to end"),
+    "not at all": ("raise RuntimeError('broken')", 1, "failed"),
+}
+
+
+@pytest.mark.parametrize(("act", "status", "said"), ENDS.values(), ids=ENDS)
+def test_a_node_sees_whether_it_was_told_to_end(domain, act, status, said):
+    script = f"""
+        import sys, threading
+        import rclpy
+        from rclpy.node import Node
+        from onedp_ros.nodes.process import main_of
+
+        class Ends(Node):
+            def __init__(self):
+                super().__init__("ends")
+                self.create_timer(0.01, self.act)
+
+            def act(self):
+                {act}
+
+            def destroy_node(self):
+                print("failed" if self.context.ok() else "told to end", flush=True)
+                super().destroy_node()
+
+        sys.exit(main_of(Ends))
+        """
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (status, said), done.stderr
 
 
 def test_a_node_that_dies_is_named_with_its_last_words(rig, tmp_path):
