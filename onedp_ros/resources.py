@@ -23,6 +23,11 @@ def resource(*parts: str) -> Path:
 def named_file(folder: str, name: str) -> Path:
     """``config/<folder>/<name>.yaml``, or ``name`` itself when it is the path of a YAML file. FileNotFoundError names the file."""
     if not name.endswith((".yaml", ".yml")):
+        known = sorted(path.stem for path in resource("config", folder).glob("*.yaml"))
+        if name not in known:
+            raise FileNotFoundError(
+                f"{name}.yaml is not in config/{folder}, which has {', '.join(known)}; give one of these, or the path of a YAML file"
+            )
         return resource("config", folder, f"{name}.yaml")
     if not Path(name).is_file():
         raise FileNotFoundError(f"{name} does not exist; give the path of a YAML file, or the name of one in config/{folder}")

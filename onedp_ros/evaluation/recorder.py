@@ -60,6 +60,7 @@ def run(seconds: float, folder: Path) -> dict[str, Any]:
     os.environ.update({"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"})
     os.environ.update(graph_environment(os.environ))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.getenv("PYTHONPATH")])])
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         parameters = {"task": "pnp_milk", "robot": "none", "out": out, "min_free_gb": 1.0}
         with load("cameras") as frames, load("robot") as states:
