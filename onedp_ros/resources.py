@@ -26,7 +26,7 @@ def named_file(folder: str, name: str) -> Path:
         known = sorted(path.stem for path in resource("config", folder).glob("*.yaml"))
         if name not in known:
             raise FileNotFoundError(
-                f"{name}.yaml is not in config/{folder}, which has {', '.join(known)}; give one of these, or the path of a YAML file"
+                f"{name}.yaml is not in config/{folder}, which has {', '.join(known)}; give one of them, or the path of a file"
             )
         return resource("config", folder, f"{name}.yaml")
     if not Path(name).is_file():
