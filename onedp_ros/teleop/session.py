@@ -159,9 +159,7 @@ class Session:
 
     def _watch(self, measured: tuple[Array, Array] | None, dt: float) -> None:
         """How fast the arm is."""
-        if measured is None:
-            return
-        if self._measured is not None and dt > 0:
+        if measured is not None and self._measured is not None and dt > 0:
             share = min(dt / SMOOTHING, 1.0)
             self._speed += share * (float(np.linalg.norm(measured[0] - self._measured[0])) / dt - self._speed)
             self._spin += share * (rotation_angle(measured[1], self._measured[1]) / dt - self._spin)
