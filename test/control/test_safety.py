@@ -36,7 +36,7 @@ def spoiled(name: str, value: float) -> ActionChunk:
 
 def test_first_target_is_the_measured_pose():
     gate = SafetyGate(LIMITS)
-    target = gate.start(HOME, 1.01 * DOWN, 0.03)
+    target = gate.start(HOME, 1.005 * DOWN, 0.03)
     np.testing.assert_array_equal(target.position, HOME)
     np.testing.assert_allclose(target.quaternion, DOWN, atol=1e-12)
     assert not gate.moving
