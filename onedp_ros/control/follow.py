@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onedp_ros.control.joints import JointGuard, JointMargins
+from onedp_ros.control.safety import STALE_AFTER, WORKSPACE
 from onedp_ros.control.servo import STILL, ServoLimits, TargetFilter
 from onedp_ros.geometry import columns_from_pose, rotation_between
+from onedp_ros.ranges import Range, check_fields, within
 
 Array = NDArray[np.float64]
 
@@ -29,17 +31,23 @@ DEPTH = 12  # commands among which the last one that the robot took is looked fo
 IN_VAIN = 50  # searches after which there are none: this robot keeps other books
 MOST_TICKS = 20  # cycles without a command that the robot makes up for; it stops after more
 
+RESUME_DISTANCE = Range(0.005, 0.2, "m", "less than the arm lags behind keeps it from following, more is a way nobody expects")
+RESUME_ANGLE = Range(0.02, 1.0, "rad", "less than the arm lags behind keeps it from following, more is a turn nobody expects")
+
 
 @dataclasses.dataclass(frozen=True)
 class FollowLimits:
     """``workspace_min``, ``workspace_max`` (m, tool point, base frame); ``stale_after`` (s): a target older than that is none;
     ``resume_distance`` (m) and ``resume_angle`` (rad): following begins only with a target as near as that."""
 
-    workspace_min: tuple[float, float, float]
-    workspace_max: tuple[float, float, float]
-    stale_after: float
-    resume_distance: float
-    resume_angle: float
+    workspace_min: tuple[float, float, float] = within(WORKSPACE)
+    workspace_max: tuple[float, float, float] = within(WORKSPACE)
+    stale_after: float = within(STALE_AFTER)
+    resume_distance: float = within(RESUME_DISTANCE)
+    resume_angle: float = within(RESUME_ANGLE)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "follow")
 
 
 class TargetFollower:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 
+from onedp_ros.ranges import Range, check_fields, within
+
 Array = NDArray[np.float64]
 
 # FR3 (https://frankarobotics.github.io/docs/robot_specifications.html). Ranges and speeds are those of libfranka's rate_limiting.h,
@@ -43,11 +45,14 @@ class JointMargins:
     """Shares of the joints' limits of speed, acceleration and jerk that a motion may use; ``range`` (rad): kept from the ends of
     their ranges; ``elbow`` (rad): least bend of joint 4, since a stretched arm can neither go on nor brake."""
 
-    speed: float = 0.5
-    acceleration: float = 0.4
-    jerk: float = 0.4
-    range: float = 0.05
-    elbow: float = 0.6
+    speed: float = within(Range(0.01, 1.0, "", "a fraction of the FR3's limit"), default=0.5)
+    acceleration: float = within(Range(0.05, 1.0, "", "a fraction of the FR3's limit; less hardly brakes"), default=0.4)
+    jerk: float = within(Range(0.05, 1.0, "", "a fraction of the FR3's limit; less hardly brakes"), default=0.4)
+    range: float = within(Range(0.01, 0.5, "rad", "less stops at the joints' ends with a fault, more leaves no room"), default=0.05)
+    elbow: float = within(Range(0.2, 2.0, "rad", "less lets the arm stretch until it can neither go on nor brake"), default=0.6)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "joints")
 
 
 class JointGuard:

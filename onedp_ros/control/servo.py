@@ -13,11 +13,14 @@ from scipy.linalg.lapack import dposv
 
 from onedp_ros.control.joints import TORQUE_LIMITS
 from onedp_ros.geometry import multiply_xyzw, rotation_between, rotation_difference, xyzw_from_rotation_vector
+from onedp_ros.ranges import Range, check_fields, within
 
 Array = NDArray[np.float64]
 Triple = tuple[float, float, float]
 
 STILL = (0.0, 0.0, 0.0)
+LONGEST_STOP = 1.0  # s that the filter may take to come to rest
+STRONGEST_PUSH = 100.0  # N
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +31,29 @@ class ServoLimits:
     interface specifications").
     """
 
-    gain: float = 12.0
-    linear_speed: float = 0.6
-    linear_acceleration: float = 4.0
-    linear_jerk: float = 400.0
-    angular_speed: float = 1.6
-    angular_acceleration: float = 10.0
-    angular_jerk: float = 1000.0
+    gain: float = within(Range(1.0, 50.0, "1/s", "less lags by seconds, more is too fast for a loop of 1 kHz"), default=12.0)
+    linear_speed: float = within(Range(1e-4, 3.0, "m/s", "less is standing still, and an FR3 moves at 3 m/s at most"), default=0.6)
+    linear_acceleration: float = within(Range(0.5, 9.0, "m/s²", "less hardly brakes, and an FR3 takes 9 m/s² at most"), default=4.0)
+    linear_jerk: float = within(Range(10.0, 4500.0, "m/s³", "less hardly brakes, an FR3 takes 4500 m/s³ at most"), default=400.0)
+    angular_speed: float = within(
+        Range(1e-3, 2.5, "rad/s", "less is standing still, and an FR3 turns at 2.5 rad/s at most"), default=1.6
+    )
+    angular_acceleration: float = within(
+        Range(1.0, 17.0, "rad/s²", "less hardly brakes, and an FR3 takes 17 rad/s² at most"), default=10.0
+    )
+    angular_jerk: float = within(
+        Range(20.0, 8500.0, "rad/s³", "less hardly brakes, and an FR3 takes 8500 rad/s³ at most"), default=1000.0
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self, "servo")
+        for kind in ("linear", "angular"):
+            speed, most, jerk = (getattr(self, f"{kind}_{name}") for name in ("speed", "acceleration", "jerk"))
+            if (stop := speed / most + most / jerk) > LONGEST_STOP:
+                raise ValueError(
+                    f"servo.{kind}_speed is {speed:g}, {kind}_acceleration {most:g} and {kind}_jerk {jerk:g}, so that a stop takes "
+                    f"{stop:.2g} s, expected {LONGEST_STOP:g} s at most (speed/acceleration + acceleration/jerk)"
+                )
 
 
 class TargetFilter:
@@ -197,14 +216,26 @@ def _bounded(vector: Array, most: float) -> Array:
 class ImpedanceGains:
     """Stiffness (N/m, Nm/rad), damping (Ns/m, Nms/rad), null-space gains (Nm/rad, Nms/rad) and error clips (m, rad)."""
 
-    linear_stiffness: float = 1500.0
-    angular_stiffness: float = 60.0
-    linear_damping: float = 120.0
-    angular_damping: float = 8.0
-    posture_stiffness: float = 10.0
-    posture_damping: float = 2.0
-    linear_clip: float = 0.03
-    angular_clip: float = 0.3
+    linear_stiffness: float = within(Range(10.0, 3000.0, "N/m", "as of the FR3's own Cartesian impedance"), default=1500.0)
+    angular_stiffness: float = within(Range(1.0, 300.0, "Nm/rad", "as of the FR3's own Cartesian impedance"), default=60.0)
+    linear_damping: float = within(
+        Range(10.0, 300.0, "Ns/m", "less swings on, more is too much for a loop of 1 kHz"), default=120.0
+    )
+    angular_damping: float = within(
+        Range(1.0, 30.0, "Nms/rad", "less swings on, more is too much for a loop of 1 kHz"), default=8.0
+    )
+    posture_stiffness: float = within(Range(0.0, 100.0, "Nm/rad", "the wrist's joints give 12 Nm"), default=10.0)
+    posture_damping: float = within(Range(0.1, 10.0, "Nms/rad", "less swings on, more is too much at 1 kHz"), default=2.0)
+    linear_clip: float = within(Range(0.001, 0.1, "m", "less does not overcome friction, more presses hard"), default=0.03)
+    angular_clip: float = within(Range(0.01, 1.0, "rad", "less does not overcome friction, more turns hard"), default=0.3)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "impedance")
+        if (push := self.linear_stiffness * self.linear_clip) > STRONGEST_PUSH:
+            raise ValueError(
+                f"impedance.linear_stiffness is {self.linear_stiffness:g} N/m and linear_clip {self.linear_clip:g} m, so that the "
+                f"arm presses with {push:.0f} N, expected {STRONGEST_PUSH:g} N at most: ISO/TS 15066 lets a hand bear 140 N"
+            )
 
 
 DAMPING = 1e-4 * np.eye(6)

@@ -22,7 +22,7 @@ from std_srvs.srv import Trigger
 from onedp_ros.data.messages import stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import header, opening_of, pose_message
-from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file, declare_speed
+from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file, declare_speed, declare_within
 from onedp_ros.nodes.process import main_of
 from onedp_ros.robot import memory
 from onedp_ros.robot.arm import percentile
@@ -60,7 +60,7 @@ class FrankaNode(LifecycleNode):
             raise ValueError(f"parameter realtime is '{realtime}', expected enforce or ignore")
         self._enforce = realtime == "enforce"
         settings = RobotSettings.from_yaml(path)
-        given = {name: declare(self, name, value, f"See {path}") for name, value in settings.parameters().items()}
+        given = {name: declare_within(self, name, *given, f"See {path}") for name, given in settings.parameters().items()}
         if mode:
             given["arm.mode"] = mode
         self.settings = settings.replaced(given).slowed(speed)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
 from onedp_ros.contract import Contract
+from onedp_ros.ranges import Choice, Range
 from onedp_ros.resources import named_file, task_contract
 
 
@@ -22,6 +24,18 @@ def declare(node: Node, name: str, default: Any, description: str, low: float | 
         else:
             descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]
     return node.declare_parameter(name, default, descriptor).value
+
+
+def declare_within(node: Node, name: str, default: Any, expected: Range | Choice, description: str) -> Any:
+    """Declare a parameter that is read once, at start, with what is expected of it, and return its value. ValueError says that."""
+    descriptor = ParameterDescriptor(description=description, additional_constraints=f"expected {expected}", read_only=True)
+    if isinstance(expected, Range) and not expected.count:
+        descriptor.floating_point_range = [FloatingPointRange(from_value=expected.low, to_value=expected.high)]
+    default = list(default) if isinstance(default, tuple) else default
+    try:
+        return expected.check(f"parameter {name}", node.declare_parameter(name, default, descriptor).value)
+    except ParameterException as error:
+        raise ValueError(f"parameter {name}: {error}, expected {expected}") from error
 
 
 def declare_contract(node: Node) -> Contract:

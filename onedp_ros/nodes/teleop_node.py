@@ -6,7 +6,6 @@ is first held. A phone's server has a thread of its own in ``teleop.phone``.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 import time
@@ -26,9 +25,17 @@ from onedp_ros.data.messages import decode_image, pose_arrays, stamp_ns
 from onedp_ros.graph import DEVICES
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
 from onedp_ros.nodes.messages import header, pose_message
-from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract, declare_robot_file, declare_speed
+from onedp_ros.nodes.parameters import (
+    declare,
+    declare_cameras,
+    declare_contract,
+    declare_robot_file,
+    declare_speed,
+    declare_within,
+)
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
+from onedp_ros.ranges import values_and_expected
 from onedp_ros.resources import resource
 from onedp_ros.teleop.axes import AxesDevice, AxisMap
 from onedp_ros.teleop.device import Command, Device
@@ -59,10 +66,8 @@ class TeleopNode(Node):
         image, cameras = declare_cameras(self, self.contract)
         recorder = declare(self, "recorder", "recorder_node", "Name of the recorder's node, for the buttons that record")
         file = file or str(resource("config", "teleop.yaml"))
-        given = {
-            name: declare(self, name, list(value) if isinstance(value, tuple) else value, f"See {file}")
-            for name, value in dataclasses.asdict(Motion.from_yaml(file)).items()
-        }
+        motion = values_and_expected(Motion.from_yaml(file))
+        given = {name: declare_within(self, name, *settings, f"See {file}") for name, settings in motion.items()}
         self._session = Session(Motion.from_dict(given).slowed(speed), SafetyLimits.from_yaml(path).slowed(speed))
         self._recorder, self._kind = recorder, kind
 

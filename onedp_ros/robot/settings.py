@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-
-from onedp_ros.control.follow import FollowLimits
+from onedp_ros.config import read_yaml
+from onedp_ros.control.follow import RESUME_ANGLE, RESUME_DISTANCE, FollowLimits
 from onedp_ros.control.gripper import GripperSettings
 from onedp_ros.control.joints import JointMargins
+from onedp_ros.control.safety import STALE_AFTER, SafetyLimits
 from onedp_ros.control.servo import ImpedanceGains, ServoLimits
+from onedp_ros.ranges import Choice, Range, check_fields, from_mapping, values_and_expected, within
 
 MODES = ("cartesian_pose", "cartesian_impedance")
 CONTROLLERS = ("joint_impedance", "cartesian_impedance")
-
-Section = TypeVar("Section")
+HARMLESS = ("cartesian_reflex", "joint_reflex", "communication_constraints_violation")  # errors that may be recovered from unasked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,101 +28,80 @@ class ArmSettings:
     (3,) m from the flange, ``load_inertia`` (9,) kg m²: what is held besides the hand. ``auto_recover``: errors after which the arm
     goes on by itself, by libfranka's names; empty strings are none, which ROS needs to know the type."""
 
-    mode: str
-    controller: str
-    stale_after: float
-    resume_distance: float
-    resume_angle: float
-    collision_torque: tuple[float, ...]
-    collision_force: tuple[float, ...]
-    load_mass: float
-    load_center: tuple[float, ...]
-    load_inertia: tuple[float, ...]
-    auto_recover: tuple[str, ...]
+    mode: str = within(Choice(MODES, "there are no other controllers"))
+    controller: str = within(Choice(CONTROLLERS, "the FR3 has no other"))
+    stale_after: float = within(STALE_AFTER)
+    resume_distance: float = within(RESUME_DISTANCE)
+    resume_angle: float = within(RESUME_ANGLE)
+    collision_torque: tuple[float, ...] = within(
+        Range(1.0, 87.0, "Nm", "less is the sensors' noise, and more than a joint gives notices no contact", 7)
+    )
+    collision_force: tuple[float, ...] = within(
+        Range(1.0, 100.0, "N and Nm", "less is the sensors' noise, and more hurts: ISO/TS 15066 lets a hand bear 140 N", 6)
+    )
+    load_mass: float = within(Range(0.0, 3.0, "kg", "an FR3 carries 3 kg"))
+    load_center: tuple[float, ...] = within(Range(-0.5, 0.5, "m", "what is farther from the flange cannot be held", 3))
+    load_inertia: tuple[float, ...] = within(Range(-0.5, 0.5, "kg m²", "3 kg, held, have less", 9))
+    auto_recover: tuple[str, ...] = within(Choice(HARMLESS, "after any other error somebody has to look at the arm", several=True))
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"arm.mode is '{self.mode}', expected one of {', '.join(MODES)}")
-        if self.controller not in CONTROLLERS:
-            raise ValueError(f"arm.controller is '{self.controller}', expected one of {', '.join(CONTROLLERS)}")
-        for name, count in (("collision_torque", 7), ("collision_force", 6), ("load_center", 3), ("load_inertia", 9)):
-            if len(getattr(self, name)) != count:
-                raise ValueError(f"arm.{name} has {len(getattr(self, name))} values, expected {count}")
-        for name in ("stale_after", "resume_distance", "resume_angle"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"arm.{name} is {getattr(self, name)}, expected a positive number")
+        check_fields(self, "arm")
 
 
-FR3_LIMITS = {  # https://frankarobotics.github.io/docs/robot_specifications.html
-    "linear_speed": 3.0,
-    "linear_acceleration": 9.0,
-    "linear_jerk": 4500.0,
-    "angular_speed": 2.5,
-    "angular_acceleration": 17.0,
-    "angular_jerk": 8500.0,
-}
 SECTIONS: dict[str, type] = {
     "arm": ArmSettings,
     "servo": ServoLimits,
     "joints": JointMargins,
     "impedance": ImpedanceGains,
     "gripper": GripperSettings,
+    "safety": SafetyLimits,
 }
+WORKSPACE = ("workspace_min", "workspace_max")
 
 
 @dataclasses.dataclass(frozen=True)
 class RobotSettings:
-    """The sections of a robot file; ``workspace_min`` and ``workspace_max`` (m) are those of its section ``safety``."""
+    """The sections of a robot file."""
 
-    workspace_min: tuple[float, float, float]
-    workspace_max: tuple[float, float, float]
     arm: ArmSettings
     servo: ServoLimits
     joints: JointMargins
     impedance: ImpedanceGains
     gripper: GripperSettings
+    safety: SafetyLimits
 
     @property
     def follow(self) -> FollowLimits:
-        arm = self.arm
-        return FollowLimits(self.workspace_min, self.workspace_max, arm.stale_after, arm.resume_distance, arm.resume_angle)
+        arm, safety = self.arm, self.safety
+        return FollowLimits(safety.workspace_min, safety.workspace_max, arm.stale_after, arm.resume_distance, arm.resume_angle)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RobotSettings:
+    def from_dict(cls, data: Any) -> RobotSettings:
         """Plain data -> settings. ValueError names a missing, unknown or senseless field."""
-        low, high = (data["safety"][name] for name in ("workspace_min", "workspace_max"))
-        if len(low) != 3 or len(high) != 3 or not all(a < b for a, b in zip(low, high, strict=True)):
-            raise ValueError(f"workspace_min {list(low)} is not below workspace_max {list(high)}, three numbers each")
-        sections: dict[str, Any] = {name: _section(name, kind, data.get(name)) for name, kind in SECTIONS.items()}
-        corners = {name: tuple(float(v) for v in data["safety"][name]) for name in ("workspace_min", "workspace_max")}
-        for name, value in (*dataclasses.asdict(sections["servo"]).items(), *dataclasses.asdict(sections["impedance"]).items()):
-            if not 0 < value <= FR3_LIMITS.get(name, float("inf")):
-                raise ValueError(f"{name} is {value}, expected a positive number, {FR3_LIMITS.get(name, 'any')} at most")
-        margins = sections["joints"]
-        if not all(0 < share <= 1 for share in (margins.speed, margins.acceleration, margins.jerk)):
-            raise ValueError(f"joints are {margins}, expected shares above 0 and up to 1")
-        return cls(**corners, **sections)  # type: ignore[arg-type]
+        if not isinstance(data, Mapping) or set(data) != set(SECTIONS):
+            found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"its sections are {found}, expected exactly {', '.join(SECTIONS)}")
+        return cls(**{name: from_mapping(kind, name, data[name]) for name, kind in SECTIONS.items()})
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> RobotSettings:
         """ValueError names file and field."""
         try:
-            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-        except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+            return cls.from_dict(read_yaml(path))
+        except ValueError as error:
             raise ValueError(f"{path}: {error}; see config/robot/franka.yaml for a complete one") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Inverse of :meth:`from_dict`, of JSON's types."""
-        sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
-        return {**sections, "safety": {"workspace_min": self.workspace_min, "workspace_max": self.workspace_max}}
+        return {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
 
-    def parameters(self) -> dict[str, Any]:
-        """``section.field`` -> value, lists for tuples; :meth:`replaced` takes the same."""
-        return {
-            f"{name}.{field}": list(value) if isinstance(value, tuple) else value
-            for name in SECTIONS
-            for field, value in dataclasses.asdict(getattr(self, name)).items()
-        } | {"workspace_min": list(self.workspace_min), "workspace_max": list(self.workspace_max)}
+    def parameters(self) -> dict[str, tuple[Any, Range | Choice]]:
+        """What concerns the arm: ``section.field``, or a corner of the workspace, -> value and what is expected of it.
+        :meth:`replaced` takes values of these names."""
+        given = {name: pair for name, pair in values_and_expected(self.safety).items() if name in WORKSPACE}
+        for section in SECTIONS.keys() - {"safety"}:
+            given |= values_and_expected(getattr(self, section), f"{section}.")
+        return given
 
     def replaced(self, parameters: Mapping[str, Any]) -> RobotSettings:
         """With other values for ``section.field``. ValueError as of :meth:`from_dict`."""
@@ -139,16 +118,3 @@ class RobotSettings:
         s = self.servo
         slow = dataclasses.replace(s, linear_speed=share * s.linear_speed, angular_speed=share * s.angular_speed)
         return dataclasses.replace(self, servo=slow)
-
-
-def _section(name: str, kind: type[Section], data: Any) -> Section:
-    fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(data, Mapping) or set(data) != fields:
-        found = sorted(data) if isinstance(data, Mapping) else data
-        raise ValueError(f"section '{name}' holds {found}, expected exactly {sorted(fields)}")
-    values = {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in data.items()}
-    for key, value in values.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(n, str) or float(n) - float(n) == 0.0 for n in numbers):  # NaN and infinity are not
-            raise ValueError(f"{name}.{key} is {value}, expected finite numbers")
-    return kind(**values)

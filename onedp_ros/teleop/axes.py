@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from onedp_ros.config import read_yaml
+from onedp_ros.ranges import Range
 from onedp_ros.teleop.device import EVENTS, SILENCE, Command
 from onedp_ros.teleop.session import AXES
 
 DEADBAND = 0.06  # share of an axis that is rest
+INDEX = Range(0, 63, "", "no device has more axes or buttons")
+SIGN = Range(-1, 1, "", "the sign is a direction; the speeds are those of the section motion")
+DEAD_MAN = Range(-1, 63, "", "the number of a button, or -1 for a device that springs back")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +37,14 @@ class AxisMap:
     def from_yaml(cls, path: str | Path, device: str) -> AxisMap:
         """A section of ``config/teleop.yaml``. ValueError names file and field."""
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))[device]
-            axes = {name: (int(index), float(sign)) for name, (index, sign) in data["axes"].items()}
-            return cls(axes, {name: int(index) for name, index in data["buttons"].items()}, int(data["dead_man"]))
-        except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+            data = read_yaml(path)[device]
+            axes = {
+                name: (int(INDEX.check(f"axes.{name}", index)), SIGN.check(f"axes.{name}", sign))
+                for name, (index, sign) in data["axes"].items()
+            }
+            buttons = {name: int(INDEX.check(f"buttons.{name}", index)) for name, index in data["buttons"].items()}
+            return cls(axes, buttons, int(DEAD_MAN.check("dead_man", data["dead_man"])))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}, section {device}: {error}; see config/teleop.yaml for a complete one") from error
 
 

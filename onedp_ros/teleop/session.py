@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from onedp_ros.config import read_yaml
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.control.chunk import Target
-from onedp_ros.control.safety import SMOOTHING, SafetyGate, SafetyLimits, pose_fault
+from onedp_ros.control.safety import SMOOTHING, WORKSPACE, SafetyGate, SafetyLimits, pose_fault
 from onedp_ros.geometry import (
     gripper_down,
     quaternion_from_rotation_vector,
@@ -23,6 +22,7 @@ from onedp_ros.geometry import (
     rotation_angle,
     rotation_difference,
 )
+from onedp_ros.ranges import Choice, Range, check_fields, from_mapping, within
 from onedp_ros.teleop.device import Command
 
 Array = NDArray[np.float64]
@@ -35,6 +35,7 @@ DELAY = 0.25  # s that arms are behind their targets; one farther behind is held
 BRAKING = 0.1  # s that such an arm goes on at its speed when the operator lets go
 AHEAD, AHEAD_ANGLE = 0.04, 0.25  # m, rad that the hands may be ahead of the targets, which are bounded in speed
 OPEN = 0.9 * MAX_OPENING  # m: a hand that is less open may hold something, and stays closed
+TURN = Range(-2 * math.pi, 2 * math.pi, "rad", "more is more than a turn; is it in degrees?")
 IDLE = 0.02  # share: a device at rest
 
 
@@ -42,41 +43,29 @@ IDLE = 0.02  # share: a device at rest
 class Motion:
     """How hands move the arm; the section ``motion`` of ``config/teleop.yaml`` says what each is."""
 
-    linear_speed: float
-    angular_speed: float
-    scale: float
-    frame: str
-    operator_yaw: float
-    locked: tuple[str, ...]
-    home_position: tuple[float, float, float]
-    home_yaw: float
+    linear_speed: float = within(Range(1e-4, 1.0, "m/s", "less is standing still, and nobody steers faster by hand"))
+    angular_speed: float = within(Range(1e-3, 3.0, "rad/s", "less is standing still, and nobody steers faster by hand"))
+    scale: float = within(Range(0.05, 5.0, "", "less hardly moves the arm, more makes it jump with a hand that trembles"))
+    frame: str = within(Choice(FRAMES, "a hand moves in no other"))
+    operator_yaw: float = within(TURN)
+    locked: tuple[str, ...] = within(Choice(AXES, "a hand moves in no others", several=True))
+    home_position: tuple[float, float, float] = within(WORKSPACE)
+    home_yaw: float = within(TURN)
 
     def __post_init__(self) -> None:
-        for name in ("linear_speed", "angular_speed", "scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
-        if self.frame not in FRAMES:
-            raise ValueError(f"frame is '{self.frame}', expected one of {', '.join(FRAMES)}")
-        if unknown := set(self.locked) - {"", *AXES}:  # ROS has no empty list of strings: [""] is none
-            raise ValueError(f"locked holds {sorted(unknown)}, expected some of {', '.join(AXES)}")
-        if len(self.home_position) != 3 or not all(map(math.isfinite, (*self.home_position, self.home_yaw, self.operator_yaw))):
-            raise ValueError(f"home is {self.home_position} with yaw {self.home_yaw}, expected finite numbers")
+        check_fields(self, "motion")
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Motion:
+    def from_dict(cls, data: Any) -> Motion:
         """Plain data -> settings. ValueError names a missing, unknown or senseless field."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        if set(data) != names:
-            raise ValueError(f"motion holds {sorted(data)}, expected exactly {sorted(names)}")
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in data.items()}
-        return cls(**values)
+        return from_mapping(cls, "motion", data)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Motion:
         """The section ``motion`` of a file. ValueError names file and field."""
         try:
-            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["motion"])
-        except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            return cls.from_dict(read_yaml(path).get("motion"))
+        except ValueError as error:
             raise ValueError(f"{path}: {error}; see config/teleop.yaml for a complete one") from error
 
     def slowed(self, share: float) -> Motion:

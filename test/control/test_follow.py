@@ -198,7 +198,7 @@ def test_no_joint_is_asked_for_more_than_it_has(seed: int) -> None:
     made = TargetFollower(FOLLOW, SETTINGS.servo, SETTINGS.joints, lambda: (q.tolist(), look()))
     made.start(*pose_from_columns(columns), 0)
     made._take(*made.filter.pose)
-    low, high = np.array(SETTINGS.workspace_min), np.array(SETTINGS.workspace_max)
+    low, high = np.array(SETTINGS.safety.workspace_min), np.array(SETTINGS.safety.workspace_max)
     speeds, positions = [np.zeros(7)], []
     every = int(rng.choice([5, 16, 100, 500]))
     for i in range(10_000):

@@ -18,5 +18,5 @@ def test_the_wish_turns_at_the_far_threshold_only() -> None:
 def test_thresholds_that_do_not_rise_are_named() -> None:
     with pytest.raises(ValueError, match=r"close_below 0\.05"):
         GripperSettings(0.05, 0.03, 0.08, 0.1, 20.0, 0.002)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=r"speed is 0\.0"):
         GripperSettings(0.03, 0.05, 0.08, 0.0, 20.0, 0.002)

@@ -185,12 +185,23 @@ def test_a_robot_that_is_not_there_is_said_and_recover_tries_again(rig, tmp_path
 
 
 def test_settings_are_parameters_and_senseless_ones_are_named(rig, fake):
-    with pytest.raises(ValueError, match=r"arm\.mode is 'dance'"):
-        rig.add(FrankaNode, mode="dance")
+    for parameters, words in (
+        ({"mode": "dance"}, r"arm\.mode is 'dance', expected one of cartesian_pose"),
+        ({"arm.stale_after": 9.0}, r"arm\.stale_after.*9\.0.*from 0\.02 to 1 s: less holds"),
+        ({"arm.stale_after": float("nan")}, r"arm\.stale_after.*nan.*from 0\.02 to 1 s"),
+        ({"arm.stale_after": "long"}, r"arm\.stale_after.*long.*from 0\.02 to 1 s"),
+        ({"arm.collision_force": [40.0] * 5 + [1e9]}, r"arm\.collision_force.*6 numbers, each from 1 to 100"),
+        ({"workspace_max": [0.6, 0.2, float("inf")]}, r"workspace_max.*inf.*reaches 1\.4 m"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            rig.add(FrankaNode, **parameters)
     node = rig.add(FrankaNode, **{"impedance.linear_stiffness": 300.0, "speed": 0.1, "workspace_max": [0.6, 0.2, 0.5]})
     assert node.settings.impedance.linear_stiffness == 300.0
     assert node.settings.servo.linear_speed == pytest.approx(0.06)
-    assert node.settings.workspace_max == (0.6, 0.2, 0.5)
+    assert node.settings.safety.workspace_max == (0.6, 0.2, 0.5)
+    described = node.describe_parameter("impedance.linear_stiffness")
+    assert (described.floating_point_range[0].from_value, described.floating_point_range[0].to_value) == (10.0, 3000.0)
+    assert "FR3's own" in described.additional_constraints
 
 
 def test_action_node_enables_at_the_arm_and_the_arm_follows_its_hold(rig, arm):

@@ -25,7 +25,7 @@ AT_REST = 0.005  # m/s
 
 def adversary(seconds, rng, start):
     """(wait s, position, quaternion): steps, slow and fast streams, noise, flipped quaternions, NaN and targets far outside."""
-    low, high = np.array(SETTINGS.workspace_min), np.array(SETTINGS.workspace_max)
+    low, high = np.array(SETTINGS.safety.workspace_min), np.array(SETTINGS.safety.workspace_max)
     position, quaternion = start
     kinds = ("steps", "slow", "noise", "sign", "nan", "burst", "outside")
     for kind in kinds:
@@ -69,7 +69,7 @@ def test_adversarial_targets_cause_no_reflex_and_leave_neither_box_nor_speed_lim
     log = cell.log()
     positions = log["pose"][:, 12:15]
     assert no_fault(log)
-    assert np.all(positions >= SETTINGS.workspace_min) and np.all(positions <= SETTINGS.workspace_max)
+    assert np.all(positions >= SETTINGS.safety.workspace_min) and np.all(positions <= SETTINGS.safety.workspace_max)
     assert phases.count("following") > 0.9 * len(phases)
     assert 0.2 < speeds(log).max() <= LIMITS.linear_speed
     assert 0.2 < np.linalg.norm(log["twist"][:, 3:], axis=1).max() <= LIMITS.angular_speed

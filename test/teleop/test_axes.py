@@ -80,6 +80,24 @@ def test_a_map_with_names_that_are_none_is_refused(tmp_path):
         AxisMap.from_yaml(file, "spacemouse")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("x: [4, 1]", "x: [-1, 1]", r"axes\.x is -1, expected a number from 0 to 63"),
+        ("x: [4, 1]", "x: [4, 1e9]", r"axes\.x is 1000000000\.0, expected a number from -1 to 1"),
+        ("dead_man: 4", "dead_man: -2", "dead_man is -2, expected a number from -1"),
+        ("gripper: 0, fail", "gripper: .nan, fail", r"buttons\.gripper is nan"),
+    ],
+)
+def test_implausible_numbers_of_axes_and_buttons_are_named(tmp_path, old, new, words):
+    file = tmp_path / "teleop.yaml"
+    text = FILE.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"teleop\.yaml.*{words}"):
+        AxisMap.from_yaml(file, "gamepad")
+
+
 def test_without_a_spacemouse_the_remedy_is_named():
     with pytest.raises(RuntimeError, match=r"no SpaceMouse.*libhidapi"):
         SpaceMouse(AxisMap.from_yaml(FILE, "spacemouse"))

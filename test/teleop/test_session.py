@@ -280,7 +280,7 @@ def test_whatever_hands_do_targets_stay_in_the_workspace_and_below_the_speeds(sc
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"frame": "world"}, "frame is 'world'"), ({"locked": ["w"]}, r"locked holds \['w'\]"), ({"scale": 0.0}, "scale is 0")],
+    [({"frame": "world"}, "frame is 'world'"), ({"locked": ["w"]}, r"locked is \['w'\]"), ({"scale": 0.0}, "scale is 0")],
 )
 def test_settings_that_make_no_sense_are_named(change, words):
     with pytest.raises(ValueError, match=words):
