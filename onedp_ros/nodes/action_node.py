@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -23,6 +24,7 @@ from onedp_ros.control.chunk import ChunkSchedule, Target
 from onedp_ros.control.safety import SafetyGate, SafetyLimits
 from onedp_ros.data.messages import chunk_from_message, pose_arrays, stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.input_watch import InputWatch
 from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file, declare_speed
 from onedp_ros.nodes.polled import PolledSubscriber
@@ -59,18 +61,23 @@ class ActionNode(Node):
         self._sent_time = 0.0
         self._measured_stamp = 0
         self._chunks = self._targets = self._holds = 0
+        self._refused: Counter[str] = Counter()
         self._problem: tuple[float, str] = (float("-inf"), "")
         self._rate, self._latency = Rate(), Percentiles()
 
         self._pose_publisher = self.create_publisher(PoseStamped, "target_pose", 1)
         self._gripper_publisher = self.create_publisher(JointState, "gripper_target", 1)
-        self.create_subscription(MultiDOFJointTrajectory, "action/chunk", self._on_chunk, 1)
+        chunks = self.create_subscription(MultiDOFJointTrajectory, "action/chunk", self._on_chunk, 1)
         self._measured = PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose)
+        self._chunk_watch, self._pose_watch = InputWatch(self, chunks), InputWatch(self, self._measured.subscription, POSE_TIMEOUT)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self._timer = self.create_timer(1.0 / target_rate, self._send)
         self._diagnostics = Diagnostics(self, self._report)
 
     def _on_pose(self, message: PoseStamped) -> None:
+        if refusal := self._pose_watch.refusal(stamp_ns(message)):
+            self._refused[f"pose_{refusal}"] += 1
+            return
         self._pose, self._pose_time = message, time.monotonic()
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -112,6 +119,9 @@ class ActionNode(Node):
 
     def _on_chunk(self, message: MultiDOFJointTrajectory) -> None:
         self._chunks += 1
+        if refusal := self._chunk_watch.refusal(stamp_ns(message)):
+            self._gate.rejected[refusal] += 1
+            return
         now = self._now()
         try:
             chunk = chunk_from_message(message, self.contract.base_frame)
@@ -180,6 +190,8 @@ class ActionNode(Node):
         for_seconds = now - self._state_since
         stopped = self._state in ("stopping", "holding")
         level, text = worst(
+            self._chunk_watch.finding(),
+            self._pose_watch.finding(),
             (DiagnosticStatus.ERROR, f"no valid chunk, arm {self._state} for {for_seconds:.1f} s; see policy_node")
             if stopped
             else None,
@@ -213,6 +225,7 @@ class ActionNode(Node):
                 **counted("rejected", self._gate.rejected),
                 "limited": sum(self._gate.limited.values()),
                 **counted("limited", self._gate.limited),
+                **counted("refused", self._refused),
             },
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,9 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from onedp_ros.control.gripper import GripperIntent, GripperSettings
-from onedp_ros.nodes.diagnostics import Diagnostics, Report, worst
+from onedp_ros.data.messages import stamp_ns
+from onedp_ros.nodes.diagnostics import Diagnostics, Report, counted, worst
+from onedp_ros.nodes.input_watch import InputWatch
 from onedp_ros.nodes.messages import opening_of
 from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file
 from onedp_ros.nodes.polled import PolledSubscriber
@@ -107,18 +110,19 @@ class CrispNode(Node):
         super().__init__("crisp_node", **kwargs)
         self.contract = declare_contract(self)
         name = declare(self, "gripper", "franka_gripper", "Name of franka_ros2's gripper node")
-        settings = RobotSettings.from_yaml(declare_robot_file(self, "franka")).gripper
-        self._intent = GripperIntent(settings)
+        settings = RobotSettings.from_yaml(declare_robot_file(self, "franka"))
+        self._intent = GripperIntent(settings.gripper)
         self._missing = ""
         self._gripper: Any = None
         try:
-            self._gripper = gripper(self, name, settings)
+            self._gripper = gripper(self, name, settings.gripper)
         except ImportError as error:
             self._missing = f"the hand cannot be commanded: {error}; install franka_msgs of franka_ros2"
         self._heard = float("-inf")
         self._pose = PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose)
         self._target = self.resolve_topic_name("target_pose")
-        self.create_subscription(JointState, "gripper_target", self._on_gripper, 1)
+        openings = self.create_subscription(JointState, "gripper_target", self._on_gripper, 1)
+        self._gripper_watch, self._refused = InputWatch(self, openings, settings.arm.stale_after), Counter[str]()
         self._diagnostics = Diagnostics(self, self._report)
 
     def _on_pose(self, _message: PoseStamped) -> None:
@@ -127,6 +131,10 @@ class CrispNode(Node):
     def _on_gripper(self, message: JointState) -> None:
         opening = opening_of(message)
         if opening is None:
+            self._refused["malformed"] += 1
+            return
+        if refusal := self._gripper_watch.refusal(stamp_ns(message)):
+            self._refused[refusal] += 1
             return
         self._intent.update(opening)
         if self._gripper is not None:
@@ -146,10 +154,21 @@ class CrispNode(Node):
             if time.monotonic() - self._heard > HEARD
             else None,
             (DiagnosticStatus.ERROR, self._missing) if self._missing else None,
+            self._gripper_watch.finding(),
             (DiagnosticStatus.WARN, self._gripper.problem) if self._gripper is not None and self._gripper.problem else None,
             fine="running",
         )
-        return level, text, {"publishers": publishers, "followers": followers, "gripper": self._intent.wish or "untold"}
+        return (
+            level,
+            text,
+            {
+                "publishers": publishers,
+                "followers": followers,
+                "gripper": self._intent.wish or "untold",
+                "gripper_refused": sum(self._refused.values()),
+                **counted("gripper_refused", self._refused),
+            },
+        )
 
 
 def main(args: list[str] | None = None) -> int:

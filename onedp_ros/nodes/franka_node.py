@@ -21,6 +21,7 @@ from std_srvs.srv import Trigger
 
 from onedp_ros.data.messages import stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
+from onedp_ros.nodes.input_watch import InputWatch
 from onedp_ros.nodes.messages import header, opening_of, pose_message
 from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file, declare_speed, declare_within
 from onedp_ros.nodes.process import main_of
@@ -35,7 +36,6 @@ LOOK_RATE = 400.0  # Hz: states come at 200 Hz, by another clock
 WATCH_EVERY = 20  # looks between looks for faults
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes what any publisher offers
 LASTING = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-FUTURE = 0.05  # s that a target's stamp may lie ahead of this clock
 FLANGE = 0.05  # m: a tool nearer to the flange is none
 LATE_RATE = 0.95  # success rate of commands below which the diagnostics warn
 
@@ -68,10 +68,8 @@ class FrankaNode(LifecycleNode):
         self._franka: Franka | None = None
         self._failed = ""
         self._stamp = self._count = self._far = 0
-        self._far_at = self._old_at = float("-inf")
-        self._old = 0.0
+        self._far_at = float("-inf")
         self._targets = 0
-        self._publishers_of_target = 1
         self._mode = ""
         self._states, self._target_rate = Rate(), Rate()
         self._fingers = self.contract.finger_joints
@@ -79,8 +77,11 @@ class FrankaNode(LifecycleNode):
         self._pose_publisher = self.create_publisher(PoseStamped, self.contract.pose_topic, 10)
         self._wrench_publisher = self.create_publisher(WrenchStamped, "franka/state/wrench", 10)
         self._mode_publisher = self.create_publisher(String, "franka/state/robot_mode", LASTING)
-        self._target_subscription = self.create_subscription(PoseStamped, "target_pose", self._on_target, NEWEST)
-        self.create_subscription(JointState, "gripper_target", self._on_gripper, NEWEST)
+        targets = self.create_subscription(PoseStamped, "target_pose", self._on_target, NEWEST)
+        openings = self.create_subscription(JointState, "gripper_target", self._on_gripper, NEWEST)
+        self._target_watch, self._gripper_watch = (
+            InputWatch(self, subscription, self.settings.arm.stale_after) for subscription in (targets, openings)
+        )
         self.create_service(Trigger, "~/recover", self._on_recover)
         self.create_service(Trigger, "~/home_gripper", self._on_home)
         self.create_timer(1.0 / LOOK_RATE, self._tick)
@@ -160,18 +161,11 @@ class FrankaNode(LifecycleNode):
             return
         if message.header.frame_id != self.contract.base_frame:
             self._franka.refused["frame"] += 1
-        elif not -FUTURE < self._age(message) < self.settings.arm.stale_after:
-            self._franka.refused["old"] += 1
-            self._old_at, self._old = time.monotonic(), self._age(message)
-        elif self._publishers_of_target > 1:
-            self._franka.refused["several_publishers"] += 1
+        elif refusal := self._target_watch.refusal(stamp_ns(message)):
+            self._franka.refused[refusal] += 1
         else:
             p, q = message.pose.position, message.pose.orientation
             self._franka.target((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
-
-    def _age(self, message: PoseStamped) -> float:
-        """How long ago it was stamped, s."""
-        return 1e-9 * (self.get_clock().now().nanoseconds - stamp_ns(message))
 
     def _on_gripper(self, message: JointState) -> None:
         if self._franka is None:
@@ -179,6 +173,8 @@ class FrankaNode(LifecycleNode):
         opening = opening_of(message)
         if opening is None:
             self._franka.refused["gripper"] += 1
+        elif refusal := self._gripper_watch.refusal(stamp_ns(message)):
+            self._franka.refused[f"gripper_{refusal}"] += 1
         else:
             self._franka.opening(opening)
 
@@ -213,7 +209,8 @@ class FrankaNode(LifecycleNode):
         self._count += 1
         self._publish()
         if self._franka is not None and self._count % WATCH_EVERY == 0:
-            self._publishers_of_target = self.count_publishers(self._target_subscription.topic_name)
+            self._target_watch.alone()  # so that one that takes over is told from a second one
+            self._gripper_watch.alone()
             before = self._franka.fault
             self._franka.watch()
             if self._franka.fault is not None and self._franka.fault is not before:
@@ -262,17 +259,13 @@ class FrankaNode(LifecycleNode):
         controlled = franka.active and franka.fault is None
         level, text = worst(
             (DiagnosticStatus.ERROR, str(franka.fault)) if franka.fault is not None else None,
-            (DiagnosticStatus.ERROR, f"{self._publishers_of_target} nodes publish target_pose; end all but one")
-            if self._publishers_of_target > 1
-            else None,
+            self._target_watch.finding(),
+            self._gripper_watch.finding(),
             (DiagnosticStatus.ERROR, "user stop pressed; release it, then call ~/recover")
             if self._mode == "user_stopped"
             else None,
             (DiagnosticStatus.WARN, "the target is too far from the arm to begin with; disable and enable action_node")
             if now - self._far_at < 2.0
-            else None,
-            (DiagnosticStatus.WARN, f"target_pose was stamped {self._old:.2f} s ago; are the machines' clocks the same?")
-            if now - self._old_at < 2.0
             else None,
             (DiagnosticStatus.WARN, "the tool point is the flange; choose the hand in Desk") if arm.notes[1][14] < FLANGE else None,
             (DiagnosticStatus.WARN, f"no fresh target_pose, arm {phase}; see action_node")

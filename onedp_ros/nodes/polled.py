@@ -35,14 +35,14 @@ class PolledSubscriber:
     ) -> None:
         self._node, self._callback, self._raw = node, callback, raw
         qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._subscription = node.create_subscription(message_type, topic, callback, qos, callback_group=_NeverExecuted(), raw=raw)
+        self.subscription = node.create_subscription(message_type, topic, callback, qos, callback_group=_NeverExecuted(), raw=raw)
 
     def poll(self) -> None:
         """Hand out what has come since the last call, oldest first."""
-        handle = self._subscription.handle
+        handle = self.subscription.handle
         while True:
             with handle:
-                taken = handle.take_message(self._subscription.msg_type, self._raw)
+                taken = handle.take_message(self.subscription.msg_type, self._raw)
             if taken is None:
                 return
             message, info = taken
@@ -53,4 +53,4 @@ class PolledSubscriber:
 
     def destroy(self) -> None:
         """End the subscription."""
-        self._node.destroy_subscription(self._subscription)
+        self._node.destroy_subscription(self.subscription)

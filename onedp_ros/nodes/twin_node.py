@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from sensor_msgs.msg import Image, JointState
 from std_srvs.srv import SetBool, Trigger
 
 from onedp_ros.contract import NANOSECONDS
-from onedp_ros.nodes.diagnostics import Diagnostics, Rate
+from onedp_ros.data.messages import stamp_ns
+from onedp_ros.nodes.diagnostics import Diagnostics, Rate, counted, worst
+from onedp_ros.nodes.input_watch import InputWatch
 from onedp_ros.nodes.messages import header, image_message, opening_of, pose_message
 from onedp_ros.nodes.parameters import declare, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
@@ -37,6 +40,7 @@ from onedp_ros.twin.pnp_milk import Expert, PnpMilk
 
 STALE_AFTER = 0.25  # s without a target: slow to a stop and hold
 LATE = 0.1  # s that physics may lag behind the clock before it gives the lost time up
+RECENT = 5.0  # s that lost time is shown
 DEAF = 0.3  # s after a reset in which targets are not followed: they are meant for where the arm was
 
 
@@ -97,12 +101,12 @@ class TwinNode(Node):
         self._stepped = SteppedCell(contract, PnpMilk(max_yaw), self._on_state, self._on_frame)
         self._joint_publisher = self.create_publisher(JointState, contract.joint_states_topic, 10)
         self._pose_publisher = self.create_publisher(PoseStamped, contract.pose_topic, 10)
-        self._commands = []
-        for kind, topic, callback in (
-            (PoseStamped, "target_pose", self._on_target),
-            (JointState, "gripper_target", self._on_gripper),
-        ):
-            self._commands.append(PolledSubscriber(self, kind, topic, 1, callback))
+        self._commands = [
+            PolledSubscriber(self, PoseStamped, "target_pose", 1, self._on_target),
+            PolledSubscriber(self, JointState, "gripper_target", 1, self._on_gripper),
+        ]
+        self._watches = [InputWatch(self, command.subscription, STALE_AFTER) for command in self._commands]
+        self._refused: Counter[str] = Counter()
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/success", self._on_success)
         self.create_service(SetBool, "~/expert", self._on_expert)
@@ -114,7 +118,8 @@ class TwinNode(Node):
         self._cameras = spawn.Process(target=draw_frames, args=(self._frames, topics, self._sent, max_yaw), daemon=True)
         self._cameras.start()
 
-        self._state_rate, self._holds, self._refused, self._skipped, self._lost = Rate(), 0, 0, 0, 0.0
+        self._state_rate, self._holds, self._skipped = Rate(), 0, 0
+        self._lost, self._lost_at = 0.0, float("-inf")
         self._camera_names = list(topics)
         self._diagnostics = Diagnostics(self, self._report)
         self._thread = threading.Thread(target=self._run, name="physics")
@@ -144,15 +149,22 @@ class TwinNode(Node):
         length = float(np.linalg.norm(quaternion))
         whole = np.all(np.isfinite(position)) and abs(length - 1.0) < 0.01  # a NaN length fails too
         if not whole or message.header.frame_id != self._base_frame:
-            self._refused += 1
+            self._refused["malformed"] += 1
+            return
+        if refusal := self._watches[0].refusal(stamp_ns(message)):
+            self._refused[refusal] += 1
             return
         self._target, self._target_time = (position, quaternion / length), time.monotonic()
 
     def _on_gripper(self, message: JointState) -> None:
+        if self._expert is not None or time.monotonic() < self._deaf_until:
+            return
         opening = opening_of(message)
         if opening is None:
-            self._refused += 1
-        elif self._expert is None and time.monotonic() >= self._deaf_until:
+            self._refused["gripper"] += 1
+        elif refusal := self._watches[1].refusal(stamp_ns(message)):
+            self._refused[f"gripper_{refusal}"] += 1
+        else:
             self._opening = opening
 
     # executor's thread
@@ -235,6 +247,7 @@ class TwinNode(Node):
             self._closing.wait(ahead)
         elif ahead < -LATE:
             self._lost -= ahead
+            self._lost_at = time.monotonic()
             self._epoch -= round(ahead * NANOSECONDS)
 
     def _demonstrate(self, expert: Expert) -> None:
@@ -281,7 +294,8 @@ class TwinNode(Node):
             "state_hz": round(self._state_rate.hz(), 1),
             **{f"frames_sent_{name}": self._sent[i] for i, name in enumerate(self._camera_names)},
             "frames_skipped": self._skipped,
-            "targets_refused": self._refused,
+            "targets_refused": sum(self._refused.values()),
+            **counted("targets_refused", self._refused),
             "holds": self._holds,
             "time_lost_s": round(self._lost, 3),
         }
@@ -289,9 +303,14 @@ class TwinNode(Node):
             return DiagnosticStatus.ERROR, "physics stopped; see the log above", values
         if not self._cameras.is_alive():
             return DiagnosticStatus.ERROR, "camera process died: is OpenGL (EGL) installed? see the log above", values
-        if self._lost > 0:
-            return DiagnosticStatus.WARN, "physics lost time: the machine is overloaded", values
-        return DiagnosticStatus.OK, "running", values
+        level, text = worst(
+            *(None if self._expert is not None else watch.finding() for watch in self._watches),
+            (DiagnosticStatus.WARN, "physics loses time: the machine is overloaded")
+            if time.monotonic() - self._lost_at < RECENT
+            else None,
+            fine="running",
+        )
+        return level, text, values
 
 
 def main(args: list[str] | None = None) -> int:

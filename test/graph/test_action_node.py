@@ -199,6 +199,27 @@ def test_bad_chunks_are_counted_and_the_arm_held(rig, arm, spoil, age, reason):
     assert all(np.isfinite([t.pose.position.x, t.pose.position.y, t.pose.position.z]).all() for t in arm.targets)
 
 
+def test_a_second_publisher_of_chunks_is_refused_with_the_first_and_the_arm_held(rig, arm):
+    arm.enable()
+    arm.drive(lambda: len(arm.grips) > 20, "targets")
+    other = rig.node.create_publisher(MultiDOFJointTrajectory, "action/chunk", 1)
+    arm.drive(lambda: rig.value(NODE, "rejected.several_publishers") > 20 and rig.error(NODE, "holding"), "the hold")
+    assert rig.error(NODE, "2 nodes publish action/chunk (/test_rig, /test_rig)")
+    before = len(arm.targets)
+    arm.drive(lambda: len(arm.targets) > before + 20, "targets that hold")
+    assert len({t.pose.position.x for t in arm.targets[before:]}) == 1
+    rig.node.destroy_publisher(other)
+    arm.drive(lambda: rig.level(NODE, DiagnosticStatus.OK, "following"), "following again")
+
+
+def test_with_two_publishers_of_the_measured_pose_it_is_not_enabled(rig, arm):
+    other = rig.node.create_publisher(PoseStamped, "current_pose", 10)
+    rig.until(lambda: arm.measure() or rig.error(NODE, "2 nodes publish current_pose"), "the error")
+    assert not arm.enable().success
+    rig.node.destroy_publisher(other)
+    rig.until(lambda: arm.enable().success, "one publisher again")
+
+
 def test_a_jump_is_limited_and_counted(rig, arm):
     def far(fields):
         fields["positions"] = fields["positions"] + np.array([0.0, 0.3, -0.6])

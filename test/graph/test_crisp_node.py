@@ -1,6 +1,7 @@
 """What keeps CRISP from following is said. Its controllers and franka_msgs are not installed here; others take their place."""
 
 import sys
+import time
 from concurrent.futures import Future
 from functools import partial
 from types import SimpleNamespace
@@ -56,10 +57,24 @@ def test_openings_become_wishes_with_hysteresis(rig):
     for opening, wish in ((0.08, "open"), (0.04, "open"), (0.01, "closed"), (0.04, "closed"), (0.06, "open")):
 
         def said(opening=opening, wish=wish):
-            publisher.publish(JointState(header=header(0), name=["gripper"], position=[opening]))
+            publisher.publish(JointState(header=header(time.time_ns()), name=["gripper"], position=[opening]))
             return node._gripper.wishes and node._gripper.wishes[-1] == wish
 
         rig.until(said, f"{wish} for {opening}")
+
+
+def test_openings_of_1970_and_of_two_publishers_do_not_move_the_hand(rig):
+    node = rig.add(partial(CrispNode, Wishes))
+    publisher = rig.node.create_publisher(JointState, "gripper_target", 1)
+
+    def send(stamp):
+        publisher.publish(JointState(header=header(stamp), name=["gripper"], position=[0.0]))
+
+    rig.until(lambda: send(0) or rig.value(NODE, "gripper_refused.old") > 3, "refusals")
+    rig.node.create_publisher(JointState, "gripper_target", 1)
+    rig.until(lambda: send(time.time_ns()) or rig.value(NODE, "gripper_refused.several_publishers") > 3, "refusals")
+    rig.until(lambda: rig.error(NODE, "2 nodes publish gripper_target"), "the error")
+    assert not node._gripper.wishes
 
 
 class Server:

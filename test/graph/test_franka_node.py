@@ -53,6 +53,10 @@ class Arm:
         quaternion = gripper_down(0.0) if quaternion is None else quaternion
         (publisher or self.target).publish(pose_message(position, quaternion, now, frame))
 
+    def grip(self, opening, stamp=None):
+        stamp = self.rig.node.get_clock().now().nanoseconds if stamp is None else stamp
+        self.gripper.publish(JointState(header=header(stamp), name=["gripper"], position=[opening]))
+
     def reach(self, goal):
         """Send a target again and again until the arm is there."""
         self.rig.until(lambda: self.send(goal) or np.linalg.norm(self.position() - goal) < 0.005, f"the arm at {goal}")
@@ -79,7 +83,7 @@ def test_the_arm_looks_and_moves_as_the_twin(rig, arm):
     assert arm.poses[0].header.frame_id == "base" and arm.wrenches and arm.modes[-1].data == "move"
     rig.until(lambda: rig.value(NODE, "state_hz") > 150, "200 states a second")
     arm.reach(start + np.array([0.0, 0.06, 0.03]))
-    arm.gripper.publish(JointState(header=header(0), name=["gripper"], position=[0.0]))
+    arm.grip(0.0)
     rig.until(lambda: abs(sum(arm.joints[-1].position[-2:]) - 0.05) < 1e-3, "fingers on the object")
     rig.until(lambda: rig.value(NODE, "gripper_commands") == 1, "one command")
 
@@ -123,6 +127,14 @@ def test_two_publishers_of_targets_are_followed_neither(rig, arm):
     rig.node.destroy_publisher(other)
     rig.until(lambda: not rig.error(NODE, "target_pose"), "one publisher again")
     arm.reach(start + np.array([0.0, 0.05, 0.0]))
+
+
+def test_openings_of_1970_and_of_two_publishers_do_not_move_the_hand(rig, arm):
+    rig.until(lambda: arm.grip(0.0, stamp=0) or rig.value(NODE, "refused.gripper_old") > 3, "refusals")
+    rig.node.create_publisher(JointState, "gripper_target", 1)
+    rig.until(lambda: arm.grip(0.0) or rig.value(NODE, "refused.gripper_several_publishers") > 3, "refusals")
+    rig.until(lambda: rig.error(NODE, "2 nodes publish gripper_target"), "the error")
+    assert rig.value(NODE, "gripper_commands") == 0
 
 
 def test_a_reflex_is_said_and_the_arm_waits_for_recover(rig, arm):

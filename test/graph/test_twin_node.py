@@ -1,5 +1,7 @@
 """The twin as a robot and two cameras."""
 
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -39,6 +41,10 @@ class Twin:
 
     def send(self, position, quaternion, frame="base"):
         self.target.publish(pose_message(position, quaternion, self.rig.node.get_clock().now().nanoseconds, frame))
+
+    def grip(self, opening, stamp=None):
+        stamp = self.rig.node.get_clock().now().nanoseconds if stamp is None else stamp
+        self.gripper.publish(JointState(header=header(stamp), name=["gripper"], position=[opening]))
 
     def position(self):
         p = self.poses[-1].pose.position
@@ -113,7 +119,7 @@ def test_bad_targets_are_refused_and_counted_and_the_arm_stays(rig, twin, spoil)
 
     def bad():
         if spoil == "gripper":
-            twin.gripper.publish(JointState(header=header(0), name=["gripper"], position=[float("nan")]))
+            twin.grip(float("nan"))
         else:
             twin.send(
                 far * np.nan if spoil == "nan" else far,
@@ -124,6 +130,26 @@ def test_bad_targets_are_refused_and_counted_and_the_arm_stays(rig, twin, spoil)
 
     rig.until(bad, "the refusals")
     assert np.linalg.norm(twin.position() - rest) < 0.002
+
+
+def test_commands_of_1970_and_of_two_publishers_move_neither_arm_nor_hand(rig, twin):
+    rest = twin.position()
+    far = pose_message(rest + np.array([0.1, 0.0, 0.0]), gripper_down(0.0), 0, "base")
+    for stamp, reason in ((lambda: 0, "old"), (time.time_ns, "several_publishers")):
+        if reason == "several_publishers":
+            for kind, topic in ((PoseStamped, "target_pose"), (JointState, "gripper_target")):
+                rig.node.create_publisher(kind, topic, 1)
+            rig.until(lambda: rig.error(NODE, "2 nodes publish target_pose") and rig.error(NODE, "gripper_target"), "the error")
+
+        def bad(stamp=stamp, reason=reason):
+            far.header = header(stamp(), "base")
+            twin.target.publish(far)
+            twin.grip(0.0, stamp())
+            return min(rig.value(NODE, f"targets_refused.{name}") for name in (reason, f"gripper_{reason}")) > 5
+
+        rig.until(bad, "the refusals")
+    assert np.linalg.norm(twin.position() - rest) < 0.002
+    assert sum(twin.joints[-1].position[-2:]) > 0.07
 
 
 def test_compressed_frames_make_sets_and_broken_ones_are_named(rig):

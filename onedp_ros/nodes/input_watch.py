@@ -1,0 +1,107 @@
+"""Whether a message may be acted upon: it has just been stamped, and nobody else publishes its topic."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.impl.implementation_singleton import rclpy_implementation as rclpy_c
+from rclpy.node import Node
+from rclpy.subscription import Subscription
+
+from onedp_ros.contract import NANOSECONDS
+
+FUTURE = 0.05  # s that a stamp may lie ahead of this clock
+QUIET = 1.0  # s for which there must have been one publisher before it is believed again
+RECENT = 2.0  # s that a stamp's refusal is shown
+
+
+class SolePublisher:
+    """Tells from the numbers of publishers, present and since the start, whether there is and lately was only one.
+
+    One that takes over from another that has gone is believed at once; where two overlapped, or where that cannot be told, neither
+    is for :data:`QUIET` s.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.total = 0
+        self._doubt_until = float("-inf")
+
+    def update(self, count: int, total: int, now: float) -> bool:
+        """Take the numbers at ``now`` (s, monotonic). Whether the one publisher is to be believed."""
+        joined = total - self.total
+        if count > 1 or joined > 1 or (joined and self.count):
+            self._doubt_until = now + QUIET
+        self.count, self.total = count, total
+        return now >= self._doubt_until
+
+
+class InputWatch:
+    """Decides about each message of a subscription that something moves by.
+
+    The middleware counts the publishers that it connects to a subscription, and a message can only come from one of these. The
+    count is read together with each message, so that a publisher that lives for an instant is seen, too, other than by looks at the
+    graph now and then. Sequence numbers of messages would tell less: a second publisher's may happen to go on from the first's.
+
+    A publisher whose process was killed counts until its lease ends, 20 s by Fast DDS's defaults.
+
+    Args:
+        max_age: s that a message may be old; None: its stamp is checked elsewhere.
+    """
+
+    def __init__(self, node: Node, subscription: Subscription, max_age: float | None = None) -> None:
+        self._node, self._subscription, self._max_age = node, subscription, max_age
+        self._publishers = SolePublisher()
+        self._event: Any = None
+        matched = getattr(rclpy_c.rcl_subscription_event_type_t, "RCL_SUBSCRIPTION_MATCHED", None)
+        if matched is not None:  # Humble has no such event: there the count alone must do
+            with subscription.handle:
+                self._event = rclpy_c.EventHandle(subscription.handle, matched)
+        self._age, self._refused_at = 0.0, float("-inf")
+
+    def alone(self) -> bool:
+        """Whether there is one publisher, and has been for a while."""
+        now = time.monotonic()
+        if self._event is None:
+            count = self._subscription.get_publisher_count()
+            total = self._publishers.total + max(count - self._publishers.count, 0)
+        else:
+            with self._event:
+                status = self._event.take_event()
+            count, total = status.current_count, status.total_count
+        return self._publishers.update(count, total, now)
+
+    @property
+    def publishers(self) -> int:
+        """How many there were at the last look."""
+        return self._publishers.count
+
+    def refusal(self, stamp: int) -> str:
+        """Why a message stamped at ``stamp`` (ns) must not be acted upon: ``several_publishers``, ``old`` or ``from_the_future``;
+        empty when it may."""
+        if not self.alone():
+            return "several_publishers"
+        if self._max_age is None:
+            return ""
+        age = (self._node.get_clock().now().nanoseconds - stamp) / NANOSECONDS
+        if -FUTURE < age < self._max_age:
+            return ""
+        self._age, self._refused_at = age, time.monotonic()
+        return "old" if age > 0 else "from_the_future"
+
+    def finding(self) -> tuple[Any, str] | None:
+        """What is wrong, for ``diagnostics.worst``."""
+        topic = self._subscription.topic
+        if not self.alone():
+            if self.publishers > 1:
+                infos = self._node.get_publishers_info_by_topic(self._subscription.topic_name)
+                names = ", ".join(sorted(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos))
+                text = f"{self.publishers} nodes publish {topic} ({names}); none is followed, end all but one"
+            else:
+                text = f"another node published {topic}, too, within the last {QUIET:.0f} s; none is followed for so long, find it"
+            return DiagnosticStatus.ERROR, text
+        if time.monotonic() - self._refused_at < RECENT:
+            when = f"{self._age:.2f} s ago" if self._age > 0 else f"{-self._age:.2f} s ahead"
+            return DiagnosticStatus.WARN, f"{topic} was stamped {when}; are the machines' clocks the same?"
+        return None
