@@ -20,9 +20,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 from numpy.typing import ArrayLike, NDArray
 
+from onedp_ros.config import ConfigError, check_name, check_topic, read_yaml, shown
 from onedp_ros.geometry import (
     matrix_to_quaternion,
     matrix_to_rotation_6d,
@@ -33,6 +33,14 @@ from onedp_ros.geometry import (
 
 NANOSECONDS = 1_000_000_000
 MAX_OPENING = 0.08  # m between the fingers of the Franka hand
+
+# What no cell needs more of; beyond them a few bytes of a task file would cost a machine its memory.
+MAX_HZ, MAX_SLOP = 1000.0, 10.0  # 1/s, s
+MAX_STEPS = 1000  # of observations or actions in a window
+MAX_CAMERAS, MAX_PIXELS = 16, 8192  # a task, a side of an image
+_MAX_TEXT = 200  # characters
+RESERVED = frozenset({"state", "action", "timestamp", "robot_eef_pose", "robot_gripper_width"})
+"""Arrays of a replay buffer beside the cameras'."""
 
 STATE_NAMES = (
     *(f"position.{a}" for a in "xyz"),
@@ -78,6 +86,20 @@ class Camera:
         return np.asarray(cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
+def _camera(name: str, data: object) -> Camera:
+    fields = [f.name for f in dataclasses.fields(Camera)]
+    if not isinstance(data, Mapping) or set(data) != set(fields):
+        found = shown(sorted(data, key=str) if isinstance(data, Mapping) else data)
+        raise ContractError(f"camera {shown(name)} holds {found}, expected exactly {fields}")
+    return Camera(**data)
+
+
+def _check_count(name: str, value: object, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        quotes = "; remove the quotes" if isinstance(value, str) and value.isdecimal() else ""
+        raise ContractError(f"{name} is {shown(value)}, expected a whole number, at least 1 and at most {most}{quotes}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Contract:
     """The agreement between a task's data, its policies and the nodes. Frozen; read from ``config/tasks/<task>.yaml``."""
@@ -96,22 +118,46 @@ class Contract:
     finger_joints: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for name in ("control_hz", "slop"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise ContractError(f"{name} is {getattr(self, name)}, expected a positive number")
-        for name in ("n_obs_steps", "horizon", "n_action_steps"):
-            if getattr(self, name) < 1:
-                raise ContractError(f"{name} is {getattr(self, name)}, expected at least 1")
+        try:
+            check_name("task", self.task)
+            for name in self.cameras:
+                check_name("camera", name)
+            for name in ("joint_states_topic", "pose_topic"):
+                check_topic(name, getattr(self, name))
+        except ValueError as error:
+            raise ContractError(f"{error}; correct it in the task file") from error
+        if not isinstance(self.base_frame, str) or not 0 < len(self.base_frame) <= _MAX_TEXT:
+            raise ContractError(f"base_frame is {shown(self.base_frame)}, expected the name of a frame, such as base")
+        for name, most in (("control_hz", MAX_HZ), ("slop", MAX_SLOP)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= most:
+                raise ContractError(f"{name} is {shown(value)}, expected a positive number, {most:g} at most")
+        for name, most in (("n_obs_steps", MAX_STEPS), ("horizon", MAX_STEPS), ("n_action_steps", MAX_STEPS)):
+            _check_count(name, getattr(self, name), most)
         if self.n_obs_steps - 1 + self.n_action_steps > self.horizon:
             raise ContractError(
                 f"n_action_steps {self.n_action_steps} after {self.n_obs_steps} observations exceeds the horizon {self.horizon}"
             )
-        if not self.cameras:
-            raise ContractError("cameras is empty, expected at least one camera")
-        if len(self.finger_joints) != 2:
-            raise ContractError(f"finger_joints is {list(self.finger_joints)}, expected two joint names")
+        if not 0 < len(self.cameras) <= MAX_CAMERAS:
+            raise ContractError(
+                f"cameras is {'empty' if not self.cameras else f'a list of {len(self.cameras)}'}, expected one to {MAX_CAMERAS}"
+            )
+        if taken := sorted(RESERVED & {*self.cameras}):
+            raise ContractError(f"camera name '{taken[0]}' is that of another array in data sets; name the camera otherwise")
+        if len(self.finger_joints) != 2 or not all(isinstance(n, str) and 0 < len(n) <= _MAX_TEXT for n in self.finger_joints):
+            raise ContractError(f"finger_joints is {shown(list(self.finger_joints))}, expected two joint names")
+        if len(self.crop) != 2:
+            raise ContractError(f"crop is {shown(list(self.crop))}, expected height and width in pixels")
+        for value in self.crop:
+            _check_count("crop", value, MAX_PIXELS)
         for name, camera in self.cameras.items():
-            if not (0 < self.crop[0] <= camera.height and 0 < self.crop[1] <= camera.width):
+            try:
+                check_topic(f"the {name} camera's topic", camera.topic)
+            except ValueError as error:
+                raise ContractError(f"{error}; correct it in the task file") from error
+            for side in ("height", "width"):
+                _check_count(f"the {name} camera's {side}", getattr(camera, side), MAX_PIXELS)
+            if not (self.crop[0] <= camera.height and self.crop[1] <= camera.width):
                 raise ContractError(f"crop {self.crop} does not fit the {name} camera's {camera.height}x{camera.width} image")
 
     @property
@@ -136,28 +182,31 @@ class Contract:
     def from_yaml(cls, path: str | Path) -> Contract:
         """Read a task file. ContractError for a file that is not a valid contract."""
         try:
-            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-        except yaml.YAMLError as error:
-            raise ContractError(f"{path} is not valid YAML: {error}") from error
+            return cls.from_dict(read_yaml(path))
+        except ContractError as error:
+            raise ContractError(f"{path}: {error}") from error
+        except ConfigError as error:
+            raise ContractError(str(error)) from error
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Contract:
         """Inverse of :meth:`to_dict`. ContractError names a missing or unknown field."""
         if not isinstance(data, Mapping):
-            raise ContractError(f"contract is {type(data).__name__}, expected a mapping")
+            raise ContractError(f"contract is {shown(data)}, expected a mapping")
         fields = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(data) - fields):
-            raise ContractError(f"contract has unknown fields {unknown}; known are {sorted(fields)}")
+        if unknown := sorted(set(data) - fields, key=str):
+            raise ContractError(f"contract has unknown fields {shown(unknown)}; known are {sorted(fields)}")
         if missing := sorted(fields - set(data)):
             raise ContractError(f"contract lacks the fields {missing}")
-        try:
-            values = dict(data)
-            values["cameras"] = {str(name): Camera(**camera) for name, camera in data["cameras"].items()}
-            values["crop"] = tuple(int(v) for v in data["crop"])
-            values["finger_joints"] = tuple(data["finger_joints"])
-            return cls(**values)
-        except (TypeError, AttributeError) as error:
-            raise ContractError(f"contract is malformed: {error}") from error
+        values = dict(data)
+        for name in ("crop", "finger_joints"):
+            if not isinstance(data[name], Sequence) or isinstance(data[name], str):
+                raise ContractError(f"{name} is {shown(data[name])}, expected a list of two")
+            values[name] = tuple(data[name])
+        if not isinstance(data["cameras"], Mapping):
+            raise ContractError(f"cameras is {shown(data['cameras'])}, expected a mapping from name to topic, height and width")
+        values["cameras"] = {name: _camera(name, camera) for name, camera in data["cameras"].items()}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON or YAML."""

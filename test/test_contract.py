@@ -46,6 +46,10 @@ def feed_states(assembler: ObservationAssembler, start: int, end: int, step: int
 # ---- the contract itself
 
 
+def with_camera(name: str, **fields: object) -> dict:
+    return {**CONTRACT.to_dict(), "cameras": {name: {"topic": "camera", "height": 120, "width": 160, **fields}}}
+
+
 def test_contract_survives_yaml_and_json() -> None:
     assert Contract.from_dict(yaml.safe_load(yaml.safe_dump(CONTRACT.to_dict()))) == CONTRACT
 
@@ -70,13 +74,29 @@ def test_impossible_contract_names_the_field_and_value(change: dict, message: st
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "contract is NoneType, expected a mapping"),
+        (None, "contract is None, expected a mapping"),
         ({**CONTRACT.to_dict(), "speed": 1}, r"unknown fields \['speed'\]"),
         ({"task": "pnp_milk"}, "lacks the fields"),
-        ({**CONTRACT.to_dict(), "cameras": {"wrist": {"topic": "t"}}}, "malformed"),
-        ({**CONTRACT.to_dict(), "cameras": [1]}, "malformed"),
-        ({**CONTRACT.to_dict(), "crop": 3}, "malformed"),
-        ({**CONTRACT.to_dict(), "control_hz": "20"}, "malformed"),
+        ({**CONTRACT.to_dict(), "cameras": {"wrist": {"topic": "t"}}}, r"camera 'wrist' holds \['topic'\], expected exactly"),
+        ({**CONTRACT.to_dict(), "cameras": [1]}, r"cameras is \[1\], expected a mapping"),
+        ({**CONTRACT.to_dict(), "cameras": None}, "cameras is None, expected a mapping"),
+        ({**CONTRACT.to_dict(), "crop": 3}, "crop is 3, expected a list of two"),
+        ({**CONTRACT.to_dict(), "crop": [108.5, 144]}, "crop is 108.5, expected a whole number"),
+        ({**CONTRACT.to_dict(), "control_hz": "20"}, "control_hz is '20', expected a positive number"),
+        ({**CONTRACT.to_dict(), "control_hz": True}, "control_hz is True, expected a positive number"),
+        ({**CONTRACT.to_dict(), "horizon": 10**9}, "horizon is 1000000000, expected a whole number, .* at most 1000"),
+        ({**CONTRACT.to_dict(), "finger_joints": "ab"}, "finger_joints is 'ab', expected a list of two"),
+        ({**CONTRACT.to_dict(), "finger_joints": [1, 2]}, r"finger_joints is \[1, 2\], expected two joint names"),
+        ({**CONTRACT.to_dict(), "pose_topic": "a pose"}, "pose_topic 'a pose' is no name of a ROS topic"),
+        ({**CONTRACT.to_dict(), "base_frame": ""}, "base_frame is '', expected the name of a frame"),
+        ({**CONTRACT.to_dict(), "task": "../../etc"}, "task name '../../etc' cannot become part of a path: .* 'etc'; correct it"),
+        ({**CONTRACT.to_dict(), "task": None}, "task name None cannot become part of a path"),
+        (with_camera("arm/wrist"), "camera name 'arm/wrist' cannot become part of a path: .* 'arm_wrist'"),
+        (with_camera("/tmp/x"), "camera name '/tmp/x' cannot"),
+        (with_camera("state"), "camera name 'state' is that of another array in data sets; name the camera otherwise"),
+        (with_camera("w", height="120"), "the w camera's height is '120', expected a whole number, .*; remove the quotes"),
+        (with_camera("w", width=10**9), "the w camera's width is 1000000000, expected .* at most 8192"),
+        (with_camera("w", topic="a b"), "the w camera's topic 'a b' is no name of a ROS topic"),
     ],
 )
 def test_file_that_is_no_contract_is_refused(data: object, message: str) -> None:

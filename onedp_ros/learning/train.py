@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -22,6 +21,7 @@ from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
+from onedp_ros.config import read_yaml
 from onedp_ros.contract import Contract
 from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.policy.checkpoint import CheckpointError, load_policy, read_config, save_policy, write_atomically
@@ -82,11 +82,8 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
 
 def read_section(path: str | Path, section: str) -> dict[str, Any]:
     """One section of a ``config/train`` file. ValueError when it is not there."""
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(data, Mapping) or not isinstance(data.get(section), Mapping):
+    data = read_yaml(path)
+    if not isinstance(data.get(section), Mapping):
         raise ValueError(f"{path} has no section '{section}'; see config/train/compact.yaml")
     return dict(data[section])
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from onedp_ros.contract import Contract
 from onedp_ros.data.bag_writer import EpisodeWriter
-from onedp_ros.resources import task_contract
+from onedp_ros.resources import task_contract, task_folder
 from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS
 from onedp_ros.twin.drive import drive
 from onedp_ros.twin.environment import Frame, SteppedCell
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep-unsuccessful", action="store_true", help="keep failures too, marked as such")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
-    out = args.out or Path("out") / args.task / "bags"
+    out = args.out or task_folder(args.task) / "bags"
     summary = collect(
         out,
         args.episodes,
