@@ -56,6 +56,7 @@ setup(
         "h5py",
         "imageio",
         "imageio-ffmpeg",
+        "lz4",
         "matplotlib",
         "mujoco>=3.9,<3.10",  # later versions drift in scenes rich in contacts
         "numcodecs",

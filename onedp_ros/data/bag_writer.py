@@ -108,7 +108,7 @@ class BagWriter:
         self.metadata = {"task": contract.task, "contract": contract.to_dict(), "versions": versions(), **(metadata or {})}
         self.partial = self.path.with_name(self.path.name + PARTIAL)
         if self.path.exists():
-            raise BagError(f"{self.path} exists; choose another name or remove it")
+            raise BagError(f"{self.path} exists; choose another name")
         for topic, msgtype in topics.items():
             if msgtype not in TYPES.fielddefs:
                 raise BagError(
@@ -195,7 +195,7 @@ class BagWriter:
         try:
             shutil.rmtree(self.partial)
         except OSError as error:
-            raise BagError(f"{self.partial} cannot be removed: {error}; remove it by hand") from error
+            raise BagError(f"{self.partial} could not be discarded: {error}; its folder is to be writable") from error
 
     def _end_syncs(self) -> None:
         self._ended.set()

@@ -9,39 +9,42 @@ No ROS is needed: ``rosbags`` (https://ternaris.gitlab.io/rosbags) writes and re
 
 from __future__ import annotations
 
-import bisect
+import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
 import json
 import os
-import struct
+import re
+import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+from backports import zstd
 from rosbags.rosbag2 import Reader
-from rosbags.rosbag2.storage_mcap import decompress
 from rosbags.typesys import Stores, get_typestore
 
 from onedp_ros.contract import NANOSECONDS
+from onedp_ros.data.mcap_reader import McapError, McapFile, RawMessage, unpack
 
 TARGET_POSE_TOPIC = "target_pose"
 GRIPPER_TARGET_TOPIC = "gripper_target"
 PARTIAL = ".partial"
 EPISODE_FILE = "episode.json"
+METADATA_FILE = "metadata.yaml"
 
 TYPES = get_typestore(Stores.ROS2_JAZZY)
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PACKAGES = ("onedp_ros", "mujoco", "numpy", "rosbags")
-
-_MAGIC = b"\x89MCAP0\r\n"
-_RECORD = struct.Struct("<BQ")  # of an MCAP file: kind, length
-_FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = range(2, 7)
-_MAX_RECORD = 2**30  # bytes; a longer one is no record
-
-_Raw = tuple[int, str, str, bytes]  # log time (ns), topic, type, serialized message
+_STORAGE = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
+_BEGINNINGS = {  # of files that are no bags, and what to do with them
+    b"\x89HDF\r\n\x1a\n": "it is an HDF5 file; 'onedp convert' reads robomimic's, named .hdf5",
+    b"#ROSBAG V": "it is a bag of ROS 1; make one of ROS 2 of it with rosbags-convert (pip install rosbags)",
+    b"PK\x03\x04": "it is a zip file; unpack it, or give a zarr store as .zarr.zip",
+}
 
 
 class BagError(RuntimeError):
@@ -68,8 +71,37 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+class Refusals:
+    """What of a recording could not be used.
+
+    Attributes:
+        messages: by topic, how many messages.
+        reasons: by topic, why the first of them.
+        damage: places in its files that cannot be read, in words, and how many.
+        unstamped: by topic, how many messages had no stamp; the time of recording stands in.
+    """
+
+    def __init__(self) -> None:
+        self.messages: Counter[str] = Counter()
+        self.reasons: dict[str, str] = {}
+        self.damage: Counter[str] = Counter()
+        self.unstamped: Counter[str] = Counter()
+
+    def add(self, topic: str, reason: object) -> None:
+        """Count a message."""
+        self.messages[topic] += 1
+        self.reasons.setdefault(topic, str(reason))
+
+    def counts(self) -> Counter[str]:
+        """How many, by topic and reason in one text, and the damage."""
+        found = Counter({f"{topic} message refused (the first: {self.reasons[topic]})": n for topic, n in self.messages.items()})
+        return found + self.damage
+
+
 def find_bags(paths: Iterable[str | Path]) -> tuple[list[Path], dict[Path, str]]:
-    """Bags among ``paths``: each a bag, a storage file (.mcap, .db3) or a folder of bags.
+    """Bags among ``paths``: each a bag, a storage file (.mcap, .db3) or a folder of these, or of folders of these.
+
+    A folder without metadata.yaml is one bag when its files are named after it, as rosbag2 does; else each file is a recording.
 
     Returns:
         The bags, sorted within each folder, interrupted recordings among them; and what cannot be read, with the reason.
@@ -82,7 +114,7 @@ def find_bags(paths: Iterable[str | Path]) -> tuple[list[Path], dict[Path, str]]
     for path in map(Path, paths):
         if not path.exists():
             raise BagError(f"{path} does not exist; give a bag or a folder of bags")
-        candidates = [path] if path.is_file() or _is_bag(path) else sorted(p for p in path.iterdir() if _is_bag(p))
+        candidates = [path] if path.is_file() else _within(path)
         if not candidates:
             raise BagError(f"{path} holds no bag; give a bag (a folder with metadata.yaml) or a folder of bags")
         for bag in candidates:
@@ -95,10 +127,44 @@ def find_bags(paths: Iterable[str | Path]) -> tuple[list[Path], dict[Path, str]]
     return bags, broken
 
 
-def _is_bag(path: Path) -> bool:
-    if not path.is_dir():
-        return path.suffix in (".mcap", ".db3")
-    return path.name.endswith(PARTIAL) or any(p.name == "metadata.yaml" or p.suffix in (".mcap", ".db3") for p in path.iterdir())
+def _within(folder: Path, depth: int = 1) -> list[Path]:
+    if _is_bag(folder):
+        return [folder]
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            found += [path] if path.name.endswith(_STORAGE) else []
+        elif _is_bag(path):
+            found.append(path)
+        elif depth and any(_storage_files(path)):
+            found += _within(path, depth - 1)
+    return found
+
+
+def _is_bag(folder: Path) -> bool:
+    if folder.name.endswith(PARTIAL) or (folder / METADATA_FILE).exists():
+        return folder.is_dir()
+    named = re.compile(re.escape(folder.name) + r"(_\d+)?\.(mcap|db3)(\.zstd)?")
+    return folder.is_dir() and any(named.fullmatch(path.name) for path in _storage_files(folder))
+
+
+def _storage_files(folder: Path) -> list[Path]:
+    """The storage files in a folder, those of a split recording in the order of their numbers."""
+    found = [path for path in folder.iterdir() if path.name.endswith(_STORAGE) and path.is_file()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
+
+
+def _files(bag: Path) -> list[Path]:
+    """The storage files of a bag: those that its metadata name, as far as they are there; else all."""
+    if bag.is_file():
+        return [bag]
+    folder = bag / bag.name.removesuffix(PARTIAL) if bag.name.endswith(PARTIAL) else bag
+    found = _storage_files(folder)
+    try:
+        named = {Path(str(name)).name for name in _information(folder / METADATA_FILE)["relative_file_paths"]}
+    except (BagError, KeyError, TypeError):
+        return found
+    return [path for path in found if path.name in named] or found
 
 
 def _busy(bag: Path) -> str:
@@ -114,52 +180,109 @@ def _busy(bag: Path) -> str:
 
 
 def _defect(bag: Path) -> str:
-    """Why there is nothing to read; empty for a bag that was closed, or begun and interrupted."""
-    if (file := _interrupted(bag)) is not None:
+    """Why there is nothing to read; empty for a bag of which something can be."""
+    files = _files(bag)
+    if not files:
+        where = "nothing of it came to the disk" if bag.name.endswith(PARTIAL) else "it holds no .mcap or .db3 file"
+        return f"{where}; look for its files where it was recorded"
+    if (bag / METADATA_FILE).exists():
+        return ""  # it was closed; what happened to it since is seen when it is read
+    reasons = []
+    for file in files:
+        if not file.name.endswith(_STORAGE):
+            return _foreign(file)
+        if file.suffix != ".mcap":
+            return ""
         try:
-            if any(messages for _, messages in _scan(file)):
+            if not McapFile(file).empty:
                 return ""
-        except BagError as error:
-            return str(error)
-    if file is not None or bag.name.endswith(PARTIAL):
-        return "its recording died before any of it was on disk; record that episode again and delete this folder"
-    if bag.is_dir() and not (bag / "metadata.yaml").exists():
-        return "metadata.yaml is missing, its recording died; try 'ros2 bag reindex' or delete this folder"
-    return ""
+            reasons.append("nothing of it came to the disk; look for a copy where it was recorded")
+        except (McapError, OSError) as error:
+            reasons.append(str(error))
+    return reasons[0]
 
 
-def _interrupted(bag: Path) -> Path | None:
-    """The MCAP file of a recording that was not finished; None for any other bag."""
-    folder = bag
+def _foreign(file: Path) -> str:
+    """What a file is that is not named as a bag's."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        begin = stream.read(16)
+        for beginning, what in _BEGINNINGS.items():
+            if begin.startswith(beginning):
+                return what
+    return f"it is no bag's file, those end in {', '.join(_STORAGE[:2])}; give a bag or a folder of bags"
+
+
+def _interrupted(bag: Path) -> bool:
+    """Whether a recording was not finished."""
     if bag.name.endswith(PARTIAL):
-        folder = bag / bag.name.removesuffix(PARTIAL)
-    elif not bag.is_dir() or (bag / "metadata.yaml").exists():
-        return None
-    files = list(folder.glob("*.mcap"))
-    return files[0] if len(files) == 1 else None
+        return True
+    if (bag / METADATA_FILE).exists():
+        return False
+    if (file := _files(bag)[-1:]) and file[0].suffix == ".mcap":
+        with contextlib.suppress(McapError, OSError):
+            return not McapFile(file[0]).closed
+    return False
+
+
+def _information(file: Path) -> dict[str, Any]:
+    """What rosbag2 tells of a bag in its metadata.yaml, or in the copy of it in an MCAP file; empty when there is none.
+
+    Raises:
+        BagError: it is damaged.
+    """
+    try:
+        if file.name == METADATA_FILE:
+            text = file.read_text(encoding="utf-8") or "{}"
+        else:
+            text = McapFile(file).metadata if file.suffix == ".mcap" else ""
+        if not text:
+            return {}
+        found = yaml.load(text, Loader=_YAML_LOADER)
+        if file.name == METADATA_FILE:
+            found = found["rosbag2_bagfile_information"]
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}")
+        return found
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, OSError) as error:
+        raise BagError(f"{file} is damaged ({error}); 'ros2 bag reindex' makes another metadata.yaml") from error
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "contract": dict,
+    "success": bool,
+    "problems": list,
+    "versions": dict,
+    "streams": dict,
+    "interrupted": bool,
+}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What the recorder noted (task, contract, seed, success, …); empty for a bag of another recorder.
 
-    Of an interrupted recording, what was known at its start, and ``{"interrupted": True}``.
-
-    Raises:
-        BagError: metadata.yaml is damaged.
+    Of an interrupted recording, what was known at its start, and ``{"interrupted": True}``. Notes that bear this package's names
+    but are of another kind are another recorder's, and get a name that says so. ``problems`` tells of damaged notes.
     """
-    interrupted = _interrupted(Path(path)) is not None
-    file = Path(path) / (EPISODE_FILE if interrupted else "metadata.yaml")
-    ending = {"interrupted": True} if interrupted else {}
+    path = Path(path)
+    ending: dict[str, Any] = {"interrupted": True} if _interrupted(path) else {}
+    file = path / (EPISODE_FILE if path.name.endswith(PARTIAL) else METADATA_FILE)
     if not file.exists():
-        return ending
+        file = next((file for file in _files(path) if file.suffix == ".mcap"), path)
     try:
-        text = file.read_text(encoding="utf-8")
-        if interrupted:
-            return {**json.loads(text), **ending}
-        custom = yaml.load(text, Loader=_YAML_LOADER)["rosbag2_bagfile_information"].get("custom_data")
-        return {key: _from_json(value) for key, value in (custom or {}).items()}
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise BagError(f"{file} is damaged ({error}); record that episode again or delete the bag") from error
+        if file.name == EPISODE_FILE:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            found = {str(key): _from_json(value) for key, value in (_information(file).get("custom_data") or {}).items()}
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}")
+    except (BagError, ValueError, AttributeError, OSError) as error:
+        reason = str(error) if isinstance(error, BagError) else f"{file} is damaged ({error})"
+        return {**ending, "problems": [f"{reason}; what its recorder noted is lost, give the task with --task"]}
+    notes = {}
+    for key, value in found.items():
+        ours = isinstance(value, _KINDS.get(key, object))
+        notes[key if ours else f"{key} (of another recorder)"] = value
+    return {**notes, **ending}
 
 
 def _from_json(text: str) -> Any:
@@ -179,130 +302,120 @@ class Kept:
 
 
 def kept(path: str | Path) -> Kept | None:
-    """Of an interrupted recording; None for a bag that was closed. BagError when it is damaged."""
-    file = _interrupted(Path(path))
-    if file is None:
+    """Of an interrupted recording; None for a bag that was closed. BagError when nothing of it can be read."""
+    path = Path(path)
+    if not _interrupted(path):
         return None
-    count, first, last, end = 0, 0, 0, 0
-    for end, messages in _scan(file):  # noqa: B007
-        if messages:
-            first = messages[0][0] if not count else min(first, messages[0][0])
-            last = max(last, messages[-1][0])
-            count += len(messages)
-    return Kept(count, (last - first) / NANOSECONDS, file.stat().st_size - end)
+    count, first, last = 0, 0, 0
+    for message in read_serialized(path):
+        first = min(first, message.logged) if count else message.logged
+        last = max(last, message.logged)
+        count += 1
+    cut = sum(file.stat().st_size - McapFile(file).read_to for file in _files(path) if file.suffix == ".mcap")
+    return Kept(count, (last - first) / NANOSECONDS, cut)
+
+
+class Message(NamedTuple):
+    """A message: topic without leading "/", stamp of the header and log time (ns), the message by fields."""
+
+    topic: str
+    stamp: int
+    logged: int
+    content: Any
 
 
 def read_bag(path: str | Path, topics: Collection[str] | None = None) -> Iterator[tuple[str, int, Any]]:
-    """Messages in log order: topic without leading "/", stamp (ns) of the header, message by fields.
+    """Topic, stamp and content of :func:`read_messages`."""
+    for topic, stamp, _, content in read_messages(path, topics):
+        yield topic, stamp, content
+
+
+def read_messages(path: str | Path, topics: Collection[str] | None = None, refusals: Refusals | None = None) -> Iterator[Message]:
+    """Messages in log order, of all topics or of ``topics`` only.
 
     The stamp is the log time where a message has no header or an empty stamp. MCAP and SQLite, compressed or not. Types other
-    than those of ROS 2 Jazzy's standard packages are passed over, and so are topics not among ``topics``, if given. An
-    interrupted recording is read as far as it goes.
+    than those of ROS 2 Jazzy's standard packages are passed over. What is cut short or damaged, and single messages that cannot
+    be decoded, are passed over, too, and told to ``refusals``.
 
     Raises:
-        BagError: absent, truncated though it had been closed, or damaged.
+        BagError: absent, or nothing of it can be read.
     """
+    refusals = refusals or Refusals()
+    for logged, name, msgtype, encoding, data in read_serialized(path, topics, refusals):
+        topic = name.lstrip("/")
+        if encoding not in ("cdr", "") or msgtype not in TYPES.fielddefs:
+            if topics is not None:
+                refusals.add(topic, f"its type {msgtype} ({encoding}) is none of ROS 2's standard messages")
+            continue
+        try:
+            content: Any = TYPES.deserialize_cdr(data, msgtype)
+        except Exception as error:  # rosbags raises errors of many kinds, assertions included
+            refusals.add(topic, f"it cannot be decoded as {msgtype}, {type(error).__name__}: {error}")
+            continue
+        stamp = logged
+        if (header := getattr(content, "header", None)) is not None:
+            stamp = header.stamp.sec * NANOSECONDS + header.stamp.nanosec
+            if not stamp:
+                stamp = logged
+                refusals.unstamped[topic] += 1
+        yield Message(topic, stamp, logged, content)
+
+
+def read_serialized(
+    path: str | Path, topics: Collection[str] | None = None, refusals: Refusals | None = None
+) -> Iterator[RawMessage]:
+    """All messages of a bag, or those of ``topics``, in log order, as they were recorded. Errors as of :func:`read_messages`."""
     path = Path(path)
+    if not path.exists():
+        raise BagError(f"{path} does not exist; give a bag")
     wanted = None if topics is None else {topic.lstrip("/") for topic in topics}
-    file = _interrupted(path)
-    try:
-        for logged, topic, msgtype, data in _finished(path) if file is None else _unfinished(file):
-            topic = topic.lstrip("/")
-            if msgtype not in TYPES.fielddefs or (wanted is not None and topic not in wanted):
-                continue
-            message: Any = TYPES.deserialize_cdr(data, msgtype)
-            stamp = logged
-            if (header := getattr(message, "header", None)) is not None:
-                stamp = header.stamp.sec * NANOSECONDS + header.stamp.nanosec or logged
-            yield topic, stamp, message
-    except FileNotFoundError as error:
-        raise BagError(f"{path} does not exist") from error
-    except BagError:
-        raise
-    except Exception as error:  # rosbags raises errors of many kinds, assertions included, for a damaged file
-        raise BagError(
-            f"{path} cannot be read: it is truncated or damaged ({type(error).__name__}: {error}); record that episode again, "
-            f"or try 'mcap recover' or 'ros2 bag reindex'"
-        ) from error
+    files, damage, errors, count = _files(path), Counter[str](), [], 0
+    if not files or not files[0].name.endswith(_STORAGE):
+        raise BagError(f"{path}: {_defect(path)}")
+    for file in files:
+        storage: McapFile | None = None
+        try:
+            with _unpacked(file) as plain:
+                if plain.suffix == ".mcap":
+                    storage = McapFile(plain)
+                for message in storage.messages(wanted) if storage else _read_sqlite(plain, wanted):
+                    count += 1
+                    yield message
+        except Exception as error:  # apsw and zstd raise errors of many kinds
+            errors.append(f"{file.name}: {error}")
+            damage[f"{file.name} cannot be read further: {error}"] += 1
+        if storage is not None:
+            damage.update({f"{file.name}: {what}": n for what, n in storage.damage.items()})
+            if storage.read_to < storage.size:
+                damage[f"{file.name}: {storage.size - storage.read_to} bytes at its end are cut short"] += 1
+    if refusals is not None:
+        refusals.damage.update(damage)
+    if errors and not count:
+        raise BagError(f"{path} cannot be read: {errors[0]}; look for a copy where it was recorded")
 
 
-def _finished(path: Path) -> Iterator[_Raw]:
-    """All messages of a bag that was closed, in log order."""
-    with Reader(path) as reader:
-        for connection, logged, data in reader.messages():
-            yield logged, connection.topic, connection.msgtype, data
+def _read_sqlite(file: Path, topics: Collection[str] | None) -> Iterator[RawMessage]:
+    with Reader(file) as reader:
+        wanted = [c for c in reader.connections if topics is None or c.topic.lstrip("/") in topics]
+        for connection, logged, data in reader.messages(wanted) if wanted else ():
+            content = bytes(data)
+            if content.startswith(b"\x28\xb5\x2f\xfd"):  # zstd: rosbag2's compression of single messages
+                content = unpack(content, "zstd", None)
+            yield RawMessage(logged, connection.topic, connection.msgtype, "cdr", content)
 
 
-def _unfinished(file: Path) -> Iterator[_Raw]:
-    """All messages of a storage file without an end, in log order; neighbouring chunks may overlap in time."""
-    waiting: list[_Raw] = []
-    for _, messages in _scan(file):
-        if messages:
-            ready = bisect.bisect_right(waiting, messages[0][0], key=_log_time)
-            yield from waiting[:ready]
-            waiting = sorted([*waiting[ready:], *messages], key=_log_time)
-    yield from waiting
-
-
-def _log_time(message: _Raw) -> int:
-    return message[0]
-
-
-def _scan(file: Path) -> Iterator[tuple[int, list[_Raw]]]:
-    """Go through an MCAP file as far as it is whole: the end (byte) of each record, and the messages in it, in log order.
-
-    What is cut short at the end is left out, and so is a last chunk that does not agree with its checksum. BagError when
-    another chunk follows such a one.
-    """
-    schemas: dict[int, str] = {}
-    channels: dict[int, tuple[str, str]] = {}
-    damage = ""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        if not _MAGIC.startswith(stream.read(len(_MAGIC))):
-            raise BagError(f"{file} is no MCAP file; record that episode again and delete it")
-        while len(head := stream.read(_RECORD.size)) == _RECORD.size:
-            begin, (opcode, length) = stream.tell() - _RECORD.size, _RECORD.unpack(head)
-            if opcode == 0 or size - stream.tell() < length <= _MAX_RECORD:
-                return  # cut short, or space that a power cut left empty
-            if length > _MAX_RECORD or (damage and opcode == _CHUNK):
-                raise BagError(
-                    f"{file} is damaged: {damage or f'no record begins at byte {begin}'}; record that episode again, "
-                    f"or take what 'mcap recover' finds"
-                )
-            body = stream.read(length)
-            messages: list[_Raw] = []
-            if opcode == _CHUNK:
-                try:
-                    messages = _messages(body, schemas, channels)
-                except Exception as error:  # of decompression, or of what came out of it
-                    damage = f"the chunk at byte {begin} cannot be read ({error})"
-            if not damage:
-                yield size if opcode == _FOOTER else stream.tell(), messages
-
-
-def _messages(chunk: bytes, schemas: dict[int, str], channels: dict[int, tuple[str, str]]) -> list[_Raw]:
-    """The messages of a chunk, in log order; the schemas and channels in it come into ``schemas`` and ``channels``.
-
-    The format: https://mcap.dev/spec.
-    """
-    size, crc, name = struct.unpack_from("<16xQII", chunk)
-    compression, data = chunk[32 : 32 + name].decode(), chunk[40 + name :]
-    records = decompress(data, compression, size, crc)
-    messages: list[_Raw] = []
-    at = 0
-    while at < len(records):
-        opcode, length = _RECORD.unpack_from(records, at)
-        at += _RECORD.size
-        if opcode == _SCHEMA:
-            key, name = struct.unpack_from("<HI", records, at)
-            schemas[key] = records[at + 6 : at + 6 + name].decode()
-        elif opcode == _CHANNEL:
-            key, schema, name = struct.unpack_from("<HHI", records, at)
-            channels[key] = (records[at + 8 : at + 8 + name].decode(), schemas[schema])
-        elif opcode == _MESSAGE:
-            key, logged = struct.unpack_from("<H4xQ", records, at)
-            messages.append((logged, *channels[key], records[at + 22 : at + length]))
-        at += length
-    messages.sort(key=_log_time)
-    return messages
+@contextlib.contextmanager
+def _unpacked(file: Path) -> Iterator[Path]:
+    """A storage file, unpacked when rosbag2 compressed it as a whole."""
+    with contextlib.ExitStack() as stack:
+        with file.open("rb") as stream:
+            packed = stream.read(4) == b"\x28\xb5\x2f\xfd"
+        if not packed:
+            yield file
+            return
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onedp_bag_"))
+        plain = Path(folder, file.name.removesuffix(".zstd"))
+        with zstd.open(file, "rb") as unpacked, plain.open("wb") as out, contextlib.suppress(EOFError):  # when it was cut short
+            while block := unpacked.read(2**20):
+                out.write(block)
+        yield plain

@@ -95,9 +95,9 @@ def convert(
     out = Path(out)
     partial = out.with_name(out.name + PARTIAL)
     if out.exists():
-        raise ConvertError(f"{out} exists; choose another name or remove it")
+        raise ConvertError(f"{out} exists; choose another name")
     if partial.exists() and not resume:
-        raise ConvertError(f"{partial} is left of an interrupted conversion; go on with it by --resume, or remove it")
+        raise ConvertError(f"{partial} is left of an interrupted conversion; go on with it by --resume, or choose another --out")
     found, skipped = find_sources(sources)
     contract = _agree(found, contract)
     writer = WRITERS[format]
@@ -228,7 +228,8 @@ def _begin(partial: Path, plan: dict[str, Any]) -> None:
         begun = json.loads(file.read_text(encoding="utf-8"))
         if differing := [name for name in plan if begun[name] != plan[name]]:
             raise ConvertError(
-                f"{partial} was begun with another {differing[0]}, {begun[differing[0]]}; go on with the same options, or remove it"
+                f"{partial} was begun with another {differing[0]}, {begun[differing[0]]}; go on with the same options, or choose "
+                f"another --out"
             )
         return
     fresh = file.with_suffix(PARTIAL)

@@ -193,7 +193,7 @@ def read_episodes(bag: str | Path, contract: Contract) -> tuple[list[Episode], C
 
     stamps = np.array([o.stamp for o in kept], dtype=np.int64)
     if np.any(np.diff(stamps) <= 0):
-        raise BagError(f"{bag}: its stamps jump back, its recorder's clock was set; record that episode again")
+        raise BagError(f"{bag}: its stamps jump back, its recorder's clock was set")
     episodes = []
     for chosen in grid_segments(stamps, contract.dt_ns, np.isin(stamps, targets.pose_stamps)):
         if len(chosen) < contract.n_obs_steps:

@@ -91,7 +91,7 @@ class BagReading:
             elif kind == _JOINTS and (which := _opening(topic, message, contract)):
                 (self.target_opening if which[0] == "target" else self.opening).add(stamp, which[1])
         if not self.timing:
-            raise BagError(f"{bag} holds no message of a standard type; record that episode again")
+            raise BagError(f"{bag} holds no message of a standard type; give another bag")
         stamps = [t.stamps for t in self.timing.values()]
         self.begin, self.end = min(int(s[0]) for s in stamps), max(int(s[-1]) for s in stamps)  # ns
 

@@ -21,13 +21,12 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
-from rosbags.rosbag2 import Reader, ReaderError
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros.contract import NANOSECONDS, ContractError, ObservationAssembler
-from onedp_ros.data.bags import BagError
+from onedp_ros.data.bags import BagError, read_serialized
 from onedp_ros.data.messages import feed, restamped, stamp_ns
 from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
@@ -96,13 +95,8 @@ class PlayerNode(Node):
 
     def _messages(self) -> Iterator[tuple[int, str, bytes]]:
         """Log time (ns), topic and serialized message of what is to be played, in log order."""
-        try:
-            with Reader(self._bag) as reader:
-                wanted = [c for c in reader.connections if c.topic.lstrip("/") in self._kinds]
-                for connection, logged, data in reader.messages(wanted):
-                    yield logged, connection.topic.lstrip("/"), bytes(data)
-        except (ReaderError, FileNotFoundError) as error:
-            raise BagError(f"{self._bag} cannot be played: {error}") from error
+        for message in read_serialized(self._bag, self._kinds):
+            yield message.logged, message.topic.lstrip("/"), message.data
 
     def connect(self) -> None:
         """Wait for the nodes: until a set sent to them comes back as a chunk. RuntimeError when none does."""

@@ -1,10 +1,14 @@
 """Bags: whole or not at all, readable by others, and every damage named."""
 
+import ast
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +16,10 @@ from mcap_ros2.reader import read_ros2_messages
 from recordings import ARM, START, Record, frame
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
+import onedp_ros
 from onedp_ros.contract import Contract
 from onedp_ros.data.bag_writer import EpisodeWriter
-from onedp_ros.data.bags import BagError, find_bags, read_bag, read_metadata
+from onedp_ros.data.bags import TYPES, BagError, Refusals, find_bags, read_bag, read_messages, read_metadata, read_serialized
 
 
 def test_every_message_comes_back_as_it_was_written(tmp_path: Path, contract: Contract) -> None:
@@ -123,24 +128,60 @@ def test_episode_that_died_can_be_recorded_again(tmp_path: Path, contract: Contr
     assert [p.name for p in tmp_path.iterdir()] == ["episode"]
 
 
-@pytest.mark.parametrize("kept", [0, 5, 0.3, 0.9, -1])
-def test_truncated_bag_is_named_with_a_remedy(record: Record, kept: float) -> None:
-    bag = record(seconds=0.5)
+def stamps(bag: Path, refusals: Refusals | None = None) -> list[tuple[str, int]]:
+    return [(message.topic, message.stamp) for message in read_messages(bag, None, refusals)]
+
+
+@pytest.mark.parametrize("place", [0.3, 0.9, -1])
+def test_a_closed_bag_that_was_cut_is_read_as_far_as_it_goes(record: Record, place: float) -> None:
+    """As a copy that broke off: metadata.yaml is there and tells of more than the file holds."""
+    bag = record()
+    whole = stamps(bag)
     (file,) = bag.glob("*.mcap")
     size = file.stat().st_size
-    os.truncate(file, int(kept * size) if isinstance(kept, float) else kept % size)
-    with pytest.raises(BagError, match=rf"{bag} cannot be read: it is truncated or damaged.*record that episode again"):
-        list(read_bag(bag))
+    os.truncate(file, int(place * size) if place > 0 else size - 1)
+    refusals = Refusals()
+    messages = stamps(bag, refusals)
+    assert messages == whole[: len(messages)] and len(messages) > (0.1 * len(whole) if place > 0 else len(whole) - 1)
+    assert [what.endswith("bytes at its end are cut short") for what in refusals.damage] == [True] * (place > 0)
+    assert find_bags([bag]) == ([bag], {})
 
 
-def test_damaged_metadata_and_missing_files_are_named(record: Record, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_file_that_holds_nothing_is_named_with_a_remedy(record: Record, size: int) -> None:
     bag = record(seconds=0.2)
+    (file,) = bag.glob("*.mcap")
+    os.truncate(file, size)
+    assert stamps(bag) == []
+    (bag / "metadata.yaml").unlink()
+    assert "look for" in find_bags([file])[1][file]
+
+
+def test_damaged_metadata_costs_only_the_notes(record: Record) -> None:
+    bag = record(seconds=0.2)
+    whole = stamps(bag)
+    for text in ("rosbag2_bagfile_information: [", "", "7", "rosbag2_bagfile_information:\n  relative_file_paths: [gone.mcap]\n"):
+        (bag / "metadata.yaml").write_text(text)
+        assert find_bags([bag]) == ([bag], {}) and stamps(bag) == whole
+        assert all("what its recorder noted is lost" in problem for problem in read_metadata(bag).get("problems", []))
     (bag / "metadata.yaml").write_text("rosbag2_bagfile_information: [")
-    with pytest.raises(BagError, match=r"metadata\.yaml is damaged"):
-        read_metadata(bag)
+    assert "metadata.yaml is damaged" in read_metadata(bag)["problems"][0]
+
+
+def test_without_metadata_the_notes_are_read_from_the_file_itself(record: Record, contract: Contract, tmp_path: Path) -> None:
+    bag = record(seconds=0.2)
+    notes = read_metadata(bag)
+    (file,) = bag.glob("*.mcap")
+    file.rename(tmp_path / "moved.mcap")
+    assert read_metadata(tmp_path / "moved.mcap") == notes
+    assert Contract.from_dict(notes["contract"]) == contract
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "sqlite").mkdir()
     (tmp_path / "sqlite" / "sqlite_0.db3").touch()
-    assert "reindex" in find_bags([tmp_path])[1][tmp_path / "sqlite"]
+    with pytest.raises(BagError, match="sqlite cannot be read"):
+        list(read_bag(tmp_path / "sqlite"))
     with pytest.raises(BagError, match="does not exist"):
         list(read_bag(tmp_path / "none"))
     with pytest.raises(BagError, match="does not exist"):
@@ -148,6 +189,96 @@ def test_damaged_metadata_and_missing_files_are_named(record: Record, tmp_path: 
     (tmp_path / "empty").mkdir()
     with pytest.raises(BagError, match="holds no bag"):
         find_bags([tmp_path / "empty"])
+
+
+def test_loose_files_are_a_recording_each_and_a_split_one_is_one(record: Record, tmp_path: Path) -> None:
+    whole = {}
+    day = tmp_path / "day"
+    day.mkdir()
+    for name in ("pick_0", "pick_1", "other"):
+        bag = record(name, 0.3)
+        whole[day / f"{name}.mcap"] = stamps(bag)
+        next(bag.glob("*.mcap")).rename(day / f"{name}.mcap")
+        shutil.rmtree(bag)
+    inner = record("day/inner", 0.2)
+    split = tmp_path / "split"
+    split.mkdir()
+    for i in (10, 2):  # in the order of the numbers
+        shutil.copy(day / "other.mcap", split / f"split_{i}.mcap")
+    bags, broken = find_bags([tmp_path])
+    assert (bags, broken) == ([inner, *sorted(whole), split], {}) or sorted(bags) == sorted([inner, *whole, split])
+    assert {bag: stamps(bag) for bag in whole} == whole
+    assert stamps(split) == 2 * whole[day / "other.mcap"]
+
+
+def test_metadata_that_differ_from_the_storage_hide_no_message(record: Record) -> None:
+    """Other QoS, other counts: metadata.yaml is written by hand, or by tools that do not know the storage."""
+    bag = record(seconds=0.2)
+    whole = stamps(bag)
+    text = (bag / "metadata.yaml").read_text()
+    changed = re.sub(r"offered_qos_profiles:(.|\n)*?type_description_hash: .*", "offered_qos_profiles: ''", text)
+    assert changed != text
+    (bag / "metadata.yaml").write_text(changed)
+    assert stamps(bag) == whole
+
+
+def test_notes_of_other_recorders_are_theirs(record: Record) -> None:
+    bag = record(seconds=0.2)
+    text = (bag / "metadata.yaml").read_text()
+    custom = text.index("custom_data:")
+    others = "custom_data:\n    contract: v2 2025\n    success: '0'\n    versions: '1.2'\n    problems: none\n    operator: Ada\n"
+    rest = re.search(r"\n  \w", text[custom:])
+    (bag / "metadata.yaml").write_text(text[:custom] + others + (text[custom + rest.start() + 1 :] if rest else ""))
+    assert read_metadata(bag) == {
+        "contract (of another recorder)": "v2 2025",
+        "success (of another recorder)": 0,
+        "versions (of another recorder)": 1.2,
+        "problems (of another recorder)": "none",
+        "operator": "Ada",
+    }
+
+
+def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
+    for name, content, what in (
+        ("demo.HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
+        ("old.bag", b"#ROSBAG V2.0\n" + bytes(100), "ROS 1"),
+        ("notes.txt", b"hello", "no bag's file"),
+        ("text.mcap", b"hello, I am text", "no MCAP file"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert what in find_bags([tmp_path / name])[1][tmp_path / name]
+        if name != "text.mcap":
+            with pytest.raises(BagError, match=what):
+                list(read_bag(tmp_path / name))
+
+
+def test_a_message_that_cannot_be_decoded_is_passed_over_and_counted(record: Record, tmp_path: Path) -> None:
+    """Cut short, of an encoding or a type that is not known."""
+    bad = tmp_path / "bad"
+    with Writer(bad, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections: dict[str, Any] = {}
+        for i, message in enumerate(read_serialized(record(seconds=0.2))):
+            if message.topic not in connections:
+                connections[message.topic] = writer.add_connection(message.topic, message.msgtype, typestore=TYPES)
+            data = message.data[:30] if message.topic == "/joint_states" and i % 7 == 0 else message.data
+            writer.write(connections[message.topic], message.logged, data)
+    refusals = Refusals()
+    read, every = stamps(bad, refusals), stamps(tmp_path / "episode")
+    assert 0 < refusals.messages["joint_states"] == len(every) - len(read) < 10
+    assert "cannot be decoded as sensor_msgs/msg/JointState" in refusals.reasons["joint_states"]
+
+
+def test_no_error_advises_to_throw_a_recording_away() -> None:
+    advice = re.compile(r"\b(delete|remove|erase|rm) (it|the|this|that|them)\b|record (that|the|this) episode again", re.IGNORECASE)
+    package = Path(onedp_ros.__file__).parent
+    texts = [
+        f"{file.name}:{node.lineno} {node.value}"
+        for folder in ("data", "evaluation")
+        for file in (package / folder).glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and advice.search(node.value)
+    ]
+    assert texts == []
 
 
 @pytest.mark.parametrize("mode", [CompressionMode.NONE, CompressionMode.FILE, CompressionMode.MESSAGE])

@@ -219,7 +219,7 @@ def test_pictures_and_json_of_a_folder_with_a_damaged_bag(
     record("bags/b", lost=lambda camera, k: camera == "front" and 20 <= k < 26, problems=["front camera was silent"])
     damaged = record("bags/c")
     storage = next(damaged.glob("*.mcap"))
-    storage.write_bytes(storage.read_bytes()[: storage.stat().st_size // 2])
+    storage.write_bytes(b"something else")
     out, file = tmp_path / "out", tmp_path / "report.json"
     assert main([str(tmp_path / "bags"), "--out", str(out), "--json", str(file)]) == 2
 
