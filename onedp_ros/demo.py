@@ -100,7 +100,7 @@ def run(
         recording = EpisodeMessages(demo.node, task)
         demo.meanwhile = recording.poll
         try:
-            print("starting the graph: twin, observation_node, policy_node, action_node", flush=True)
+            print("starting the graph: twin_node, observation_node, policy_node, action_node", flush=True)
             if not demo.spin_until(lambda: float(demo.values("policy_node").get("policy_hz", 0)) > 0, START_TIME):
                 raise RuntimeError(
                     f"the policy did not start within {START_TIME:.0f} s: {demo.complaints()}; logs are in {out}/logs"
@@ -126,7 +126,7 @@ def _episode(
     from std_srvs.srv import SetBool, Trigger
 
     demo.call(SetBool, "action_node/enable", SetBool.Request(data=False))
-    answer = demo.call(Trigger, "twin/reset")
+    answer = demo.call(Trigger, "twin_node/reset")
     if not answer.success:
         raise RuntimeError(f"the twin was not reset: {answer.message}")
     recording.begin()
@@ -135,7 +135,7 @@ def _episode(
     begin = time.monotonic()
     line = 0.0
     while True:
-        verdict = demo.call(Trigger, "twin/success")
+        verdict = demo.call(Trigger, "twin_node/success")
         now = time.monotonic() - begin
         over = verdict.success or now > max_time
         if over or now - line > 0.5:
@@ -169,7 +169,7 @@ def _summary(demo: GraphWatch, begin: dict[str, int], results: list[dict[str, An
         return counted(name, key) / (entries[-1][0] - entries[0][0])
 
     policy, action = demo.values("policy_node"), demo.values("action_node")
-    received, sent = (_series(demo, "observation_node", "frames_received_"), _series(demo, "twin", "frames_sent_"))
+    received, sent = (_series(demo, "observation_node", "frames_received_"), _series(demo, "twin_node", "frames_sent_"))
     # counters are read at different instants: compare both at the instants of observation_node's reports
     first, last = received[begin["observation_node"]], received[-2]
     frames_sent = np.interp([first[0], last[0]], *np.array(sent).T)
@@ -186,7 +186,7 @@ def _summary(demo: GraphWatch, begin: dict[str, int], results: list[dict[str, An
         "repeats": int(counted("policy_node", "repeats")),
         "frames_sent": frames,
         "frames_received": min(round(last[1] - first[1]), frames),  # the interpolation is good to a frame
-        "time_lost_s": float(demo.values("twin").get("time_lost_s", 0)),
+        "time_lost_s": float(demo.values("twin_node").get("time_lost_s", 0)),
         **{key: policy.get(key, "") for key in ("engine", "network", "method")},
         "nfe": int(policy.get("nfe", 0)),
         "processors": os.cpu_count(),

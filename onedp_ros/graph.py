@@ -1,4 +1,7 @@
-"""The processes of the graph of a task, in one place for ``ros2 launch`` and for ``onedp run``. No ROS here."""
+"""The processes of the graph of a task, in one place for ``ros2 launch`` and for ``onedp run``.
+
+Launch files import this module, on the system's Python: it needs the standard library and YAML only.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,35 @@ import dataclasses
 import random
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from onedp_ros.resources import named_file, resource, task_contract
-from onedp_ros.robot.settings import MODES
+from onedp_ros.resources import named_file, read_task, resource
+from onedp_ros.robot import MODES
 
 ROBOTS = ("twin", "franka", "crisp")
 ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
 DEVICES = ("phone", "spacemouse", "spacenav", "gamepad", "keyboard")  # of an operator
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
 
 
 @dataclasses.dataclass(frozen=True)
 class NodeProcess:
     """One node, one process: ``executable`` of this package, which is also the module's name in ``onedp_ros.nodes``. A node that
-    ended is started again with ``respawn``; without, it ends the graph. ``terminal``: it reads the keyboard."""
+    ended is started again with ``respawn``; without, it ends the graph. ``terminal``: it reads the keyboard. ``namespace``,
+    ``params_file`` and ``log_level`` as of :func:`placed`; empty: none, and ROS's own level."""
 
     name: str
     executable: str
     parameters: Mapping[str, Any]
     respawn: bool = False
     terminal: bool = False
+    namespace: str = ""
+    params_file: str = ""
+    log_level: str = ""
 
 
 def task_graph(
@@ -45,6 +53,7 @@ def task_graph(
     seed: int = 0,
     twin_seed: int = 100_000,
     enabled: bool | None = None,
+    lead: float | None = None,
     threads: int = 0,
     franka: Mapping[str, Any] | None = None,
     record: str | Path | None = None,
@@ -63,6 +72,7 @@ def task_graph(
         seed: of the policy's noise.
         twin_seed: of the twin's first episode.
         enabled: whether the arm may move from the start, or waits for action_node's ``~/enable``; default: only the twin may.
+        lead: how far ahead of the clock action_node samples chunks, s; default: action_node's own.
         threads: processor threads of the engine; 0: its own choice.
         franka: further parameters of franka_node, ``robot_ip`` among them.
         record: folder to record the run to, with all that the policy sees and says.
@@ -86,7 +96,7 @@ def task_graph(
         "seed": seed,
         "autostart": True,
     }
-    action = {**common, "enabled": not real if enabled is None else enabled}
+    action = {**common, "enabled": not real if enabled is None else enabled, **({} if lead is None else {"lead": lead})}
     cameras = {"image_transport": image_transport}
     nodes = [
         arm,
@@ -95,7 +105,7 @@ def task_graph(
         NodeProcess("action_node", "action_node", action),
     ]
     if record is not None:
-        seen = [f"observation/{camera}/image" for camera in task_contract(task).cameras]
+        seen = [f"observation/{camera}/image" for camera in read_task(task)["cameras"]]
         recorder = {
             "task": task,
             "robot": robot,
@@ -107,6 +117,18 @@ def task_graph(
         }
         nodes.append(NodeProcess("recorder_node", "recorder_node", recorder))
     return nodes
+
+
+def replay_graph(task: str, *, image_transport: str = "raw", with_action: bool = False, **policy: Any) -> list[NodeProcess]:
+    """The nodes that take a recording's messages, in the time of ``/clock``; ``policy`` as of :func:`task_graph`.
+
+    ``with_action``: action_node too, disabled.
+    """
+    _, observation, *others = task_graph(task, enabled=False, **policy)
+    # A recording's clock lags behind its messages by the distance of two of its ticks.
+    parameters = {**observation.parameters, "image_transport": image_transport, "future_tolerance": 1.0}
+    nodes = [dataclasses.replace(observation, parameters=parameters), *(others if with_action else others[:1])]
+    return [dataclasses.replace(n, parameters={**n.parameters, "use_sim_time": True}) for n in nodes]
 
 
 def record_graph(
@@ -172,6 +194,41 @@ def record_graph(
     ]
 
 
+def placed(
+    processes: Sequence[NodeProcess],
+    *,
+    namespace: str = "",
+    use_sim_time: bool = False,
+    params_file: str | Path = "",
+    log_level: str = "",
+) -> list[NodeProcess]:
+    """The same nodes as they shall run.
+
+    Args:
+        namespace: of all nodes, topics and services, so that several robots share a ROS domain.
+        use_sim_time: whether the nodes' time is that of ``/clock``.
+        params_file: YAML file of parameters, as for ``--params-file``. Parameters that the nodes are given by name win over it.
+        log_level: one of :data:`LOG_LEVELS`.
+
+    Raises:
+        ValueError: a namespace that is none, or an unknown level.
+        FileNotFoundError: no such file.
+    """
+    if not re.fullmatch(r"(/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*)?", namespace):
+        raise ValueError(f"namespace is '{namespace}', expected names of letters, digits and _, such as left or cell/left")
+    if log_level and log_level not in LOG_LEVELS:
+        raise ValueError(f"log_level is '{log_level}', expected one of {', '.join(LOG_LEVELS)}")
+    if params_file and not Path(params_file).is_file():
+        raise FileNotFoundError(f"params_file {params_file} does not exist; give the path of a YAML file of parameters")
+    common: dict[str, Any] = {
+        "namespace": f"/{namespace.strip('/')}" if namespace else "",
+        "params_file": str(Path(params_file).resolve()) if params_file else "",
+        "log_level": log_level,
+    }
+    time = {"use_sim_time": True} if use_sim_time else {}
+    return [dataclasses.replace(p, parameters={**p.parameters, **time}, **common) for p in processes]
+
+
 def _common(task: str, robot: str, robot_file: str, speed: float) -> dict[str, Any]:
     """Parameters of every node that moves something. Errors as of :func:`task_graph`."""
     if robot not in ROBOTS:
@@ -193,7 +250,7 @@ def arm_process(common: Mapping[str, Any], robot: str, twin_seed: int, franka: M
         if (value := (franka or {}).get(name, allowed[0])) not in allowed:
             raise ValueError(f"{name} is '{value}', expected one of {', '.join(filter(None, allowed))}")
     return {
-        "twin": NodeProcess("twin", "twin_node", {"task": common["task"], "seed": twin_seed}),
+        "twin": NodeProcess("twin_node", "twin_node", {"task": common["task"], "seed": twin_seed}),
         "franka": NodeProcess("franka_node", "franka_node", {**common, "autostart": True, **(franka or {})}, respawn=True),
         "crisp": NodeProcess("crisp_node", "crisp_node", {"task": common["task"], "robot": common["robot"]}),
     }[robot]
@@ -206,7 +263,7 @@ def released(task: str, method: str) -> Path:
         ValueError: no such method.
         FileNotFoundError: nothing was released for it.
     """
-    task = task_contract(task).task
+    task = read_task(task)["task"]
     if method not in METHODS and not re.fullmatch(r"dp_ddim\d+", method):
         raise ValueError(f"unknown method '{method}', expected one of {', '.join(METHODS)}, or dp_ddimN")
     try:

@@ -53,18 +53,18 @@ def demonstrate(watch: GraphWatch, episodes: int) -> dict[str, int]:
             raise RuntimeError(f"{service}: {answers[-1].message}")
 
     def ends() -> bool:
-        return bool(watch.call(Trigger, "twin/success").success)
+        return bool(watch.call(Trigger, "twin_node/success").success)
 
     ended = {"successes": 0, "failures": 0}
     for episode in range(episodes):
         if episode:  # the first scene is that of the twin's start
-            ask("twin/reset")
+            ask("twin_node/reset")
             watch.spin_for(SETTLE)
         ask("recorder_node/start", CAMERA_TIME)
-        watch.call(SetBool, "twin/expert", SetBool.Request(data=True))
+        watch.call(SetBool, "twin_node/expert", SetBool.Request(data=True))
         success = watch.spin_until(ends, EPISODE_TIME)
         watch.spin_for(LINGER)
-        watch.call(SetBool, "twin/expert", SetBool.Request(data=False))
+        watch.call(SetBool, "twin_node/expert", SetBool.Request(data=False))
         ask("recorder_node/stop" if success else "recorder_node/fail")
         ended["successes" if success else "failures"] += 1
         print(f"episode {episode + 1}/{episodes}: {'success' if success else 'failure'}; {line(watch)}", flush=True)

@@ -1,10 +1,18 @@
-"""Where the package's files are: in the source tree, or in ``share/onedp_ros`` of an installed package."""
+"""Where the package's files are: in the source tree, or in ``share/onedp_ros`` of an installed package.
+
+Launch files import this module, on the system's Python: it needs the standard library and YAML only.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from onedp_ros.contract import Contract
+from onedp_ros.config import check_name, read_yaml
+
+if TYPE_CHECKING:
+    from onedp_ros.contract import Contract
 
 
 def resource(*parts: str) -> Path:
@@ -34,11 +42,29 @@ def named_file(folder: str, name: str) -> Path:
     return Path(name).resolve()
 
 
+def read_task(task: str) -> Mapping[str, Any]:
+    """What a task file says. Its names are checked, the rest by the nodes, with :func:`task_contract`.
+
+    Raises:
+        FileNotFoundError: as of :func:`named_file`.
+        ValueError: the file cannot be read, or names no task and cameras.
+    """
+    path = named_file("tasks", task)
+    data = read_yaml(path)
+    if not isinstance(data, Mapping) or not isinstance(data.get("cameras"), Mapping) or "task" not in data:
+        raise ValueError(f"{path} names no task and cameras; see config/tasks/pnp_milk.yaml for a complete task file")
+    for kind, name in (("task", data["task"]), *(("camera", camera) for camera in data["cameras"])):
+        check_name(kind, name)
+    return data
+
+
 def task_contract(task: str) -> Contract:
     """The contract of a task file, as of :func:`named_file`."""
+    from onedp_ros.contract import Contract  # here, since launch files have neither NumPy nor OpenCV
+
     return Contract.from_yaml(named_file("tasks", task))
 
 
 def task_folder(task: str) -> Path:
     """Where what is made for a task lies unless something else is asked for: ``out/<task>``."""
-    return Path("out") / task_contract(task).task
+    return Path("out") / read_task(task)["task"]

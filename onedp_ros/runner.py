@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from onedp_ros.graph import METHODS, ROBOTS, NodeProcess, graph_environment, task_graph
 
-STOP_TIME = 1.4  # s that nodes get to end by themselves
+STOP_TIME = 5.0  # s that nodes get to end by themselves, as under ros2 launch: one may hold an arm
 RESPAWN_DELAY = 1.0  # s before a node is started again
 SHORT_LIFE = 5.0  # s: a node that ends sooner after its start will not do better the next time
 PR_SET_PDEATHSIG = 1
@@ -32,6 +32,9 @@ class NodeDiedError(RuntimeError):
 def command(process: NodeProcess) -> list[str]:
     """The command line of a node: ``python -m onedp_ros.nodes.<executable> --ros-args …``."""
     arguments = [sys.executable, "-m", f"onedp_ros.nodes.{process.executable}", "--ros-args", "-r", f"__node:={process.name}"]
+    arguments += ["-r", f"__ns:={process.namespace}"] if process.namespace else []
+    arguments += ["--log-level", process.log_level] if process.log_level else []
+    arguments += ["--params-file", process.params_file] if process.params_file else []
     for name, value in process.parameters.items():
         arguments += ["-p", f"{name}:={json.dumps(value)}"]  # JSON is YAML
     return arguments

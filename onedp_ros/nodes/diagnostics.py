@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -9,29 +10,55 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 PERIOD = 0.5  # s
+NO_TIME = 3.0  # s without /clock until that is said
 
 Report = tuple[Any, str, dict[str, Any]]  # level, message, values
 
 
 class Diagnostics:
-    """Publishes ``report()`` twice a second: level (``DiagnosticStatus.OK`` …), message (what is wrong and what to do), values."""
+    """Publishes ``report()`` twice a second: level (``DiagnosticStatus.OK`` …), message (what is wrong and what to do), values.
 
-    def __init__(self, node: Node, report: Callable[[], Report]) -> None:
-        self._node, self._report = node, report
+    The name is the node's, fully qualified, since all robots of a ROS domain share the topic; ``hardware_id`` says what the node is
+    about: a robot by its address, or, by default, the computer that it runs on.
+    """
+
+    def __init__(self, node: Node, report: Callable[[], Report], hardware_id: str = "") -> None:
+        self._node, self._report, self._hardware_id = node, report, hardware_id or platform.node()
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._timer = node.create_timer(PERIOD, self.publish)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # a node that waits for /clock must be able to say so
+        self._timer = node.create_timer(PERIOD, self.publish, clock=steady)
+        self._began = time.monotonic()
 
     def publish(self) -> None:
         """Publish now, besides the timer."""
-        level, message, values = self._report()
-        status = DiagnosticStatus(level=level, name=self._node.get_name(), message=message, hardware_id="onedp_ros")
+        level, message, values = self._missing_clock() or self._report()
+        name = self._node.get_fully_qualified_name()
+        status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=self._hardware_id)
         status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
         array = DiagnosticArray(status=[status])
         array.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(array)
+
+    def _missing_clock(self) -> Report | None:
+        """What is said in place of the report while ``use_sim_time`` is set and nothing tells the time."""
+        waited = time.monotonic() - self._began
+        if waited < NO_TIME or not self._node.get_parameter("use_sim_time").value or self._node.get_clock().now().nanoseconds:
+            return None
+        text = "use_sim_time is set, but no /clock comes: start ros2 bag play --clock or a simulator, or leave use_sim_time out"
+        self._node.get_logger().error(text, throttle_duration_sec=10.0)
+        return DiagnosticStatus.ERROR, text, {}
+
+
+def name_within(name: str, namespace: str) -> str:
+    """The name in a diagnostic status as seen from a namespace: ``policy_node`` for ``/left/policy_node`` in ``/left``. Names of
+    other namespaces, and names without a slash, stay as they are."""
+    prefix = namespace.rstrip("/") + "/"
+    rest = name.removeprefix(prefix)
+    return rest if rest and "/" not in rest else name
 
 
 class Rate:

@@ -85,7 +85,7 @@ class FrankaNode(LifecycleNode):
         self.create_service(Trigger, "~/recover", self._on_recover)
         self.create_service(Trigger, "~/home_gripper", self._on_home)
         self.create_timer(1.0 / LOOK_RATE, self._tick)
-        self._diagnostics = Diagnostics(self, self._report)
+        self._diagnostics = Diagnostics(self, self._report, f"Franka at {self._address}")
 
     def start(self) -> None:
         """Configure and activate. Fault when that fails; the node stays and says why."""

@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
@@ -18,15 +20,17 @@ from rclpy.node import Node
 from onedp_ros.nodes.executor import LeanExecutor
 
 NOTICE = 0.2  # s
-SHUTDOWN = 1.0  # s after which a process ends that was told to, whatever it is still doing
+SHUTDOWN = 1.0  # s after which a process ends that was told to and is still loading or predicting
+CLEAN_UP = 3.5  # s that a node then has to bring its arm to rest and to give back what it holds: launch waits for 5 s in all
+LISTENERS = 1.0  # s to find out who listens to a node that failed at its start
 
 
 def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) -> int:
     """Run one node until SIGINT or SIGTERM. Exit status: 0 when told to end, 1 when the node failed."""
     rclpy.init(args=None if args is None else list(args))
     context = rclpy.get_default_context()
-    status = [0]
-    threading.Thread(target=_insist, args=(context, status), daemon=True).start()
+    status, ending = [0], threading.Event()
+    threading.Thread(target=_insist, args=(context, ending, status), daemon=True).start()
     node = None
     try:
         node = make_node()
@@ -38,17 +42,34 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) ->
     except Exception as error:
         if not _ends(context):  # else the error is only that of a call that was cut short
             status[0] = 1
-            if not isinstance(error, (OSError, ValueError, RuntimeError)):
+            _report(node, error)
+            if not isinstance(error, (OSError, ValueError, RuntimeError)):  # ours name the thing and the remedy
                 raise
-            print(f"{node.get_name() if node else 'node'}: {error}", file=sys.stderr)  # ours name the thing and the remedy
     finally:
         # Ctrl-C under ros2 launch comes twice, from the terminal and from launch; the second must not cut the end short.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        ending.set()
         if node is not None:
             node.destroy_node()
         _shut_down()
     return status[0]
+
+
+def _report(node: Node | None, error: Exception) -> None:
+    """The error in the log and on rosout, under the node's name, also when the node failed while it was made."""
+    words = str(error) or type(error).__name__
+    if node is None:
+        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        node = next((it for it in frames if isinstance(it, Node) and hasattr(it, "handle")), None)
+    if node is None:  # the arguments of ROS are what is wrong
+        print(f"{Path(sys.argv[0]).stem}: {words}", file=sys.stderr)
+        return
+    deadline = time.monotonic() + LISTENERS
+    while not node.count_subscribers("/rosout") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    node.get_logger().fatal(words)
+    time.sleep(NOTICE)  # until it is sent
 
 
 def _ends(context: rclpy.Context) -> bool:
@@ -64,10 +85,11 @@ def _shut_down() -> None:
         rclpy.try_shutdown()
 
 
-def _insist(context: rclpy.Context, status: list[int]) -> None:
+def _insist(context: rclpy.Context, ending: threading.Event, status: list[int]) -> None:
     """Loading a policy or a long inference cannot be interrupted, but a robot's user who says stop means it."""
-    while context.ok():
+    while context.ok() and not ending.is_set():
         time.sleep(0.1)
-    time.sleep(SHUTDOWN)
+    if ending.wait(SHUTDOWN):
+        time.sleep(CLEAN_UP)
     sys.stdout.flush()
     os._exit(status[0])

@@ -10,21 +10,9 @@ from typing import Any
 import rclpy
 
 from onedp_ros.evaluation.replayed import Outputs, Recorded, Replayed, stamps_of_windows
-from onedp_ros.graph import NodeProcess, free_domain, graph_environment, task_graph
+from onedp_ros.graph import free_domain, graph_environment, replay_graph
 from onedp_ros.nodes.player_node import PlayerNode
 from onedp_ros.runner import Supervisor
-
-
-def replay_graph(task: str, *, image_transport: str = "raw", with_action: bool = False, **policy: Any) -> list[NodeProcess]:
-    """The nodes that take a recording's messages, in the time of ``/clock``; ``policy`` as of ``graph.task_graph``.
-
-    ``with_action``: action_node too, disabled.
-    """
-    _, observation, *others = task_graph(task, enabled=False, **policy)
-    # A recording's clock lags behind its messages by the distance of two of its ticks.
-    parameters = {**observation.parameters, "image_transport": image_transport, "future_tolerance": 1.0}
-    nodes = [dataclasses.replace(observation, parameters=parameters), *(others if with_action else others[:1])]
-    return [dataclasses.replace(n, parameters={**n.parameters, "use_sim_time": True}) for n in nodes]
 
 
 def replay_in_graph(

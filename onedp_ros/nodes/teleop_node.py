@@ -23,7 +23,7 @@ from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.safety import SafetyLimits, pose_fault
 from onedp_ros.data.messages import decode_image, pose_arrays, stamp_ns
 from onedp_ros.graph import DEVICES
-from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
+from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, name_within, worst
 from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.nodes.parameters import (
     declare,
@@ -138,8 +138,8 @@ class TeleopNode(Node):
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            if status.name != self.get_name():
-                self._others[status.name] = (time.monotonic(), status)
+            if (name := name_within(status.name, self.get_namespace())) != self.get_name():
+                self._others[name] = (time.monotonic(), status)
 
     def _on_home(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._session.home()

@@ -75,7 +75,7 @@ class TwinNode(Node):
     expert drive, in place of an operator)."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("twin", **kwargs)
+        super().__init__("twin_node", **kwargs)
         contract = declare_contract(self)
         max_yaw = declare(self, "max_yaw", PnpMilk.max_yaw, "Greatest turn of the carton, rad", 0.0, float(np.pi))
         seeds = IntegerRange(from_value=0, to_value=2**31 - 1, step=1)
@@ -121,7 +121,7 @@ class TwinNode(Node):
         self._state_rate, self._holds, self._skipped = Rate(), 0, 0
         self._lost, self._lost_at = 0.0, float("-inf")
         self._camera_names = list(topics)
-        self._diagnostics = Diagnostics(self, self._report)
+        self._diagnostics = Diagnostics(self, self._report, "twin")
         self._thread = threading.Thread(target=self._run, name="physics")
         self._thread.start()
 

@@ -9,13 +9,16 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 
+from onedp_ros.nodes.diagnostics import name_within
+
 CALL_TIME = 5.0  # s for a service
 
 
 class GraphWatch:
-    """Keeps what the nodes say on /diagnostics. Makes and ends this process's ROS context.
+    """Keeps what the nodes of its namespace say on /diagnostics. Makes and ends this process's ROS context.
 
     Args:
+        name, namespace: of the watching node. Nodes of the same namespace go by their names, others by their full ones.
         check: called while waiting; raises when the graph has fallen apart.
         keep: whether ``history`` holds all that was said, or the last of each node only.
 
@@ -23,11 +26,11 @@ class GraphWatch:
         meanwhile: called again and again while waiting, too.
     """
 
-    def __init__(self, name: str, check: Callable[[], None], keep: bool = False) -> None:
+    def __init__(self, name: str, check: Callable[[], None], keep: bool = False, namespace: str = "") -> None:
         rclpy.init(args=[])
         self._check, self._keep = check, keep
         self.meanwhile: Callable[[], None] = lambda: None
-        self.node = rclpy.create_node(name, start_parameter_services=False)
+        self.node = rclpy.create_node(name, namespace=namespace or None, start_parameter_services=False)
         self.history: dict[str, list[tuple[float, dict[str, str]]]] = {}
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 20)
         self._clients: dict[str, Any] = {}
@@ -75,7 +78,7 @@ class GraphWatch:
         stamp = message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec
         for status in message.status:
             values = {item.key: item.value for item in status.values} | {"message": status.message, "level": str(status.level[0])}
-            said = self.history.setdefault(status.name, [])
+            said = self.history.setdefault(name_within(status.name, self.node.get_namespace()), [])
             if not self._keep:
                 said.clear()
             said.append((stamp, values))

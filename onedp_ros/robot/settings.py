@@ -14,8 +14,8 @@ from onedp_ros.control.joints import JointMargins
 from onedp_ros.control.safety import STALE_AFTER, SafetyLimits
 from onedp_ros.control.servo import ImpedanceGains, ServoLimits
 from onedp_ros.ranges import Choice, Range, check_fields, from_mapping, values_and_expected, within
+from onedp_ros.robot import MODES
 
-MODES = ("cartesian_pose", "cartesian_impedance")
 CONTROLLERS = ("joint_impedance", "cartesian_impedance")
 HARMLESS = ("cartesian_reflex", "joint_reflex", "communication_constraints_violation")  # errors that may be recovered from unasked
 

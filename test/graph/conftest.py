@@ -29,6 +29,7 @@ from sensor_msgs.msg import Image, JointState
 from onedp_ros.contract import NANOSECONDS, Normalizer
 from onedp_ros.geometry import gripper_down
 from onedp_ros.graph import free_domain
+from onedp_ros.nodes.diagnostics import name_within
 from onedp_ros.nodes.executor import LeanExecutor
 from onedp_ros.nodes.messages import header, image_message, pose_message
 from onedp_ros.policy.checkpoint import save_policy
@@ -172,7 +173,7 @@ class Rig:
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            self.status[status.name] = status
+            self.status[name_within(status.name, "/")] = status
 
     def close(self) -> None:
         for source in self._sources:

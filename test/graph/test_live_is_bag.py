@@ -146,7 +146,7 @@ def run(rig, cell, bundle, tmp_path_factory, monkeypatch):
         transport, out = "compressed" if cameras in ("png", "jpg") else "raw", tmp_path_factory.mktemp(cameras)
         if cameras == "twin":
             rig.add(TwinNode)
-            ask(rig, SetBool, "twin/expert", SetBool.Request(data=True))
+            ask(rig, SetBool, "twin_node/expert", SetBool.Request(data=True))
         else:
             cell(rig.node, "" if cameras == "raw" else cameras)
         loaded = []

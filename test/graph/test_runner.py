@@ -12,9 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rcl_interfaces.msg import Log
+from rcl_interfaces.srv import GetParameters
+from rclpy.qos import DurabilityPolicy, QoSProfile
 
 from onedp_ros import graph, runner
-from onedp_ros.graph import NodeProcess, graph_environment, record_graph, task_graph
+from onedp_ros.graph import NodeProcess, graph_environment, placed, record_graph, task_graph
 from onedp_ros.resources import task_folder
 from onedp_ros.runner import NodeDiedError, Supervisor
 
@@ -22,7 +25,7 @@ PROCESSES = [
     NodeProcess("eyes", "observation_node", {"task": "pnp_milk"}),
     NodeProcess("hand", "action_node", {"task": "pnp_milk", "robot": "twin", "target_rate": 50.0, "enabled": False}),
 ]
-GENEROUS = 6.0  # s: nodes get 1.6 s; the machine may be busy
+GENEROUS = 6.0  # s: these nodes need less than one; the machine may be busy
 
 
 def supervisor(rig, tmp_path, processes=PROCESSES):
@@ -73,6 +76,105 @@ def test_a_second_interrupt_does_not_cut_the_end_short(rig, tmp_path):
     assert "Traceback" not in "".join(running.log(p.name).read_text() for p in PROCESSES)
 
 
+def run_node(domain, body, *arguments):
+    """A program with one node, whose class body is given; the environment is that of a graph of the test's own."""
+    script = f"""
+import sys, threading, time
+import rclpy
+from rclpy.node import Node
+from onedp_ros.nodes.process import main_of
+
+class Ends(Node):
+{textwrap.indent(textwrap.dedent(body), "    ")}
+
+sys.exit(main_of(Ends))
+"""
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_node_that_was_told_to_end_has_time_to_bring_its_arm_to_rest(domain):
+    process = run_node(
+        domain,
+        """
+        def __init__(self):
+            super().__init__("ends")
+            print("started", flush=True)
+
+        def destroy_node(self):
+            time.sleep(2.0)  # as long as a loaded machine may make of it
+            print("at rest", flush=True)
+            super().destroy_node()
+        """,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (0, "at rest\n"), error
+
+
+def test_a_failure_at_start_names_its_node_and_reaches_rosout(rig):
+    heard = []
+    lasting = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    rig.node.create_subscription(Log, "/rosout", heard.append, lasting)
+    body = """
+        def __init__(self):
+            super().__init__("ends")
+            raise ValueError("speed is 7, expected a fraction up to 1")
+        """
+    process = run_node(rig.domain, body, "--ros-args", "-r", "__node:=left_hand", "-r", "__ns:=/left")
+    try:
+        rig.until(lambda: any("speed is 7" in m.msg for m in heard), "the error on rosout")
+        _, error = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert [m.name for m in heard if "speed is 7" in m.msg] == ["left.left_hand"]
+    assert "left_hand" in error and "speed is 7" in error and "Traceback" not in error
+
+
+def test_graphs_of_two_robots_share_a_domain_by_their_namespaces(rig, tmp_path):
+    """Names on /diagnostics tell them apart, and parameters of a file and the level of the log reach their nodes."""
+    (tmp_path / "mine.yaml").write_text("/**:\n  ros__parameters:\n    target_rate: 77.0\n    speed: 0.9\n")
+    nodes = [dataclasses.replace(PROCESSES[1], parameters={"task": "pnp_milk", "robot": "twin", "speed": 0.5, "enabled": False})]
+    graphs = [
+        dataclasses.replace(p, name=f"hand_{side}")
+        for side in ("left", "right")
+        for p in placed(nodes, namespace=side, params_file=tmp_path / "mine.yaml", log_level="debug")
+    ]
+    with supervisor(rig, tmp_path, graphs) as running:
+        rig.until(lambda: running.check() or {"/left/hand_left", "/right/hand_right"} <= set(rig.status), "both nodes")
+        assert rig.status["/left/hand_left"].hardware_id
+        client = rig.node.create_client(GetParameters, "/left/hand_left/get_parameters")
+        rig.until(client.service_is_ready, "the service of parameters")
+        future = client.call_async(GetParameters.Request(names=["target_rate", "speed"]))
+        values = rig.until(lambda: future.done() and future.result().values, "the parameters")
+    assert [v.double_value for v in values] == [77.0, 0.5], "the file's, and the argument's, which wins"
+
+
+def test_a_node_that_waits_for_the_clock_says_so(rig, tmp_path):
+    with supervisor(rig, tmp_path, placed(PROCESSES[1:], use_sim_time=True)) as running:
+        rig.until(lambda: running.check() or rig.error("hand", "no /clock comes"), "the error")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"namespace": "cell 1"}, "namespace is 'cell 1'"),
+        ({"log_level": "loud"}, "log_level is 'loud'"),
+        ({"params_file": "absent.yaml"}, "params_file absent.yaml does not exist"),
+    ],
+)
+def test_where_nodes_are_placed_is_checked(options, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        placed(PROCESSES, **options)
+
+
 ENDS = {  # what an end by signal looks like to a callback
     "before rclpy's handler": ("raise KeyboardInterrupt", 0, "told to end"),
     "as an error of a call": ("threading.Timer(0.05, rclpy.shutdown).start(); raise RuntimeError('cut short')", 0, "told to end"),
@@ -82,29 +184,23 @@ ENDS = {  # what an end by signal looks like to a callback
 
 @pytest.mark.parametrize(("act", "status", "said"), ENDS.values(), ids=ENDS)
 def test_a_node_sees_whether_it_was_told_to_end(domain, act, status, said):
-    script = f"""
-        import sys, threading
-        import rclpy
-        from rclpy.node import Node
-        from onedp_ros.nodes.process import main_of
+    process = run_node(
+        domain,
+        f"""
+        def __init__(self):
+            super().__init__("ends")
+            self.create_timer(0.01, self.act)
 
-        class Ends(Node):
-            def __init__(self):
-                super().__init__("ends")
-                self.create_timer(0.01, self.act)
+        def act(self):
+            {act}
 
-            def act(self):
-                {act}
-
-            def destroy_node(self):
-                print("failed" if self.context.ok() else "told to end", flush=True)
-                super().destroy_node()
-
-        sys.exit(main_of(Ends))
-        """
-    environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (status, said), done.stderr
+        def destroy_node(self):
+            print("failed" if self.context.ok() else "told to end", flush=True)
+            super().destroy_node()
+        """,
+    )
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, out.strip()) == (status, said), error
 
 
 def test_a_node_that_dies_is_named_with_its_last_words(rig, tmp_path):
@@ -188,7 +284,7 @@ def test_ctrl_c_stops_onedp_run_and_nothing_is_left_behind(rig, tmp_path):
     process = run_command(rig, "pnp_milk", "--robot", "twin", "--model", str(tmp_path))
     try:
         assert process.stdout is not None
-        assert "running twin, observation_node, policy_node, action_node" in process.stdout.readline()
+        assert "running twin_node, observation_node, policy_node, action_node" in process.stdout.readline()
         children = [c.pid for c in psutil.Process(process.pid).children(recursive=True)]
         assert len(children) >= 4
         begin = time.monotonic()
@@ -203,7 +299,7 @@ def test_ctrl_c_stops_onedp_run_and_nothing_is_left_behind(rig, tmp_path):
 
 def test_the_graph_of_a_task_names_what_it_lacks(tmp_path):
     processes = task_graph("pnp_milk", model=tmp_path, method="dp_ddim10", seed=3)
-    assert [p.name for p in processes] == ["twin", "observation_node", "policy_node", "action_node"]
+    assert [p.name for p in processes] == ["twin_node", "observation_node", "policy_node", "action_node"]
     policy = processes[2].parameters
     assert (policy["model"], policy["method"], policy["seed"], policy["autostart"]) == (str(tmp_path), "dp_ddim10", 3, True)
     with pytest.raises(ValueError, match="octopus"):

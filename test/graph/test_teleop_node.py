@@ -187,7 +187,7 @@ def test_the_twins_expert_needs_no_operator(rig, monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", str(rig.domain))  # for the camera process
     targets, poses = rig.listen(PoseStamped, "target_pose"), rig.listen(PoseStamped, "current_pose")
     rig.add(TwinNode)
-    client = rig.node.create_client(SetBool, "twin/expert")
+    client = rig.node.create_client(SetBool, "twin_node/expert")
     rig.until(lambda: poses and client.service_is_ready(), "the twin")
     assert rig.node.count_publishers("target_pose") == 0
     client.call_async(SetBool.Request(data=True))
@@ -197,4 +197,4 @@ def test_the_twins_expert_needs_no_operator(rig, monkeypatch):
     moved = positions(poses[-1:])[0] - positions(poses[:1])[0]
     assert np.linalg.norm(moved) > 0.02
     client.call_async(SetBool.Request(data=False))
-    rig.until(lambda: rig.value("twin", "holds") > 0, "the rest after it")
+    rig.until(lambda: rig.value("twin_node", "holds") > 0, "the rest after it")

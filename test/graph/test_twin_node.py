@@ -17,7 +17,7 @@ from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.twin_node import TwinNode
 
-NODE = "twin"
+NODE = "twin_node"
 
 
 class Twin:
@@ -29,7 +29,7 @@ class Twin:
         self.joints, self.poses = rig.listen(JointState, "joint_states"), rig.listen(PoseStamped, "current_pose")
         self.target = rig.node.create_publisher(PoseStamped, "target_pose", 1)
         self.gripper = rig.node.create_publisher(JointState, "gripper_target", 1)
-        self.clients = {name: rig.node.create_client(Trigger, f"twin/{name}") for name in ("reset", "success")}
+        self.clients = {name: rig.node.create_client(Trigger, f"twin_node/{name}") for name in ("reset", "success")}
         self.node = rig.add(TwinNode)
         rig.until(lambda: all(self.frames.values()) and self.poses, "frames and states")
 

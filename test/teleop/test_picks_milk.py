@@ -100,7 +100,7 @@ def test_a_person_with_a_phone_picks_the_milk_and_the_recording_is_good(alone, b
     with Supervisor(processes, logs=tmp_path / "logs") as supervisor:
         watch = GraphWatch("person", supervisor.check)
         try:
-            assert watch.spin_until(lambda: {"twin", "recorder_node", "teleop_node"} <= set(watch.history), 60.0)
+            assert watch.spin_until(lambda: {"twin_node", "recorder_node", "teleop_node"} <= set(watch.history), 60.0)
             shown = supervisor.log("teleop_node").read_text()
             url, code = re.search(r"https://\S+", shown)[0], re.search(r"\b\d{6}\b", shown)[0]
             driver = PhoneDriver(browser, url, code)
@@ -123,7 +123,7 @@ def test_a_person_with_a_phone_picks_the_milk_and_the_recording_is_good(alone, b
             person.go(above(box, 0.15), 0.0, near=0.02)
             driver.page.screenshot(path=tmp_path / "phone.png")
             person.rest(0.3)
-            verdict = watch.call(Trigger, "twin/success")
+            verdict = watch.call(Trigger, "twin_node/success")
             assert verdict.success, verdict.message
             press(watch, driver, "stop", "idle")
             driver.close()
