@@ -1,5 +1,7 @@
 """Fuzzing is the same in every run and has no deadlines: speed is measured by ``onedp bench``, not here."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,10 @@ from hypothesis import settings
 
 settings.register_profile("onedp", deadline=None, derandomize=True)
 settings.load_profile("onedp")
+
+# engines that tests compile are not kept among the user's own, but for all tests of one run and its processes
+_CACHE = tempfile.TemporaryDirectory(prefix="onedp_ros_tests_")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 REAL_TIME = ("graph", "robot", "teleop")  # folders whose tests run processes against the clock
 

@@ -10,7 +10,7 @@ import json
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -18,10 +18,11 @@ from safetensors.torch import load, save
 
 from onedp_ros.contract import Contract, Normalizer
 from onedp_ros.policy.networks import NetworkConfig
-from onedp_ros.policy.policies import Policy
+from onedp_ros.policy.policies import Policy, Sampler, evaluations
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+Kind = TypeVar("Kind", bound=Sampler)
 
 
 class CheckpointError(ValueError):
@@ -115,26 +116,14 @@ def load_policy(
         ContractError: another contract; names the field.
     """
     path = Path(path)
-    config = read_config(path)
-    try:
-        its_contract = Contract.from_dict(config["contract"])
-        its_network = NetworkConfig.from_dict(config["network"])
-        normalizer = Normalizer.from_dict(config["normalizer"])
-        policy = Policy(its_contract, its_network, normalizer, config["method"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise DamagedCheckpointError(f"{path / CONFIG}: {error}; fetch or save the checkpoint again") from error
-    if contract is not None:
-        contract.require_same(its_contract, "the task", str(path))
+    policy = _build(Policy, path, method, contract)
     for field in dataclasses.fields(NetworkConfig) if network is not None else ():
-        ours, theirs = getattr(network, field.name), getattr(its_network, field.name)
+        ours, theirs = getattr(network, field.name), getattr(policy.config, field.name)
         if ours != theirs:
             raise IncompatibleCheckpointError(
                 f"{path}: network {field.name} is {theirs}, expected {ours}; use that network's checkpoint"
             )
-    if method is not None and method != policy.method:
-        _check_method(path, policy.method, method)
-        policy = Policy(its_contract, its_network, normalizer, method)
-    weights = _read_weights(path / WEIGHTS, config["weights_sha256"])
+    weights = _read_weights(path)
     expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
@@ -147,6 +136,35 @@ def load_policy(
     return policy.eval()
 
 
+def load_sampler(path: str | Path, method: str | None = None, contract: Contract | None = None) -> tuple[Sampler, str]:
+    """A checkpoint without its networks, for an engine that has them already, and the digests (SHA-256, hex) of its files.
+
+    Arguments and errors as of :func:`load_policy`, but for the shapes of the weights.
+    """
+    path = Path(path)
+    sampler = _build(Sampler, path, method, contract)
+    digests = [hashlib.sha256(data).hexdigest() for data in (_read_bytes(path), (path / CONFIG).read_bytes())]
+    return sampler, "".join(digests)
+
+
+def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract | None) -> Kind:
+    """What config.json describes, with ``method`` in place of its own. Errors as of :func:`load_policy`."""
+    config = read_config(path)
+    try:
+        its_contract = Contract.from_dict(config["contract"])
+        its_network = NetworkConfig.from_dict(config["network"])
+        made = kind(its_contract, its_network, Normalizer.from_dict(config["normalizer"]), config["method"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedCheckpointError(f"{path / CONFIG}: {error}; fetch or save the checkpoint again") from error
+    if contract is not None:
+        contract.require_same(its_contract, "the task", str(path))
+    if method is not None and method != made.method:
+        _check_method(path, made.method, method)
+        evaluations(method)
+        made.method = method
+    return made
+
+
 def _check_method(path: Path, its: str, wanted: str) -> None:
     if not (its.startswith("dp_") and wanted.startswith("dp_")):
         raise IncompatibleCheckpointError(
@@ -154,16 +172,23 @@ def _check_method(path: Path, its: str, wanted: str) -> None:
         )
 
 
-def _read_weights(file: Path, digest: str) -> dict[str, torch.Tensor]:
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    data = _read_bytes(path)
+    try:
+        return load(data)
+    except safetensors.SafetensorError as error:
+        raise DamagedCheckpointError(f"{path / WEIGHTS} is not safetensors ({error}); fetch or save it again") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    """What is in the weights' file. DamagedCheckpointError when config.json was written with another."""
+    file = path / WEIGHTS
     try:
         data = file.read_bytes()
-        weights = load(data)
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{file} does not exist; fetch or save the checkpoint again") from error
-    except safetensors.SafetensorError as error:
+    if hashlib.sha256(data).hexdigest() != read_config(path)["weights_sha256"]:
         raise DamagedCheckpointError(
-            f"{file} is truncated or not safetensors ({len(data)} bytes: {error}); fetch or save it again"
-        ) from error
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise DamagedCheckpointError(f"{file} is not the file that {CONFIG} was written with; fetch or save both again")
-    return weights
+            f"{file} ({len(data)} bytes) is truncated, or not the file that {CONFIG} was written with; fetch or save both again"
+        )
+    return data

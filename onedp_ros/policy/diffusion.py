@@ -5,10 +5,10 @@ Schedulers from https://huggingface.co/docs/diffusers/api/schedulers/ddpm and ..
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,7 +30,7 @@ class Diffusion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        cumulative = DDPMScheduler(**_COMMON).alphas_cumprod.double()  # type: ignore[attr-defined]
+        cumulative = torch.cumprod(1 - _betas(), 0).double()
         self.register_buffer("alpha", cumulative.sqrt().float(), persistent=False)
         self.register_buffer("sigma", (1 - cumulative).sqrt().float(), persistent=False)
 
@@ -43,6 +43,16 @@ class Diffusion(nn.Module):
         """x^k, its predicted noise and steps (B,) -> x^0 = (x^k - sigma_k noise) / alpha_k, not clipped."""
         shape = (-1, *[1] * (sample.ndim - 1))
         return (sample - self.sigma[step].view(shape) * noise) / self.alpha[step].view(shape)
+
+
+def _betas() -> Tensor:
+    """The noise schedule of the diffusers' ``squaredcos_cap_v2``, bit for bit. Importing diffusers takes seconds, which a one-step
+    policy, that needs no scheduler, need not wait for."""
+
+    def alpha_bar(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return torch.tensor([min(1 - alpha_bar((i + 1) / STEPS) / alpha_bar(i / STEPS), 0.999) for i in range(STEPS)])
 
 
 def generate(diffusion: Diffusion, denoise: Denoiser, z: Tensor, condition: Tensor) -> Tensor:
@@ -66,6 +76,8 @@ def denoising_loss(
 
 def sample_ddpm(denoise: Denoiser, start: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:
     """Ancestral sampling with all 100 steps from ``start`` ~ N(0, I) (B, horizon, action)."""
+    from diffusers import DDPMScheduler
+
     scheduler = DDPMScheduler(**_COMMON)
     scheduler.set_timesteps(STEPS)  # type: ignore[attr-defined]
     return _walk(scheduler, denoise, start, condition, generator=generator)
@@ -73,6 +85,8 @@ def sample_ddpm(denoise: Denoiser, start: Tensor, condition: Tensor, generator: 
 
 def sample_ddim(denoise: Denoiser, start: Tensor, condition: Tensor, steps: int) -> Tensor:
     """Deterministic sampling (Song et al. 2020, eta 0) with ``steps`` of the 100 from ``start`` ~ N(0, I)."""
+    from diffusers import DDIMScheduler
+
     scheduler = DDIMScheduler(**_COMMON, set_alpha_to_one=True, steps_offset=0)
     scheduler.set_timesteps(steps)  # type: ignore[attr-defined]
     return _walk(scheduler, denoise, start, condition)

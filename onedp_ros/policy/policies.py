@@ -38,8 +38,8 @@ class Batch:
         return Batch(images, self.state.to(device, non_blocking=True), action)
 
 
-class Policy(nn.Module):
-    """A policy of one contract and network.
+class Sampler(nn.Module):
+    """What surrounds the networks of a policy: normalisation and sampling. The networks themselves may run on an inference engine.
 
     Args:
         contract: what the policy sees and says.
@@ -56,12 +56,9 @@ class Policy(nn.Module):
     def __init__(self, contract: Contract, config: NetworkConfig, normalizer: Normalizer, method: str = "dp_ddpm100") -> None:
         super().__init__()
         self.contract, self.config, self.normalizer = contract, config, normalizer
+        evaluations(method)
         self.method = method
-        self.nfe = evaluations(method)
         self.diffusion = Diffusion()
-        self.encoders = nn.ModuleDict({name: ImageEncoder(config) for name in contract.cameras})
-        observation = config.features * len(contract.cameras) + contract.state_dim
-        self.unet = UNet(contract.action_dim, contract.n_obs_steps * observation, config)
         for field in dataclasses.fields(normalizer):
             self.register_buffer(field.name, torch.from_numpy(getattr(normalizer, field.name)), persistent=False)
 
@@ -69,33 +66,21 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.diffusion.alpha.device
 
-    def encode_image(self, camera: str, images: Tensor) -> Tensor:
-        """Images of one camera, uint8 (B, H, W, 3) -> features (B, 64). What lies outside the contract's central crop is cut."""
-        height, width = self.contract.crop
-        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
-        crop = images[:, top : top + height, left : left + width]
-        # The permuted view of (B, H, W, C) is already in the channels-last order that convolutions like best.
-        return self.encoders[camera](crop.permute(0, 3, 1, 2).float() * (2 / 255) - 1)
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of one prediction."""
+        return evaluations(self.method)
 
     def condition(self, features: Tensor, state: Tensor) -> Tensor:
         """Features (B, n_obs, 64 cameras), in the contract's order of cameras, and raw states (B, n_obs, 9) -> (B, n_obs 137)."""
         normal = (state - self.state_offset) / self.state_scale
         return torch.cat([features, normal.to(features.dtype)], dim=-1).flatten(1)
 
-    def encode(self, batch: Batch) -> Tensor:
-        """Windows -> conditions (B, n_obs 137)."""
-        features = [self.encode_image(c, batch.images[c].flatten(0, 1)) for c in self.contract.cameras]
-        return self.condition(torch.cat(features, dim=-1).unflatten(0, batch.state.shape[:2]), batch.state)
-
     def normalize_action(self, action: Tensor) -> Tensor:
         return (action - self.action_offset) / self.action_scale
 
-    def sample(self, condition: Tensor, generator: torch.Generator | None = None, denoise: Denoiser | None = None) -> Tensor:
-        """Conditions (B, n_obs 137) -> action chunks (B, horizon, 10) in metres and 6D rotations.
-
-        ``denoise`` stands in for the U-Net where an inference engine runs it.
-        """
-        denoise = denoise or self.unet
+    def sample_with(self, denoise: Denoiser, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Conditions (B, n_obs 137) -> action chunks (B, horizon, 10) in metres and 6D rotations; ``denoise`` runs the U-Net."""
         start = self.start(len(condition), generator)
         if self.method.startswith("onedp"):
             action = generate(self.diffusion, denoise, start, condition).clamp(-1, 1)
@@ -114,6 +99,33 @@ class Policy(nn.Module):
             return torch.zeros(shape, device=self.device)
         noise = torch.randn(shape, generator=generator, device=self.device)
         return Z_SCALE * noise if method == "onedp_s" else noise
+
+
+class Policy(Sampler):
+    """A policy of one contract and network, with its networks. Arguments as of :class:`Sampler`."""
+
+    def __init__(self, contract: Contract, config: NetworkConfig, normalizer: Normalizer, method: str = "dp_ddpm100") -> None:
+        super().__init__(contract, config, normalizer, method)
+        self.encoders = nn.ModuleDict({name: ImageEncoder(config) for name in contract.cameras})
+        observation = config.features * len(contract.cameras) + contract.state_dim
+        self.unet = UNet(contract.action_dim, contract.n_obs_steps * observation, config)
+
+    def encode_image(self, camera: str, images: Tensor) -> Tensor:
+        """Images of one camera, uint8 (B, H, W, 3) -> features (B, 64). What lies outside the contract's central crop is cut."""
+        height, width = self.contract.crop
+        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+        crop = images[:, top : top + height, left : left + width]
+        # The permuted view of (B, H, W, C) is already in the channels-last order that convolutions like best.
+        return self.encoders[camera](crop.permute(0, 3, 1, 2).float() * (2 / 255) - 1)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Windows -> conditions (B, n_obs 137)."""
+        features = [self.encode_image(c, batch.images[c].flatten(0, 1)) for c in self.contract.cameras]
+        return self.condition(torch.cat(features, dim=-1).unflatten(0, batch.state.shape[:2]), batch.state)
+
+    def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Conditions (B, n_obs 137) -> action chunks (B, horizon, 10) in metres and 6D rotations."""
+        return self.sample_with(self.unet, condition, generator)
 
     @torch.no_grad()
     def predict_action(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:

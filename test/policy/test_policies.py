@@ -3,10 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from onedp_ros.contract import Camera, Contract, Normalizer
-from onedp_ros.policy.diffusion import STEPS, Diffusion, sample_ddim, sample_ddpm
+from onedp_ros.policy.diffusion import _COMMON, STEPS, Diffusion, sample_ddim, sample_ddpm
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Batch, Policy, evaluations
 
@@ -35,6 +35,13 @@ def test_forward_process_has_the_papers_values_at_65():
     assert float(diffusion.alpha[65]) == pytest.approx(0.5054, abs=1e-4)
     assert float(diffusion.sigma[65]) == pytest.approx(0.8629, abs=1e-4)
     torch.testing.assert_close(diffusion.alpha**2 + diffusion.sigma**2, torch.ones(STEPS))
+
+
+def test_the_schedule_is_that_of_diffusers_bit_for_bit():
+    cumulative = DDPMScheduler(**_COMMON).alphas_cumprod.double()
+    diffusion = Diffusion()
+    assert torch.equal(diffusion.alpha, cumulative.sqrt().float())
+    assert torch.equal(diffusion.sigma, (1 - cumulative).sqrt().float())
 
 
 def test_estimate_undoes_the_noise():

@@ -1,0 +1,106 @@
+"""Compiled engines kept between starts, in the user's cache folder (``$XDG_CACHE_HOME/onedp_ros``, else ``~/.cache/onedp_ros``).
+
+An entry is a file with the digest of its key and contents before the contents: a damaged one, or one under another's name, reads as
+missing. Entries appear whole, by renaming, so that starts at the same time do no harm; the longest unused go when all together
+exceed :data:`LIMIT`. The folder is the user's alone, since what is in it is given to the inference engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LIMIT = 1 << 30  # bytes: some compact policies, or two or three of the paper's size
+ABANDONED = 3600.0  # s after which a partial file is that of a start that crashed
+DIGEST = hashlib.sha256().digest_size
+
+
+def cache_folder() -> Path:
+    """The folder, made when missing.
+
+    Raises:
+        OSError: it cannot be made, or others than the user may write or read there; names the remedy.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "onedp_ros"
+    except RuntimeError as error:
+        raise OSError(f"{error}; set XDG_CACHE_HOME") from error
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} is not a folder of this user's own; remove it, or set XDG_CACHE_HOME")
+    if found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is open to other users (mode {found.st_mode & 0o777:o}); chmod 700 {folder}")
+    return folder
+
+
+def read(folder: Path, key: Mapping[str, Any]) -> bytes | None:
+    """What was written under ``key``; None when there is nothing whole."""
+    file = _file(folder, key)
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return None
+    if data[:DIGEST] != _digest(key, data[DIGEST:]):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(file)  # used now
+    return data[DIGEST:]
+
+
+def write(folder: Path, key: Mapping[str, Any], data: bytes) -> None:
+    """Keep ``data`` under ``key``, unless it alone exceeds :data:`LIMIT`. OSError when it cannot be written."""
+    if len(data) > LIMIT:
+        return
+    handle, partial = tempfile.mkstemp(suffix=".partial", dir=folder)
+    try:
+        with open(handle, "wb") as file:
+            file.write(_digest(key, data))
+            file.write(data)
+        os.replace(partial, _file(folder, key))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+    _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove partial files of crashed starts, and the longest unused entries above :data:`LIMIT`."""
+    entries = []
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):  # another start removed it
+            found = file.stat()
+            if file.suffix == ".engine":
+                entries.append((found.st_mtime, found.st_size, file))
+            elif file.suffix == ".partial" and time.time() - found.st_mtime > ABANDONED:
+                file.unlink()
+    total = 0
+    for _, size, file in sorted(entries, reverse=True):
+        total += size
+        if total > LIMIT:
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _file(folder: Path, key: Mapping[str, Any]) -> Path:
+    return folder / f"{hashlib.sha256(_text(key)).hexdigest()}.engine"
+
+
+def _digest(key: Mapping[str, Any], data: bytes) -> bytes:
+    digest = hashlib.sha256(_text(key))
+    digest.update(data)
+    return digest.digest()
+
+
+def _text(key: Mapping[str, Any]) -> bytes:
+    return json.dumps(key, sort_keys=True).encode()
