@@ -1,0 +1,4 @@
+import os
+
+# Before OpenCV is imported, which reads it once: a compressed image of a few kilobytes may claim gigabytes. 8192 x 8192.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))

@@ -33,6 +33,9 @@ from onedp_ros.geometry import (
 
 NANOSECONDS = 1_000_000_000
 MAX_OPENING = 0.08  # m between the fingers of the Franka hand
+LARGEST = (
+    1e4  # of any measured position: larger ones are no measurement in whatever unit, and would overflow what is computed of them
+)
 
 # What no cell needs more of; beyond them a few bytes of a task file would cost a machine its memory.
 MAX_HZ, MAX_SLOP = 1000.0, 10.0  # 1/s, s
@@ -81,9 +84,20 @@ class Camera:
         if height < self.height or height * self.width != width * self.height:
             raise ContractError(
                 f"{self.topic}: image is {width}x{height}, expected {self.width}x{self.height} or a larger image of that aspect "
-                f"ratio; set the camera's colour profile, for example to 640x480"
+                f"ratio; set the camera to such a mode, or the task file, before data are recorded, to "
+                f"{self._fields_like(width, height)}"
             )
         return np.asarray(cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+    @staticmethod
+    def _fields_like(width: int, height: int) -> str:
+        """What to write into a task file for a camera of this size."""
+        step = height // max(math.gcd(width, height), 1)  # heights with a whole width to them
+        if not step:
+            return "its height, width and crop"
+        fitted = min(max(step * max(round(120 / step), 1), step), height)
+        other = fitted * width // height
+        return f"height: {fitted}, width: {other} (each camera) and crop: [{-(-fitted * 9 // 10)}, {-(-other * 9 // 10)}]"
 
 
 def _camera(name: str, data: object) -> Camera:
@@ -169,6 +183,11 @@ class Contract:
     def dt_ns(self) -> int:
         """Training step, ns."""
         return round(NANOSECONDS / self.control_hz)
+
+    @property
+    def least_camera_hz(self) -> float:
+        """Frames a second that each camera must send: a new one at every step, those of two never farther apart than ``slop``."""
+        return max(self.control_hz, 1.0 / (2.0 * self.slop) if len(self.cameras) > 1 else 0.0)
 
     @property
     def state_dim(self) -> int:
@@ -386,28 +405,36 @@ class ObservationAssembler:
         self._pending.append((stamp, {n: f for n, (_, f) in chosen.items()}, {n: s for n, (s, _) in chosen.items()}))
 
     def add_pose(self, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> None:
-        """Take an end-effector pose in the base frame: (3,) m, (4,) xyzw. ContractError for NaN or no rotation."""
+        """Take an end-effector pose in the base frame: (3,) m, (4,) xyzw. ContractError for NaN, a huge number or no rotation."""
         p, q = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
+        if np.abs([*p, *q]).max() > LARGEST:
+            raise ContractError(
+                f"{self.contract.pose_topic}: position {p.tolist()} m is out of reach; check the robot's state publisher"
+            )
         encode_state(p, q, (0.0, 0.0))
         if self._follows(stamp, self._poses.stamps, "pose"):
             self._poses.add(stamp, (p, q))
 
     def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
-        """Take a joint state. ContractError when a finger joint is missing or not finite."""
+        """Take a joint state. ContractError when a finger joint is missing, not finite or huge."""
         try:
             fingers = np.array([positions[names.index(j)] for j in self.contract.finger_joints], dtype=np.float64)
         except (ValueError, IndexError) as error:
             raise ContractError(
-                f"{self.contract.joint_states_topic} has joints {list(names)} with {len(positions)} positions, expected "
+                f"{self.contract.joint_states_topic} has joints {list(names)[:16]} with {len(positions)} positions, expected "
                 f"{list(self.contract.finger_joints)} among them; set finger_joints in the task file to the hand's joint names"
             ) from error
         if not np.all(np.isfinite(fingers)):
             raise ContractError(f"{self.contract.joint_states_topic}: finger positions {fingers.tolist()} are not finite")
+        if np.abs(fingers).max() > LARGEST:
+            raise ContractError(
+                f"{self.contract.joint_states_topic}: finger positions {fingers.tolist()} are no measurement; check the hand"
+            )
         if self._follows(stamp, self._fingers.stamps, "joint state"):
             self._fingers.add(stamp, fingers)
 
     def pop(self) -> list[Observation]:
-        """The sets that have become complete, oldest first."""
+        """The sets that have become complete, oldest first. Raises nothing: of sound samples and otherwise, a set is dropped."""
         ready: list[Observation] = []
         while self._pending and self._poses.stamps and self._fingers.stamps:
             stamp, images, image_stamps = self._pending[0]
@@ -420,7 +447,11 @@ class ObservationAssembler:
                 continue
             (p0, q0), (p1, q1), a = self._poses.around(stamp)
             f0, f1, b = self._fingers.around(stamp)
-            state = encode_state(p0 + a * (p1 - p0), slerp(q0, q1, a), f0 + b * (f1 - f0))
+            try:
+                state = encode_state(p0 + a * (p1 - p0), slerp(q0, q1, a), f0 + b * (f1 - f0))
+            except ContractError:
+                self.dropped["state against the contract"] += 1
+                continue
             ready.append(Observation(stamp, images, image_stamps, state))
         return ready
 

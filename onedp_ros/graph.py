@@ -125,8 +125,9 @@ def replay_graph(task: str, *, image_transport: str = "raw", with_action: bool =
     ``with_action``: action_node too, disabled.
     """
     _, observation, *others = task_graph(task, enabled=False, **policy)
-    # A recording's clock lags behind its messages by the distance of two of its ticks.
-    parameters = {**observation.parameters, "image_transport": image_transport, "future_tolerance": 1.0}
+    # A recording's clock lags behind its messages by the distance of two of its ticks, and is far ahead of them when it begins.
+    times = {"future_tolerance": 1.0, "max_observation_age": 1000.0}
+    parameters = {**observation.parameters, "image_transport": image_transport, **times}
     nodes = [dataclasses.replace(observation, parameters=parameters), *(others if with_action else others[:1])]
     return [dataclasses.replace(n, parameters={**n.parameters, "use_sim_time": True}) for n in nodes]
 

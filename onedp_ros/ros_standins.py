@@ -18,7 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 NANOSECONDS = 1_000_000_000
-CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
+DESIRED = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8")
+FAMILIES = {  # of encodings: OpenCV's name, what follows the target's name in that of a conversion, channels, bits
+    **{name: (name.upper(), "", len(name), (8, 16)) for name in ("rgb", "bgr", "rgba", "bgra")},
+    "mono": ("GRAY", "", 1, (8, 16)),
+    "yuv422": ("YUV", "_UYVY", 2, ("",)),
+    "yuv422_yuy2": ("YUV", "_YUY2", 2, ("",)),
+    # OpenCV names a mosaic by the second row's second and third pixel.
+    **{f"bayer_{a}": (f"Bayer{b}", "", 1, (8, 16)) for a, b in (("rggb", "BG"), ("bggr", "RG"), ("gbrg", "GR"), ("grbg", "GB"))},
+}
+ENCODINGS = {f"{name}{bits}": name for name, (*_, depths) in FAMILIES.items() for bits in depths}
+"""Those that cv_bridge converts to rgb8, with their family."""
 
 
 class StandinCvBridgeError(TypeError):
@@ -26,31 +36,35 @@ class StandinCvBridgeError(TypeError):
 
 
 class StandinCvBridge:
-    """cv_bridge.CvBridge for the 8-bit encodings rgb8, bgr8, rgba8, bgra8 and mono8."""
+    """cv_bridge.CvBridge for :data:`ENCODINGS`, and their conversion to :data:`DESIRED`."""
 
     def imgmsg_to_cv2(self, img_msg: Any, desired_encoding: str = "passthrough") -> NDArray[np.uint8]:
-        """sensor_msgs/Image -> (height, width, channels) uint8, or (height, width) for mono8. Rows may be padded (``step``).
+        """sensor_msgs/Image -> (height, width, channels) uint8, or (height, width) for one channel; uint16 when a 16-bit image is
+        passed through. Rows may be padded (``step``).
 
         Raises:
-            CvBridgeError: an encoding other than the five, or fewer bytes than the size asks for.
+            CvBridgeError: another encoding, a conversion that makes no sense, or fewer bytes than the size asks for.
         """
-        channels = _channels(img_msg.encoding)
+        channels, size = _channels(img_msg.encoding), 2 if img_msg.encoding.endswith("16") else 1
         data = np.frombuffer(bytes(img_msg.data) if isinstance(img_msg.data, list) else img_msg.data, dtype=np.uint8)
         height, width, step = img_msg.height, img_msg.width, img_msg.step
-        if step < width * channels or data.size < height * step:
+        row = width * channels * size
+        if step < row or data.size < height * step:
             raise StandinCvBridgeError(
                 f"{img_msg.encoding} image of {width}x{height} with step {step} holds {data.size} bytes, "
-                f"expected a step of at least {width * channels} and height * step bytes"
+                f"expected a step of at least {row} and height * step bytes"
             )
-        rows = data[: height * step].reshape(height, step)[:, : width * channels]
-        image = np.ascontiguousarray(rows if channels == 1 else rows.reshape(height, width, channels))
+        rows = np.ascontiguousarray(data[: height * step].reshape(height, step)[:, :row])
+        if size == 2:
+            rows = rows.view(">u2" if img_msg.is_bigendian else "<u2").astype(np.uint16)
+        image = rows if channels == 1 else rows.reshape(height, width, channels)
         return image if desired_encoding == "passthrough" else _convert(image, img_msg.encoding, desired_encoding)
 
     def compressed_imgmsg_to_cv2(self, cmprs_img_msg: Any, desired_encoding: str = "passthrough") -> NDArray[np.uint8]:
         """sensor_msgs/CompressedImage (jpeg, png) -> (height, width, 3) uint8, bgr8 when passed through.
 
         Raises:
-            CvBridgeError: bytes that are no image, or an encoding other than the five.
+            CvBridgeError: bytes that are no image, or an encoding other than :data:`DESIRED`.
         """
         data = np.frombuffer(bytes(cmprs_img_msg.data), dtype=np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
@@ -87,20 +101,25 @@ class StandinCvBridge:
 
 
 def _channels(encoding: str) -> int:
-    if encoding not in CHANNELS:
-        raise StandinCvBridgeError(f"image encoding '{encoding}' is not supported; publish one of {', '.join(CHANNELS)}")
-    return CHANNELS[encoding]
+    if encoding not in ENCODINGS:
+        raise StandinCvBridgeError(f"image encoding '{encoding}' is not supported; publish one of {', '.join(ENCODINGS)}")
+    return FAMILIES[ENCODINGS[encoding]][2]
 
 
-def _convert(image: NDArray[np.uint8], source: str, desired: str) -> NDArray[np.uint8]:
-    _channels(desired)
-    if (1 if image.ndim < 3 else image.shape[2]) != CHANNELS[source]:
+def _convert(image: NDArray[Any], source: str, desired: str) -> NDArray[np.uint8]:
+    if desired not in DESIRED:
+        raise StandinCvBridgeError(f"image encoding '{desired}' is not supported; ask for one of {', '.join(DESIRED)}")
+    if (1 if image.ndim < 3 else image.shape[2]) != _channels(source):
         raise StandinCvBridgeError(f"image of shape {image.shape} is not {source}; cannot convert it to {desired}")
-    if source == desired:
-        return image
-    names = {"mono8": "GRAY"}
-    code = f"COLOR_{names.get(source, source[:-1].upper())}2{names.get(desired, desired[:-1].upper())}"
-    return np.asarray(cv2.cvtColor(image, getattr(cv2, code)), dtype=np.uint8)
+    if (ours := ENCODINGS[source]) != (theirs := ENCODINGS[desired]):
+        code = f"COLOR_{FAMILIES[ours][0]}2{FAMILIES[theirs][0]}{FAMILIES[ours][1]}"
+        try:
+            image = cv2.cvtColor(image, getattr(cv2, code))
+        except (AttributeError, cv2.error) as error:
+            raise StandinCvBridgeError(f"image of shape {image.shape} cannot be converted from {source} to {desired}") from error
+    if image.dtype == np.uint16:
+        image = cv2.convertScaleAbs(image, alpha=255.0 / 65535.0)
+    return np.asarray(image, dtype=np.uint8)
 
 
 class StandinSubscriber:

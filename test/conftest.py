@@ -8,7 +8,8 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("onedp", deadline=None, derandomize=True)
-settings.load_profile("onedp")
+settings.register_profile("fuzz", deadline=None, max_examples=20_000)  # pytest --hypothesis-profile fuzz
+settings.load_profile("onedp")  # unless the command line names another
 
 # engines that tests compile are not kept among the user's own, but for all tests of one run and its processes
 _CACHE = tempfile.TemporaryDirectory(prefix="onedp_ros_tests_")

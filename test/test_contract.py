@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -352,3 +354,41 @@ def test_history_forgets_when_the_clock_goes_back() -> None:
     window = history.window()
     assert window is not None
     assert [o.stamp for o in window] == [50 * MS, 50 * MS]
+
+
+def test_the_documented_task_file_for_wide_cameras_takes_them(tmp_path):
+    (example,) = re.findall(
+        r"```yaml\n(.*?)```", (Path(__file__).parents[1] / "docs" / "cameras.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    (tmp_path / "pour.yaml").write_text(example, encoding="utf-8")
+    contract = Contract.from_yaml(tmp_path / "pour.yaml")
+    for height, width in ((720, 1280), (1080, 1920), (90, 160)):
+        assert contract.cameras["wrist"].fit(np.zeros((height, width, 3), np.uint8)).shape == (90, 160, 3)
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (480, 848), (1080, 1920), (1200, 1600), (97, 101), (1, 10_000), (5000, 3)])
+def test_an_image_of_another_shape_is_told_what_would_fit_it(size):
+    height, width = size
+    with pytest.raises(ContractError, match="or the task file, before data are recorded, to height: ") as error:
+        Camera("cam", 120, 170).fit(np.zeros((height, width, 3), np.uint8))
+    told = {name: int(value) for name, value in re.findall(r"(height|width): (\d+)", str(error.value))}
+    assert Camera("cam", **told).fit(np.zeros((height, width, 3), np.uint8)).shape[:2] == (told["height"], told["width"])
+    assert told["height"] <= max(240, height // np.gcd(height, width))
+    crop = [int(v) for v in re.search(r"crop: \[(\d+), (\d+)\]", str(error.value)).groups()]
+    assert 0 < crop[0] <= told["height"] and 0 < crop[1] <= told["width"]
+
+
+def test_cameras_must_be_as_fast_as_the_steps_and_as_near_to_each_other_as_the_slop():
+    assert CONTRACT.least_camera_hz == 20.0
+    assert dataclasses.replace(CONTRACT, slop=0.01).least_camera_hz == pytest.approx(50.0)
+    one = {"front": CONTRACT.cameras["front"]}
+    assert dataclasses.replace(CONTRACT, slop=0.01, cameras=one).least_camera_hz == 20.0
+
+
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308, 1e39, 2e4])
+def test_huge_measurements_are_refused_and_never_come_out_of_pop(value):
+    assembler = ObservationAssembler(CONTRACT)
+    with pytest.raises(ContractError, match="out of reach"):
+        assembler.add_pose(1, (value, 0.0, 0.3), (1.0, 0.0, 0.0, 0.0))
+    with pytest.raises(ContractError, match="no measurement"):
+        assembler.add_joints(1, FINGERS, [0.02, value])

@@ -40,10 +40,10 @@ PICTURES = {
 }
 
 
-def message(encoding: str, picture: np.ndarray, padding: int = 0) -> Image:
+def message(encoding: str, picture: np.ndarray, padding: int = 0, width: int | None = None) -> Image:
     rows = np.ascontiguousarray(picture).reshape(picture.shape[0], -1)
     rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=7)
-    image = Image(height=picture.shape[0], width=picture.shape[1], encoding=encoding, step=rows.shape[1])
+    image = Image(height=picture.shape[0], width=width or picture.shape[1], encoding=encoding, step=rows.shape[1])
     image.data.frombytes(rows.tobytes())
     return image
 
@@ -68,6 +68,36 @@ class TestCvBridge:
         expected = cv2.cvtColor(RGB, cv2.COLOR_RGB2GRAY)
         assert np.array_equal(bridge().imgmsg_to_cv2(message("rgb8", RGB), "mono8"), expected)
 
+    @pytest.mark.parametrize("bits", [8, 16])
+    @pytest.mark.parametrize("mosaic", ["rggb", "bggr", "gbrg", "grbg"])
+    def test_a_mosaic_becomes_the_colour_it_was_made_of(self, bridge: Any, error: Any, mosaic: str, bits: int) -> None:
+        colour = {"r": 200, "g": 120, "b": 40}
+        cell = np.array([colour[c] for c in mosaic]).reshape(2, 2)
+        raw = np.tile(cell, (6, 8)).astype(np.uint8) if bits == 8 else np.tile(257 * cell, (6, 8)).astype("<u2")
+        image = bridge().imgmsg_to_cv2(message(f"bayer_{mosaic}{bits}", raw.view(np.uint8), width=16), "rgb8")
+        assert image.dtype == np.uint8 and image.shape == (12, 16, 3)
+        np.testing.assert_array_equal(image, np.broadcast_to(np.uint8([200, 120, 40]), image.shape))
+
+    @pytest.mark.parametrize(("encoding", "order"), [("yuv422", "uyvy"), ("yuv422_yuy2", "yuyv")])
+    def test_two_pixels_share_the_colour_of_yuv422(self, bridge: Any, error: Any, encoding: str, order: str) -> None:
+        y, u, v = 81, 90, 240  # red, by BT.601
+        raw = np.tile(np.uint8([{"y": y, "u": u, "v": v}[c] for c in order]), (4, 4))
+        red = bridge().imgmsg_to_cv2(message(encoding, raw, width=8), "rgb8")
+        assert red.shape == (4, 8, 3)
+        np.testing.assert_allclose(red, np.broadcast_to([254, 0, 0], red.shape), atol=2)
+
+    @pytest.mark.parametrize("big", [False, True])
+    @pytest.mark.parametrize("encoding", ["rgb16", "bgr16", "rgba16", "bgra16", "mono16"])
+    def test_16_bits_are_scaled_to_8(self, bridge: Any, error: Any, encoding: str, big: bool) -> None:
+        depth = np.random.default_rng(1).integers(0, 65536, (6, 5, {"m": 1}.get(encoding[0], len(encoding) - 2)), dtype=np.uint16)
+        made = message(encoding, depth.astype(">u2" if big else "<u2").view(np.uint8), width=5)
+        made.is_bigendian = int(big)
+        expected = np.rint(depth / 257).astype(np.uint8)
+        if encoding.startswith("bgr"):
+            expected = expected[..., 2::-1]
+        expected = np.repeat(expected, 3, axis=2) if encoding == "mono16" else expected[..., :3]
+        np.testing.assert_array_equal(bridge().imgmsg_to_cv2(made, "rgb8"), expected)
+
     def test_image_becomes_a_message_and_an_image_again(self, bridge: Any, error: Any) -> None:
         made = bridge().cv2_to_imgmsg(RGB, "rgb8")
         assert (made.height, made.width, made.step, made.encoding) == (6, 5, 15, "rgb8")
@@ -86,6 +116,8 @@ class TestCvBridge:
             bridge().imgmsg_to_cv2(message("nonsense", RGB), "rgb8")
         with pytest.raises(error):
             bridge().imgmsg_to_cv2(message("rgb8", RGB), "nonsense")
+        with pytest.raises(error):  # an odd width cannot be in pairs
+            bridge().imgmsg_to_cv2(message("yuv422", RGB[..., :2]), "rgb8")
         with pytest.raises(error, match="rgba8"):
             bridge().cv2_to_imgmsg(RGB, "rgba8")
         with pytest.raises(TypeError):

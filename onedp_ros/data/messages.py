@@ -51,10 +51,19 @@ def _stamp(data: bytes) -> str:
 
 def decode_image(message: Any, topic: str) -> NDArray[np.uint8]:
     """sensor_msgs/Image or CompressedImage -> (height, width, 3) uint8 RGB. ContractError names the topic."""
-    decode = _BRIDGE.imgmsg_to_cv2 if hasattr(message, "encoding") else _BRIDGE.compressed_imgmsg_to_cv2
+    raw = hasattr(message, "encoding")
+    if raw:  # the true cv_bridge's own errors of these are NumPy's, or none
+        size = f"{message.encoding} image of {message.width}x{message.height}"
+        if not (message.width and message.height):
+            raise ContractError(f"{topic}: {size} has no pixels; check the camera's driver")
+        if len(message.data) < (expected := message.height * message.step):
+            raise ContractError(
+                f"{topic}: {size} with step {message.step} holds {len(message.data)} bytes, expected {expected}; check the "
+                f"camera's driver"
+            )
     try:
-        return np.asarray(decode(message, "rgb8"))
-    except (CvBridgeError, TypeError, cv2.error) as error:  # the last: real cv_bridge, of no bytes
+        return np.asarray((_BRIDGE.imgmsg_to_cv2 if raw else _BRIDGE.compressed_imgmsg_to_cv2)(message, "rgb8"))
+    except (CvBridgeError, TypeError, ValueError, RuntimeError, cv2.error) as error:  # but for the first: the true cv_bridge's
         raise ContractError(f"{topic}: {error}") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from onedp_ros.camera_check import CameraCheck
 from onedp_ros.contract import (
     Contract,
     ContractError,
@@ -158,13 +159,17 @@ def source_topics(contract: Contract, transport: str) -> dict[str, str]:
 
 def observe(bag: Path, contract: Contract, transport: str, dropped: Counter[str]) -> Iterator[Observation]:
     """The sets of a bag, as observation_node makes them. ``dropped`` counts, by reason, what did not become part of one."""
-    assembler = ObservationAssembler(contract)
+    assembler, check = ObservationAssembler(contract), CameraCheck(contract)
     for topic, _, message in read_bag(bag, source_topics(contract, transport)):
         try:
             feed(assembler, topic, message)
-            yield from assembler.pop()
         except ContractError as error:
             dropped[str(error)] += 1
+        for observation in assembler.pop():
+            faults = check.faults(observation)
+            dropped.update(f"{camera} {reason}" for camera, (reason, _) in faults.items())
+            if not faults:
+                yield observation
     dropped.update(assembler.dropped)
 
 

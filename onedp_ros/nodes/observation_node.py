@@ -1,7 +1,8 @@
 """Cameras and robot state -> observations: one stamp for a whole set, the state interpolated to it.
 
-One thread: each frame, and then the robot's state, goes to an ObservationAssembler; what it completes is published. Bad input never
-leaves a callback; it is counted in /diagnostics and logged with the remedy.
+One thread: each frame, and then the robot's state, goes to an ObservationAssembler; what it completes is published, unless a camera
+no longer sees (``camera_check``) or the set has grown old, as after this process was stopped for a while: then the arm is held.
+Bad input never leaves a callback; it is counted in /diagnostics and logged with the remedy.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 
+from onedp_ros.camera_check import CameraCheck
 from onedp_ros.contract import NANOSECONDS, ContractError, Observation, ObservationAssembler
 from onedp_ros.data.messages import feed, stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.input_watch import InputWatch
 from onedp_ros.nodes.messages import image_message, state_message
 from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
 
 STATE_DEPTH = 100  # robot states between two frames: at 1 kHz, 100 ms
+SETTLING = 3.0  # s after a camera's first frame until its rate is judged
+LONGEST_TEXT = 500  # characters of a message's own words that are told
 POLL_PERIOD, POLLS = 0.002, 10  # s; how often and how many times the robot's state is looked for after a frame
 
 
@@ -39,8 +44,12 @@ class ObservationNode(Node):
         kind, self._cameras = declare_cameras(self, self.contract)
         self._timeout = declare(self, "timeout", 0.5, "Silence after which a topic counts as stopped, s", 0.05, 10.0)
         self._tolerance = declare(self, "future_tolerance", 0.05, "How far a stamp may lie ahead of this clock, s", 0.0, 1.0)
+        self._max_age = declare(
+            self, "max_observation_age", 0.5, "Age over which messages are not taken and sets not published, s", 0.05, 1000.0
+        )
 
-        self._assembler = ObservationAssembler(self.contract)
+        self._assembler, self._check = ObservationAssembler(self.contract), CameraCheck(self.contract)
+        self._blind: dict[str, str] = {}  # by camera, what is wrong with the newest picture
         self._started = time.monotonic()
         self._heard: dict[str, float] = {}
         self._received: Counter[str] = Counter()
@@ -48,23 +57,30 @@ class ObservationNode(Node):
         self._problem: tuple[float, str] = (float("-inf"), "")
         self._published, self._last_published = 0, self._started
         self._rate, self._latency = Rate(), Percentiles()
+        self._frame_rates = {topic: Rate() for topic in self._cameras.values()}
+        self._first_frame: dict[str, float] = {}
 
         self._image_publishers = {
             name: self.create_publisher(Image, f"observation/{name}/image", qos_profile_sensor_data)
             for name in self.contract.cameras
         }
         self._state_publisher = self.create_publisher(JointState, "observation/state", qos_profile_sensor_data)
+        self._watches = {}
         for topic in self._cameras.values():
-            self.create_subscription(kind, topic, functools.partial(self._on_frame, topic), qos_profile_sensor_data)
+            subscription = self.create_subscription(kind, topic, functools.partial(self._on_frame, topic), qos_profile_sensor_data)
+            self._watches[topic] = InputWatch(self, subscription)
         self._robot = []
         for kind, topic in ((JointState, self.contract.joint_states_topic), (PoseStamped, self.contract.pose_topic)):
             self._robot.append(PolledSubscriber(self, kind, topic, STATE_DEPTH, functools.partial(self._take, topic)))
+            self._watches[topic] = InputWatch(self, self._robot[-1].subscription)
         self._topics = [*self._cameras.values(), self.contract.joint_states_topic, self.contract.pose_topic]
         self._polls = 0
         self._poller = self.create_timer(POLL_PERIOD, self._poll)
         self._diagnostics = Diagnostics(self, self._report)
 
     def _on_frame(self, topic: str, message: Any) -> None:
+        self._frame_rates[topic].tick()
+        self._first_frame.setdefault(topic, time.monotonic())
         self._take(topic, message)
         self._polls = 0
         self._poller.reset()
@@ -83,19 +99,21 @@ class ObservationNode(Node):
     def _take(self, topic: str, message: Any) -> None:
         self._heard[topic] = time.monotonic()
         self._received[topic] += 1
-        now = self.get_clock().now().nanoseconds
+        if reason := self._watches[topic].refusal(0):
+            self._refused[f"{topic} {reason}"] += 1
+            return
+        ahead = (stamp_ns(message) - self.get_clock().now().nanoseconds) / NANOSECONDS
+        remedy = "synchronise the clocks (chrony, use_sim_time)"
+        if ahead > self._tolerance:
+            self._refuse(topic, "from_the_future", f"{topic}: stamp is {ahead:.3f} s ahead; {remedy}")
+            return
+        if -ahead > self._max_age:
+            self._refuse(topic, "too_old", f"{topic}: stamp is {-ahead:.3f} s old; {remedy}, or look for what holds messages up")
+            return
         try:
-            ahead = stamp_ns(message) - now
-            if ahead > self._tolerance * NANOSECONDS:
-                self._refuse(
-                    topic,
-                    "from_the_future",
-                    f"{topic}: stamp is {ahead / 1e9:.3f} s ahead; synchronise the clocks (chrony, use_sim_time)",
-                )
-                return
             feed(self._assembler, topic, message)
         except ContractError as error:
-            self._refuse(topic, "against_the_contract", str(error))
+            self._refuse(topic, "against_the_contract", str(error)[:LONGEST_TEXT])
 
     def _refuse(self, topic: str, reason: str, text: str) -> None:
         self._refused[f"{topic} {reason}"] += 1
@@ -103,8 +121,20 @@ class ObservationNode(Node):
         self.get_logger().warning(text, throttle_duration_sec=2.0)
 
     def _publish(self, observation: Observation) -> None:
+        faults = self._check.faults(observation)
+        self._blind = {name: text for name, (_, text) in faults.items()}
+        for name, (reason, text) in faults.items():
+            self._refuse(self._cameras[name], reason, text)
+        if faults:
+            return
         for name, publisher in self._image_publishers.items():
             publisher.publish(image_message(observation.images[name], observation.stamp, f"{name}_camera_color_optical_frame"))
+        age = (
+            self.get_clock().now().nanoseconds - observation.stamp
+        ) / NANOSECONDS  # as late as can be: a set counts with its state
+        if age > self._max_age:
+            self._refuse("observation", "too_old", f"a set of {age:.1f} s ago was not published; was this process stopped?")
+            return
         self._state_publisher.publish(state_message(observation.state, observation.stamp, self.contract.base_frame))
         self._published += 1
         self._last_published = time.monotonic()
@@ -124,14 +154,27 @@ class ObservationNode(Node):
             + "; check that its driver runs and publishes under this name (ros2 topic hz)"
             for topic in silent
         ]
+        needed = self.contract.least_camera_hz
+        slow = [
+            f"{topic} comes at {rate.hz():.1f} Hz, expected {needed:.3g} Hz or more (by control_hz and slop of the task file); "
+            f"raise the camera's frame rate, and look whether a long exposure lowers it"
+            for topic, rate in self._frame_rates.items()
+            if 0.0 < rate.hz() < 0.9 * needed and topic not in silent and now - self._first_frame[topic] > SETTLING
+        ]
         level, text = worst(
+            *(watch.finding() for watch in self._watches.values()),
             (DiagnosticStatus.ERROR, "; ".join(missing)) if missing else None,
-            (DiagnosticStatus.ERROR if idle else DiagnosticStatus.WARN, recent_problem) if recent_problem else None,
+            (DiagnosticStatus.ERROR, "; ".join(self._blind.values())) if self._blind else None,
+            (DiagnosticStatus.WARN, "; ".join(slow)) if slow else None,
+            (DiagnosticStatus.ERROR if idle else DiagnosticStatus.WARN, recent_problem)
+            if recent_problem and not self._blind
+            else None,
             (DiagnosticStatus.ERROR, f"topics come but no set is complete: {dict(self._assembler.dropped)}; check stamps and slop")
             if idle and not missing and not recent_problem
             else None,
             fine="running",
         )
+        rates = {f"frames_hz_{name}": round(self._frame_rates[topic].hz(), 1) for name, topic in self._cameras.items()}
         frames = {f"frames_received_{name}": self._received[topic] for name, topic in self._cameras.items()}
         return (
             level,
@@ -141,6 +184,7 @@ class ObservationNode(Node):
                 "observations": self._published,
                 "frames_received": sum(frames.values()),
                 **frames,
+                **rates,
                 **self._latency.values("observation_latency_ms"),
                 "dropped": sum(self._assembler.dropped.values()),
                 **counted("dropped", self._assembler.dropped),

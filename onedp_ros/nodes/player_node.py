@@ -25,6 +25,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
+from onedp_ros.camera_check import CameraCheck
 from onedp_ros.contract import NANOSECONDS, ContractError, ObservationAssembler
 from onedp_ros.data.bags import BagError, read_serialized
 from onedp_ros.data.messages import feed, restamped, stamp_ns
@@ -117,7 +118,7 @@ class PlayerNode(Node):
 
     def play(self) -> None:
         """Publish the recording."""
-        assembler = ObservationAssembler(self.contract)
+        assembler, check = ObservationAssembler(self.contract), CameraCheck(self.contract)
         due: set[int] = set()
         begin: tuple[float, int] | None = None
         for logged, topic, data in self._messages():
@@ -132,7 +133,7 @@ class PlayerNode(Node):
             if not self._real_time:
                 with suppress(ContractError):  # the node refuses it, too
                     feed(assembler, topic, deserialize_message(data, self._kinds[topic]))
-                    due |= {observation.stamp for observation in assembler.pop()}
+                due |= {observation.stamp for observation in assembler.pop() if not check.faults(observation)}
         self._await(due)
         if self._real_time:
             self._wait(lambda: time.monotonic() - self._heard > QUIET, self._timeout)

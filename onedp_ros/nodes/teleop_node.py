@@ -1,14 +1,17 @@
 """An operator's device -> targets for the arm, kept within the same limits as a policy's.
 
 One thread: a timer asks the device what the hands do, moves the target and publishes it. Nothing is published before the dead man
-is first held. A phone's server has a thread of its own in ``teleop.phone``.
+is first held, nor after this process stood still until it is pressed anew. A phone's server has a thread of its own in
+``teleop.phone``. No message ends the node: what cannot be used is counted in /diagnostics.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import cv2
@@ -19,11 +22,13 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState, Joy
 from std_srvs.srv import Trigger
 
-from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
+from onedp_ros import clock
+from onedp_ros.contract import LARGEST, MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.safety import SafetyLimits, pose_fault
 from onedp_ros.data.messages import decode_image, pose_arrays, stamp_ns
 from onedp_ros.graph import DEVICES
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, name_within, worst
+from onedp_ros.nodes.input_watch import InputWatch
 from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.nodes.parameters import (
     declare,
@@ -42,9 +47,10 @@ from onedp_ros.teleop.device import Command, Device
 from onedp_ros.teleop.session import Motion, Session
 
 RATE = 60.0  # Hz of targets
-PREVIEW_RATE, PREVIEW_WIDTH, PREVIEW_QUALITY = 12.0, 320, 70  # of the pictures that an operator sees: Hz, pixels, JPEG's 0 to 100
+PREVIEW_RATE, PREVIEW_SIZE, PREVIEW_QUALITY = 12.0, 320, 70  # of the pictures that an operator sees: Hz, pixels, JPEG's 0 to 100
 POSE_TIMEOUT = 0.5  # s: a measured pose older than this is not known
 RECENT = 3.0  # s that a problem is shown
+MOST_NAMES, LONGEST_TEXT = 64, 300  # of other nodes on /diagnostics, and characters of what they say, that are kept
 RECORDER_EVENTS = ("start", "stop", "fail", "discard")
 
 
@@ -74,8 +80,8 @@ class TeleopNode(Node):
         self._pose: PoseStamped | None = None
         self._opening: float | None = None
         self._others: dict[str, tuple[float, Any]] = {}
+        self._refused: Counter[str] = Counter()
         self._problem: tuple[float, str] = (float("-inf"), "")
-        self._sent_time = time.monotonic()
         self._targets, self._rate = 0, Rate()
         self._device: Any = device if device is not None else self._make_device(kind, file)
 
@@ -85,6 +91,7 @@ class TeleopNode(Node):
             PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose),
             PolledSubscriber(self, JointState, self.contract.joint_states_topic, 1, self._on_joints),
         ]
+        self._pose_watch = InputWatch(self, self._measured[0].subscription, POSE_TIMEOUT)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 20)
         self._recorder_clients = {event: self.create_client(Trigger, f"{recorder}/{event}") for event in RECORDER_EVENTS}
         self.create_service(Trigger, "~/home", self._on_home)
@@ -93,6 +100,7 @@ class TeleopNode(Node):
                 PolledSubscriber(self, image, topic, 1, functools.partial(self._on_frame, name)) for name, topic in cameras.items()
             ]
             self.create_timer(1.0 / PREVIEW_RATE, self._show_frames)
+        self._stepped = clock.now()
         self.create_timer(1.0 / RATE, self._step)
         self._diagnostics = Diagnostics(self, self._report)
 
@@ -100,8 +108,9 @@ class TeleopNode(Node):
         if kind == "phone":
             from onedp_ros.teleop.phone import Phone
 
-            phone = Phone(list(self.contract.cameras), self._host, self._port)
-            print(phone.invitation, flush=True)
+            tell = functools.partial(print, flush=True)
+            phone = Phone(list(self.contract.cameras), self._host, self._port, tell=tell)
+            tell(phone.invitation)
             return phone
         if kind == "keyboard":
             from onedp_ros.teleop.keyboard import Keyboard
@@ -129,17 +138,36 @@ class TeleopNode(Node):
     # what comes
 
     def _on_pose(self, message: PoseStamped) -> None:
-        self._pose = message
+        reason = self._pose_watch.refusal(stamp_ns(message)) or pose_fault(*pose_arrays(message.pose))
+        if not reason and np.abs(pose_arrays(message.pose)[0]).max() > LARGEST:
+            reason = "out_of_reach"
+        if not reason and message.header.frame_id != self.contract.base_frame:
+            reason = "in_another_frame"
+        if reason:
+            self._refused[f"{self.contract.pose_topic} {reason}"] += 1
+        else:
+            self._pose = message
 
     def _on_joints(self, message: JointState) -> None:
         fingers = [p for name, p in zip(message.name, message.position, strict=False) if name in self.contract.finger_joints]
-        if len(fingers) == 2 and np.all(np.isfinite(fingers)):
+        if len(fingers) == 2 and np.all(np.abs(fingers) <= LARGEST):  # neither do NaNs
             self._opening = float(sum(fingers))
+        else:
+            self._refused[f"{self.contract.joint_states_topic} without fingers"] += 1
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        for status in message.status:
-            if (name := name_within(status.name, self.get_namespace())) != self.get_name():
-                self._others[name] = (time.monotonic(), status)
+        """Keep what others say, of so many as a graph may have."""
+        now = time.monotonic()
+        for status in message.status[:MOST_NAMES]:
+            name = name_within(status.name, self.get_namespace())
+            if name not in self._others and len(self._others) >= MOST_NAMES:
+                self._others = {n: other for n, other in self._others.items() if now - other[0] < RECENT}
+            if name in self._others or len(self._others) < MOST_NAMES or name == self._recorder:
+                if name != self.get_name():
+                    self._others[name] = now, status
+            else:
+                self._refused["diagnostics of too many names"] += 1
+        self._refused["diagnostics of too many names"] += max(len(message.status) - MOST_NAMES, 0)
 
     def _on_home(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._session.home()
@@ -153,15 +181,14 @@ class TeleopNode(Node):
         pose = self._pose
         if pose is None or abs(self._now() - stamp_ns(pose)) > POSE_TIMEOUT * NANOSECONDS:
             return None
-        measured = pose_arrays(pose.pose)
-        return measured if pose.header.frame_id == self.contract.base_frame and not pose_fault(*measured) else None
+        return pose_arrays(pose.pose) if self._pose_watch.alone() else None
 
     # what goes
 
     def _step(self) -> None:
         command, events = self._device.poll(), self._device.events()
-        now = time.monotonic()
-        dt, self._sent_time = now - self._sent_time, now
+        now = clock.now()
+        dt, self._stepped = now - self._stepped, now
         measured = self._pose_now()
         if command.engaged and measured is None:
             frame = self.contract.base_frame
@@ -176,6 +203,10 @@ class TeleopNode(Node):
         except ValueError as error:
             self._say(str(error))
             target = self._session.step(Command(), measured, self._opening, dt)
+        if self._session.must_release:
+            if command.engaged or events:
+                self._say("this process stood still, and the arm was left; let go of the enabling switch, then press it anew")
+            events = []
         for event in events:
             self._on_event(event)
         if target is not None:
@@ -201,16 +232,18 @@ class TeleopNode(Node):
 
     def _on_answer(self, future: Any) -> None:
         if not future.result().success:
-            self._say(future.result().message)
+            self._say(future.result().message[:LONGEST_TEXT])
 
     def _on_frame(self, camera: str, message: Any) -> None:
         try:
             image = decode_image(message, self.contract.cameras[camera].topic)
         except ContractError as error:
-            self._say(str(error))
+            self._refused[f"{self.contract.cameras[camera].topic} no image"] += 1
+            self._say(str(error)[:LONGEST_TEXT])
             return
-        height = round(PREVIEW_WIDTH * image.shape[0] / image.shape[1])
-        small = cv2.resize(image, (PREVIEW_WIDTH, height), interpolation=cv2.INTER_AREA)
+        scale = PREVIEW_SIZE / max(image.shape[:2])
+        height, width = (max(round(scale * side), 1) for side in image.shape[:2])
+        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         ok, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, PREVIEW_QUALITY])
         if ok:
             self._device.show_frame(camera, jpeg.tobytes())
@@ -233,7 +266,7 @@ class TeleopNode(Node):
         now = time.monotonic()
         own = self._problem[1] if now - self._problem[0] < RECENT else getattr(self._device, "problem", "")
         others = [
-            f"{name}: {status.message}"
+            f"{name}: {status.message}"[:LONGEST_TEXT]
             for name, (heard, status) in sorted(self._others.items())
             if status.level == DiagnosticStatus.ERROR and now - heard < RECENT
         ]
@@ -248,11 +281,12 @@ class TeleopNode(Node):
             "gripper": "closed" if self._session.opening < MAX_OPENING / 2 else "open",
             "recorder": values.get("state", "off"),
             "episode": values.get("episode", ""),
-            "seconds": round(float(values.get("seconds", 0.0)), 1),
+            "seconds": _number(values.get("seconds", "")),
             "problem": self._problems(),
         }
 
     def _report(self) -> Report:
+        self._pose_now()
         several = self.count_publishers("target_pose") > 1
         gate = self._session.gate
         recent = time.monotonic() - self._problem[0] < RECENT
@@ -260,6 +294,7 @@ class TeleopNode(Node):
             (DiagnosticStatus.ERROR, "another node publishes target_pose too, such as action_node; end all but one")
             if several
             else None,
+            self._pose_watch.finding(),
             (DiagnosticStatus.WARN, self._problem[1]) if recent else None,
             (DiagnosticStatus.ERROR, self._device.problem) if getattr(self._device, "problem", "") else None,
             fine=self._session.state,
@@ -273,12 +308,19 @@ class TeleopNode(Node):
             "limited": sum(gate.limited.values()),
             **counted("limited", gate.limited),
         }
-        refused = getattr(self._device, "refused", None)
-        if isinstance(refused, dict):  # a phone's Counter
-            values |= {"refused": sum(refused.values()), **counted("refused", refused)}
-        elif refused is not None:
-            values["refused"] = refused
-        return level, text, values
+        refused = Counter(self._refused)
+        ours = getattr(self._device, "refused", 0)
+        refused.update(ours if isinstance(ours, dict) else {"reports of the device": ours})  # a phone counts by reason
+        return level, text, values | {"refused": sum(refused.values()), **counted("refused", refused)}
+
+
+def _number(text: str) -> float:
+    """What another node said is a number, to a tenth; 0 for what is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return round(value, 1) if math.isfinite(value) else 0.0
 
 
 def main(args: list[str] | None = None) -> int:

@@ -2,7 +2,8 @@
 
 Only https, with this machine's own certificate. Whoever wants to drive needs the code that is shown where the server was
 started. The phone is not trusted to be punctual: what it says counts for :data:`~onedp_ros.teleop.device.SILENCE`, must follow
-from what it was told within :data:`DELAY`, and after either was missed the dead man has to be let go and pressed anew.
+from what it was told within :data:`DELAY`, and after either was missed the dead man has to be let go and pressed anew. So a page,
+a phone, a network or this machine that slept moves nothing with what was meant before. Times are of :mod:`onedp_ros.clock`.
 
 Messages are JSON objects with a ``type``. The phone says ``pair`` (``code`` or ``token``) first, then ``command`` (see
 :func:`read_command`), ``event`` (``name``, ``time``) and ``drawn`` (``camera``: index of the picture that it has shown). It is told
@@ -23,7 +24,6 @@ import re
 import secrets
 import ssl
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +31,7 @@ from typing import Any
 
 from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType, web
 
+from onedp_ros import clock
 from onedp_ros.teleop.certificate import addresses, configuration_folder, machine_certificate, names
 from onedp_ros.teleop.device import EVENTS, SILENCE, Command
 
@@ -38,15 +39,18 @@ log = logging.getLogger(__name__)
 
 DELAY = 0.3  # s: what was sent when the phone had heard nothing newer than this is too old, a command to move the arm, or a button
 PAIRING_TIME = 5.0  # s from the connection to the code
-TRIES = 5  # wrong codes until pairing is locked
-LOCK, LONGEST_LOCK = 60.0, 3600.0  # s: the first lock, twice as long with each next
+# Whoever guesses must not lock out whoever knows: after some wrong codes a longer one takes the short one's place, once, and is
+# shown in the terminal. The odds of a guesser are 5 in 10^6, then 4 in 10^6 an hour at 1000 guesses a second, more than this server
+# takes; each costs a TLS handshake. A code that changed again and again could not be typed by anybody while somebody guesses.
+DIGITS, LONG_DIGITS = 6, 12
+TRIES = 5  # wrong codes until the longer one
 IDLE_TIME = 10.0  # s that a connection without a request is kept
 HEARTBEAT = 4.0  # s between pings; a phone that has not answered one in half that time is gone
 STATUS_PERIOD = 0.4  # s between statuses that did not change
 LARGEST_MESSAGE = 4096  # bytes
 REACH = 100.0  # m: greatest coordinate of a phone's position
 REPLACED = 4000  # websocket close code: the same phone connected anew
-REFUSALS = ("plain http", "handshake", "origin", "no code", "wrong code", "locked", "old session", "busy", "malformed", "late")
+REFUSALS = ("plain http", "handshake", "origin", "no code", "wrong code", "old session", "busy", "malformed", "late")
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {
@@ -81,7 +85,7 @@ class Phone:
 
     Attributes:
         urls: what to open on the phone.
-        code: what to type there, six digits.
+        code: what to type there, six digits; twelve after :data:`TRIES` wrong ones.
         fingerprint: SHA-256 of the certificate, as browsers show it.
         refused: how often something was refused, by reason (:data:`REFUSALS`).
 
@@ -90,6 +94,7 @@ class Phone:
         host: address to serve on. 0.0.0.0 is all of this machine's; 127.0.0.1 serves a phone on a cable by ``adb reverse``.
         port: 0 takes a free one.
         code: the code, instead of a random one.
+        tell: is called with :attr:`invitation` when the code has changed, from the server's thread.
         certificate_folder: where this machine's certificate is kept, instead of
             :func:`~onedp_ros.teleop.certificate.configuration_folder`.
 
@@ -105,14 +110,15 @@ class Phone:
         port: int = 8443,
         code: str | None = None,
         certificate_folder: Path | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         if code is not None and not re.fullmatch(r"[0-9]{6}", code):
             raise ValueError(f"code is {code!r}, expected six digits")
         self.cameras = tuple(cameras)
-        self.code = code or f"{secrets.randbelow(1_000_000):06d}"
+        self.code, self._tell = code or _random_digits(DIGITS), tell
         self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))  # all of them: its size never changes under a reader
         self._logged: dict[str, float] = {}
-        self._wrong_codes, self._locked_until = 0, 0.0
+        self._wrong_codes = 0
         self._token = ""  # lets the phone that was paired last in again
         self._operator: _Operator | None = None
         self._sockets: set[web.WebSocketResponse] = set()
@@ -128,7 +134,7 @@ class Phone:
         self.fingerprint = certificate.fingerprint
         app = web.Application()
         for path, (file, content_type) in PAGE_FILES.items():
-            app.router.add_get(path, _serve_file((PAGE / file).read_text(encoding="utf-8"), content_type))
+            app.router.add_get(path, self._serve_file((PAGE / file).read_text(encoding="utf-8"), content_type))
         app.router.add_get("/socket", self._connect)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=IDLE_TIME)
         self._loop = asyncio.new_event_loop()
@@ -149,7 +155,7 @@ class Phone:
         """What the person who starts the server should read: addresses, code, fingerprint."""
         return (
             f"Open on the phone    {' or '.join(self.urls)}\n"
-            f"Code                 {self.code}\n"
+            f"Code                 {self.code if len(self.code) == DIGITS else ' '.join(re.findall('....', self.code))}\n"
             f"Certificate SHA-256  {self.fingerprint}\n"
             "The phone warns once, since this machine vouches for itself: compare the certificate's SHA-256 there, then go on."
         )
@@ -157,7 +163,7 @@ class Phone:
     def poll(self) -> Command:
         """The newest command; not engaged when the phone is gone or has been silent for too long."""
         with self._lock:
-            if time.monotonic() - self._heard > SILENCE:
+            if clock.now() - self._heard > SILENCE:
                 self._armed = False
                 return Command()
             return self._command
@@ -206,6 +212,15 @@ class Phone:
         if operator := self._operator:
             self._loop.call_soon_threadsafe(operator.wake.set)
 
+    def _serve_file(self, text: str, content_type: str) -> Callable[[web.Request], Any]:
+        """A handler for a file of the page, which learns from ``maxlength`` how long the code is."""
+
+        async def serve(_request: web.Request) -> web.Response:
+            body = text.replace(f'maxlength="{DIGITS}"', f'maxlength="{len(self.code)}"')
+            return web.Response(text=body, content_type=content_type, headers=PAGE_HEADERS)
+
+        return serve
+
     async def _start(self, host: str, port: int, certificate: Path) -> None:
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port, ssl_context=_tls(certificate, self._refuse)).start()
@@ -219,7 +234,7 @@ class Phone:
 
     def _refuse(self, reason: str, detail: str) -> None:
         self.refused[reason] += 1
-        now = time.monotonic()
+        now = clock.now()
         if now - self._logged.get(reason, -math.inf) > 1.0:  # whoever is refused may try again at any rate
             self._logged[reason] = now
             log.warning("refused, %s: %s (%d so far)", reason, detail, self.refused[reason])
@@ -235,9 +250,8 @@ class Phone:
         try:
             if reason := await self._pair(socket):
                 self._refuse(reason, f"{request.remote} was not paired")
-                seconds = max(0, math.ceil(self._locked_until - time.monotonic()))
                 with contextlib.suppress(ConnectionError):
-                    await socket.send_json({"type": "refused", "reason": reason, "seconds": seconds})
+                    await socket.send_json({"type": "refused", "reason": reason, "digits": len(self.code)})
                 await socket.close()
             else:
                 log.info("%s drives", request.remote)
@@ -262,13 +276,11 @@ class Phone:
             return "" if self._token and _same(message["token"], self._token) else "old session"
         if message != {"type": "pair", "code": message.get("code")}:
             return "no code"
-        now = time.monotonic()
-        if now < self._locked_until:
-            return "locked"
         if not _same(message["code"], self.code):
             self._wrong_codes += 1
-            if self._wrong_codes % TRIES == 0:
-                self._locked_until = now + min(LOCK * 2.0 ** (self._wrong_codes // TRIES - 1), LONGEST_LOCK)
+            if self._wrong_codes == TRIES and len(self.code) < LONG_DIGITS:
+                self.code = _random_digits(LONG_DIGITS)
+                self._tell(f"{TRIES} wrong codes were typed. The code is another one now:\n{self.invitation}")
             return "wrong code"
         self._wrong_codes = 0
         if self._operator:
@@ -306,7 +318,7 @@ class Phone:
                 self._take_command(operator, fields)
             elif kind == "event" and set(fields) == {"name", "time"} and fields["name"] in EVENTS:
                 (told,) = _numbers([fields["time"]], 1)
-                if (age := time.monotonic() - told) < 0:
+                if (age := clock.now() - told) < 0:
                     raise ValueError("a button of a later time")
                 if age > DELAY:
                     self._refuse("late", f"the button {fields['name']} was pressed too long ago; the network stalled")
@@ -324,7 +336,7 @@ class Phone:
     def _take_command(self, operator: _Operator, fields: dict[str, Any]) -> None:
         sequence, told, command = read_command(fields)
         with self._lock:
-            now = time.monotonic()
+            now = clock.now()
             if sequence <= operator.sequence or told > now:
                 raise ValueError("a command of an earlier sequence or a later time")
             operator.sequence = sequence
@@ -344,14 +356,14 @@ class Phone:
     async def _write(self, operator: _Operator) -> None:
         """All that the phone is told. Nothing queues: what has become old meanwhile is not said."""
         socket, said, said_at = operator.socket, "", -math.inf
-        await socket.send_json({"type": "paired", "token": self._token, "cameras": self.cameras, "time": time.monotonic()})
+        await socket.send_json({"type": "paired", "token": self._token, "cameras": self.cameras, "time": clock.now()})
         while True:
-            if self._status != said or time.monotonic() - said_at >= STATUS_PERIOD:
-                said, said_at = self._status, time.monotonic()
+            if self._status != said or clock.now() - said_at >= STATUS_PERIOD:
+                said, said_at = self._status, clock.now()
                 await socket.send_str(said)
             if operator.unanswered:
                 operator.unanswered = False
-                answer = {"sequence": operator.sequence, "time": time.monotonic(), "engaged": self._command.engaged}
+                answer = {"sequence": operator.sequence, "time": clock.now(), "engaged": self._command.engaged}
                 await socket.send_json({"type": "answer", **answer})
             for camera in operator.ready & set(self._frames):
                 if (jpeg := self._frames.pop(camera, None)) is not None:  # another connection may have cleared them
@@ -424,11 +436,8 @@ def _origin(name: str, port: int) -> str:
     return f"https://{f'[{name}]' if ':' in name else name}{'' if port == 443 else f':{port}'}"
 
 
-def _serve_file(text: str, content_type: str) -> Callable[[web.Request], Any]:
-    async def serve(_request: web.Request) -> web.Response:
-        return web.Response(text=text, content_type=content_type, headers=PAGE_HEADERS)
-
-    return serve
+def _random_digits(count: int) -> str:
+    return f"{secrets.randbelow(10**count):0{count}d}"
 
 
 def _tls(certificate: Path, refuse: Callable[[str, str], None]) -> ssl.SSLContext:

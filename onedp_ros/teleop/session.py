@@ -37,6 +37,7 @@ AHEAD, AHEAD_ANGLE = 0.04, 0.25  # m, rad that the hands may be ahead of the tar
 OPEN = 0.9 * MAX_OPENING  # m: a hand that is less open may hold something, and stays closed
 TURN = Range(-2 * math.pi, 2 * math.pi, "rad", "more is more than a turn; is it in degrees?")
 IDLE = 0.02  # share: a device at rest
+SETTLING = 0.25  # s after a pause of this process in which reports of a device may come that waited for its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,10 @@ class Session:
     tear a recording; but an arm that something else took away from where it was held is not drawn back: the session is
     ``waiting`` again. Targets stay near the arm, so that a slow one does not go on for long when the operator lets go, and one that
     is held up is then left where it is.
+
+    A step that comes later after the last than ``stale_after`` is the end of a pause: this process was stopped, or the machine
+    suspended, and the arm has come to rest by itself. Nothing that the hands meant before counts: the session is ``waiting``, and
+    ``must_release`` is true until the dead man was seen let go.
     """
 
     def __init__(self, motion: Motion, limits: SafetyLimits) -> None:
@@ -90,6 +95,8 @@ class Session:
         self.state = "waiting"
         self.opening = MAX_OPENING
         self._homing = self._settled = False
+        self.must_release = False
+        self._settling = 0.0
         self._goal: tuple[Array, Array] = (np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]))
         self._device: tuple[Array, Array] = (np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0]))
         self._hold: tuple[Array, Array] | None = None  # where an arm that was held up stays
@@ -112,7 +119,7 @@ class Session:
         self.opening = MAX_OPENING if self.opening < OPEN else 0.0
 
     def step(self, command: Command, measured: tuple[Array, Array] | None, opening: float | None, dt: float) -> Target | None:
-        """The target to send ``dt`` (s) after the last one; None before the operator first engaged.
+        """The target to send ``dt`` (s, on :mod:`onedp_ros.clock`) after the last one; None before the operator first engaged.
 
         Args:
             command: what the hands do.
@@ -123,6 +130,7 @@ class Session:
             ValueError: engaging outside the workspace.
         """
         measured = None if measured is not None and pose_fault(*measured) else measured
+        command = self._after_pause(command, dt)
         self._watch(measured, dt)
         if not command.engaged or measured is None or opening is None:
             self._homing = False
@@ -145,6 +153,17 @@ class Session:
             )
         self._goal = _within(self._goal, measured, LAG * NEAR, LAG * NEAR_ANGLE)
         return self.gate.limit(Target(*self._goal, self.opening), dt)
+
+    def _after_pause(self, command: Command, dt: float) -> Command:
+        """The command, or one that is not engaged until the dead man was let go after a pause."""
+        if dt > self._limits.stale_after:
+            self.must_release, self._settling = True, SETTLING
+            self.state, self._hold, self.gate.target = "waiting", None, None
+        elif self._settling > 0:
+            self._settling -= dt
+        elif not command.engaged:
+            self.must_release = False
+        return Command() if self.must_release else command
 
     def _watch(self, measured: tuple[Array, Array] | None, dt: float) -> None:
         """How fast the arm is."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pictures import picture
 
 pytest.importorskip("rclpy", reason="needs ROS 2: a sourced distribution, or its wheels (make venv)")
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -42,7 +45,8 @@ ROTATION = np.array([1, 0, 0, 0, -1, 0], dtype=np.float32)
 
 
 class Source:
-    """Two cameras at 30 Hz, staggered, and a robot at 200 Hz whose hand moves along x by 0.1 m/s from where it was at ``zero``.
+    """Two cameras at 33 Hz, staggered, whose pictures differ in their first row, and a robot at 200 Hz whose hand moves along x by
+    0.1 m/s from where it was at ``zero``.
 
     Change the attributes to spoil what is published; ``offset`` (ns) shifts all stamps.
     """
@@ -52,6 +56,7 @@ class Source:
         self.zero = time.time_ns()
         self.offset = 0
         self.silent: set[str] = set()
+        self.every: dict[str, int] = {}  # by camera, of how many frames one is published
         self.change_image: Callable[[Image], None] = lambda message: None
         self.change_joints: Callable[[JointState], None] = lambda message: None
         self.change_pose: Callable[[PoseStamped], None] = lambda message: None
@@ -87,9 +92,9 @@ class Source:
                 self._joints.publish(joints)
             if step % 3 == 0:  # every 15 ms, in turn
                 name = list(self._cameras)[step // 3 % 2]
-                if name not in self.silent:
+                if name not in self.silent and step // 6 % self.every.get(name, 1) == 0:
                     value = step // 3 % 251
-                    image = image_message(np.full((120, 160, 3), value, np.uint8), stamp)
+                    image = image_message(picture(value), stamp)
                     self.change_image(image)
                     self.frames[name, stamp] = value
                     self._cameras[name].publish(image)
@@ -112,6 +117,7 @@ class Rig:
         self._executors: list[LeanExecutor] = []
         self._threads: list[threading.Thread] = []
         self._sources: list[Source] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     def add(self, make: Callable[..., Node], **parameters: Any) -> Any:
@@ -126,6 +132,13 @@ class Rig:
         self._threads.append(threading.Thread(target=executor.spin))
         self._threads[-1].start()
         return node
+
+    def process(self, module: str, **parameters: Any) -> subprocess.Popen[bytes]:
+        """A node in a process of its own, by its module; killed at the end."""
+        arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
+        command = [sys.executable, "-m", f"onedp_ros.nodes.{module}", "--ros-args", *arguments]
+        self._processes.append(subprocess.Popen(command, env={**os.environ, "ROS_DOMAIN_ID": str(self.domain)}))
+        return self._processes[-1]
 
     def source(self) -> Source:
         self._sources.append(Source(self.node))
@@ -176,6 +189,9 @@ class Rig:
             self.status[name_within(status.name, "/")] = status
 
     def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
         for source in self._sources:
             source.close()
         for executor in self._executors:

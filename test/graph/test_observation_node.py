@@ -1,6 +1,10 @@
+import signal
+import time
+
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
+from pictures import picture
 from sensor_msgs.msg import Image, JointState
 
 from onedp_ros.contract import NANOSECONDS, STATE_NAMES
@@ -37,9 +41,9 @@ def test_a_set_has_one_stamp_the_frames_of_the_cameras_and_the_state_at_that_tim
         for name in ("wrist", "front"):
             message = images[name][stamp]
             assert (message.encoding, message.height, message.width) == ("rgb8", 120, 160)
-            values = set(bytes(message.data))
-            assert len(values) == 1
-            ages.append(min(stamp - s for (n, s), v in frames.items() if n == name and {v} == values and s <= stamp))
+            value = message.data[0]
+            assert bytes(message.data) == picture(value).tobytes()
+            ages.append(min(stamp - s for (n, s), v in frames.items() if n == name and v == value and s <= stamp))
         assert min(ages) == 0, "the stamp is the newest frame's"
         assert max(ages) <= 0.03 * NANOSECONDS, "the other frame lies within the slop"
     rig.until(lambda: rig.level(NODE, DiagnosticStatus.OK, "running"), "an OK status")
@@ -50,7 +54,7 @@ def test_a_set_has_one_stamp_the_frames_of_the_cameras_and_the_state_at_that_tim
 def test_larger_images_and_bgr_are_fitted(rig):
     def enlarge(message):
         red = np.zeros((240, 320, 3), np.uint8)
-        red[..., 2] = 200
+        red[:, :160, 2] = 200
         message.height, message.width, message.step, message.encoding = 240, 320, 960, "bgr8"
         message.data = red.tobytes()
 
@@ -59,7 +63,8 @@ def test_larger_images_and_bgr_are_fitted(rig):
     rig.add(ObservationNode)
     rig.until(lambda: wrist, "a set")
     pixels = np.frombuffer(wrist[0].data, np.uint8).reshape(120, 160, 3)
-    np.testing.assert_array_equal(pixels, np.broadcast_to(np.uint8([200, 0, 0]), pixels.shape))
+    np.testing.assert_array_equal(pixels[:, :80], np.broadcast_to(np.uint8([200, 0, 0]), (120, 80, 3)))
+    assert not pixels[:, 80:].any()
 
 
 def wrong_encoding(source):
@@ -100,6 +105,25 @@ def from_the_future(source):
     source.offset = 5 * NANOSECONDS
 
 
+def of_long_ago(source):
+    source.offset = -NANOSECONDS
+
+
+def no_pixels(source):
+    def change(message):
+        message.height, message.data = 0, b""
+
+    source.change_image = change
+
+
+def huge_pose(source):
+    source.change_pose = lambda message: setattr(message.pose.position, "x", 1.7e308)
+
+
+def huge_fingers(source):
+    source.change_joints = lambda message: setattr(message, "position", [0.0, 1.7e308, -1.7e308])
+
+
 @pytest.mark.parametrize(
     ("spoil", "topic", "words"),
     [
@@ -111,6 +135,10 @@ def from_the_future(source):
         (nan_in_fingers, "joint_states", "not finite"),
         (other_frame, "current_pose", "base"),
         (from_the_future, "joint_states", "synchronise the clocks"),
+        (of_long_ago, "joint_states", "synchronise the clocks"),
+        (no_pixels, "wrist_camera/color/image_raw", "160x0"),
+        (huge_pose, "current_pose", "out of reach"),
+        (huge_fingers, "joint_states", "no measurement"),
     ],
 )
 def test_bad_input_is_named_and_counted_and_sets_come_again_after_it(rig, spoil, topic, words):
@@ -120,12 +148,9 @@ def test_bad_input_is_named_and_counted_and_sets_come_again_after_it(rig, spoil,
     rig.more(states, 3, "sets before")
     keep = dict(vars(source))
     spoil(source)
-    reason = "from_the_future" if spoil is from_the_future else "against_the_contract"
+    reason = {from_the_future: "from_the_future", of_long_ago: "too_old"}.get(spoil, "against_the_contract")
     rig.until(lambda: rig.value(NODE, f"refused.{topic}_{reason}") > 0, "the refusals to be counted")
-    if spoil is from_the_future:
-        rig.until(lambda: rig.error(NODE, "synchronise the clocks"), "an error")
-    else:
-        rig.until(lambda: rig.error(NODE, words), f"an error with '{words}'")
+    rig.until(lambda: rig.error(NODE, words), f"an error with '{words}'")
     assert all(np.all(np.isfinite(s.position)) for s in states)
     for name in ("change_image", "change_joints", "change_pose", "offset"):
         setattr(source, name, keep[name])
@@ -158,10 +183,76 @@ def test_a_topic_that_stops_is_named_and_sets_come_again_with_it(rig, silent, to
 def test_stamps_that_jump_back_are_counted_and_begin_anew(rig):
     source = rig.source()
     _, _, states = listen(rig)
-    rig.add(ObservationNode, timeout=0.3)
+    rig.add(ObservationNode, timeout=0.3, max_observation_age=10.0)
     last = stamp_ns(rig.more(states, 3, "sets before")[-1])
-    source.offset = -60 * NANOSECONDS
-    rig.until(lambda: stamp_ns(states[-1]) < last - 50 * NANOSECONDS, "sets with the earlier stamps")
+    source.offset = -5 * NANOSECONDS
+    rig.until(lambda: stamp_ns(states[-1]) < last - 2 * NANOSECONDS, "sets with the earlier stamps")
     rig.until(lambda: rig.value(NODE, "dropped") > 0, "the jump to be counted")
     counted = [v.key for v in rig.status[NODE].values if "jumped_back" in v.key]
     assert counted
+
+
+def black(source):
+    source.change_image = lambda message: setattr(message, "data", bytes(len(message.data)))
+
+
+def white(source):
+    source.change_image = lambda message: setattr(message, "data", b"\xff" * len(message.data))
+
+
+def frozen(source):
+    source.change_image = lambda message: setattr(message, "data", picture(7).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason", "words"),
+    [
+        (black, "featureless", "RGB [0, 0, 0]"),
+        (white, "featureless", "lens cap"),
+        (frozen, "frozen", "restart the camera's driver"),
+    ],
+)
+def test_a_camera_that_no_longer_sees_is_named_and_nothing_is_published_until_it_does(rig, spoil, reason, words):
+    source = rig.source()
+    _, _, states = listen(rig)
+    rig.add(ObservationNode)
+    rig.more(states, 3, "sets before")
+    good = source.change_image
+    spoil(source)
+    rig.until(lambda: rig.error(NODE, words), "the error")
+    assert "front_camera/color/image_raw: the" in rig.status[NODE].message
+    count = len(states)
+    refused = rig.value(NODE, f"refused.front_camera/color/image_raw_{reason}")
+    rig.until(lambda: rig.value(NODE, f"refused.front_camera/color/image_raw_{reason}") > refused + 20, "further refusals")
+    assert len(states) == count
+    source.change_image = good
+    rig.more(states, 3, "sets after it")
+    rig.until(lambda: rig.level(NODE, DiagnosticStatus.OK, "running"), "an OK status")
+
+
+def test_a_camera_slower_than_the_task_needs_is_a_warning(rig):
+    source = rig.source()
+    _, _, states = listen(rig)
+    source.every["front"] = 3
+    rig.add(ObservationNode)
+    rig.until(lambda: rig.level(NODE, DiagnosticStatus.WARN, "front_camera/color/image_raw comes at 1"), "the warning")
+    assert "expected 20 Hz or more" in rig.status[NODE].message
+    assert "wrist_camera" not in rig.status[NODE].message
+    assert states, "and sets come all the same"
+
+
+def test_after_a_pause_of_the_process_nothing_old_is_published(rig):
+    rig.source()
+    _, _, states = listen(rig)
+    process = rig.process("observation_node")
+    rig.more(states, 3, "sets before")
+    for pause in (1.0, 4.0):
+        process.send_signal(signal.SIGSTOP)
+        since = time.monotonic()
+        rig.until(lambda: time.monotonic() - since > pause, "the pause")  # noqa: B023
+        continued = time.time_ns()
+        process.send_signal(signal.SIGCONT)
+        after = rig.more(states, 10, "sets after it")
+        old = [s for s in map(stamp_ns, after) if s < continued - 0.6 * NANOSECONDS]
+        assert len(old) <= 1, "none but the one that was being sent"
+        rig.until(lambda: rig.value(NODE, "observations") and rig.level(NODE, DiagnosticStatus.OK, "running"), "an OK status")

@@ -1,11 +1,13 @@
 """The twin as a robot and two cameras."""
 
+import itertools
 import time
 
 import cv2
 import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped
+from pictures import picture
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_srvs.srv import Trigger
@@ -161,17 +163,20 @@ def test_compressed_frames_make_sets_and_broken_ones_are_named(rig):
         for n in ("wrist", "front")
     ]
     rig.add(ObservationNode, image_transport="compressed", timeout=0.3)
-    jpeg = cv2.imencode(".jpg", np.full((120, 160, 3), 90, np.uint8))[1].tobytes()
+    values = itertools.count()
+
+    def jpeg():
+        return cv2.imencode(".jpg", picture(next(values) % 256))[1].tobytes()
 
     def publish(data):
         for camera in cameras:
             camera.publish(CompressedImage(header=header(rig.node.get_clock().now().nanoseconds), format="jpeg", data=data))
 
-    rig.until(lambda: publish(jpeg) or len(states) > 3, "sets")
+    rig.until(lambda: publish(jpeg()) or len(states) > 3, "sets")
     for broken in (b"", b"no image"):
         refused = rig.value("observation_node", "refused")
         rig.until(
             lambda data=broken, before=refused: publish(data) or rig.value("observation_node", "refused") > before, "refusals"
         )
     have = len(states)
-    rig.until(lambda: publish(jpeg) or len(states) > have + 3, "sets again")
+    rig.until(lambda: publish(jpeg()) or len(states) > have + 3, "sets again")

@@ -20,9 +20,10 @@ from browser import CODE, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onedp_ros import clock
 from onedp_ros.teleop import phone as phone_module
 from onedp_ros.teleop.device import Command
-from onedp_ros.teleop.phone import DELAY, REPLACED, Phone, read_command
+from onedp_ros.teleop.phone import DELAY, REPLACED, TRIES, Phone, read_command
 
 NOTHING = {"velocity": [0.0] * 6, "position": [0.0] * 3, "quaternion": [0.0, 0.0, 0.0, 1.0]}
 
@@ -192,20 +193,36 @@ def test_what_is_not_a_code_does_not_pair(phone: Phone, talk: Callable[..., Any]
     assert sum(phone.refused.values()) == 1
 
 
-def test_wrong_codes_lock_pairing_longer_each_time(phone: Phone, talk: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert phone_module.LOCK == 60
-    monkeypatch.setattr(phone_module, "LOCK", 1.0)
-    for _ in range(5):
-        assert answers_of(phone, talk, code="000000")["reason"] == "wrong code"
-    locked = answers_of(phone, talk, code=CODE)
-    assert (locked["reason"], locked["seconds"]) == ("locked", 1), "not even the right code, while it is locked"
-    wait_for(lambda: answers_of(phone, talk, code="000000")["reason"] == "wrong code", "the end of the lock")
-    for _ in range(4):
-        assert answers_of(phone, talk, code="000000")["reason"] == "wrong code"
-    locked = answers_of(phone, talk, code=CODE)
-    assert (locked["reason"], locked["seconds"]) == ("locked", 2)
-    wait_for(lambda: answers_of(phone, talk, code=CODE)["type"] == "paired", "the end of the lock")
-    assert phone.refused["wrong code"] == 10
+def test_wrong_codes_make_the_code_longer_once_and_never_keep_out_who_knows_it(
+    serve: Callable[..., Phone], talk: Callable[..., Any]
+) -> None:
+    told: list[str] = []
+    phone = serve(tell=told.append)
+    for count in range(TRIES):
+        assert not told
+        answer = answers_of(phone, talk, code="000000")
+        assert (answer["reason"], answer["digits"]) == ("wrong code", 12 if count == TRIES - 1 else 6)
+    assert answers_of(phone, talk, code=CODE)["reason"] == "wrong code", "the old one is void"
+    assert len(phone.code) == 12 and phone.code.isdecimal()
+    assert len(told) == 1 and f"{phone.code[:4]} {phone.code[4:8]} {phone.code[8:]}" in told[0]
+    code = phone.code
+    for guess in range(3 * TRIES):
+        assert answers_of(phone, talk, code=f"{guess:012d}")["reason"] == "wrong code"
+    assert phone.code == code and len(told) == 1, "who types it is not overtaken by another one"
+    assert answers_of(phone, talk, code=code)["type"] == "paired"
+
+
+def test_the_page_learns_how_long_the_code_is(phone: Phone, talk: Callable[..., Any], certificate_folder: Path) -> None:
+    async def get() -> str:
+        trust = ssl.create_default_context(cafile=str(certificate_folder / "certificate.pem"))
+        connector = aiohttp.TCPConnector(ssl=trust)
+        async with aiohttp.ClientSession(connector=connector) as session, session.get(phone.urls[0]) as response:
+            return await response.text()
+
+    assert 'maxlength="6"' in asyncio.run(get())
+    for _ in range(TRIES):
+        answers_of(phone, talk, code="000000")
+    assert 'maxlength="12"' in asyncio.run(get())
 
 
 def test_codes_are_random_and_have_six_digits(serve: Callable[..., Phone]) -> None:
@@ -316,6 +333,37 @@ def test_commands_that_are_old_when_they_arrive_do_not_move_the_arm(phone: Phone
     talk(conversation, phone)
 
 
+@pytest.mark.parametrize("held", [True, False], ids=["held throughout", "let go and pressed meanwhile"])
+def test_what_was_sent_while_the_server_stood_still_moves_nothing(phone: Phone, talk: Callable[..., Any], held: bool) -> None:
+    async def conversation(client: Client) -> None:
+        await client.pair(code=CODE)
+        await client.engage(phone)
+        phone._loop.call_soon_threadsafe(time.sleep, 1.0)  # all that comes meanwhile waits, and then comes at once
+        for index in range(60):
+            await client.command(held or index > 30)
+            await asyncio.sleep(0.01)
+        assert not any(await client.stay(True)), "not by what waited, nor by what goes on"
+        assert not phone.poll().engaged
+        await client.engage(phone)
+
+    talk(conversation, phone)
+
+
+def test_what_was_said_before_the_machine_was_suspended_moves_nothing(
+    phone: Phone, talk: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def conversation(client: Client) -> None:
+        await client.pair(code=CODE)
+        await client.engage(phone)
+        awake = clock.now
+        monkeypatch.setattr(clock, "now", lambda: awake() + 3600.0)  # the monotonic clock stood still
+        assert not phone.poll().engaged
+        assert not any(await client.stay(True)), "it was not let go since"
+        await client.engage(phone)
+
+    talk(conversation, phone)
+
+
 MALFORMED = {
     "not JSON": "{",
     "NaN": json.dumps({"type": "command", "sequence": 99999, "time": 0, "held": True, **NOTHING, "velocity": [math.nan] * 6}),
@@ -327,14 +375,14 @@ MALFORMED = {
     "an event that is a list": '{"type":"event","name":["home"]}',
     "an event with more": '{"type":"event","name":"home","time":0,"now":true}',
     "an event without a time": '{"type":"event","name":"home"}',
-    "an event of a time to come": json.dumps({"type": "event", "name": "home", "time": time.monotonic() + 1e6}),
+    "an event of a time to come": json.dumps({"type": "event", "name": "home", "time": clock.now() + 1e6}),
     "a camera that is none": '{"type":"drawn","camera":2}',
     "a second code": json.dumps({"type": "pair", "code": CODE}),
     "no text": b"\x00\x01",
     "a repeated sequence": {"sequence": 1},
     "a sequence that is a number": {"sequence": 1e9},
     "a sequence that is true": {"sequence": True},
-    "a time to come": {"time": time.monotonic() + 1e6},
+    "a time to come": {"time": clock.now() + 1e6},
     "held that is a number": {"held": 1},
     "a short velocity": {"velocity": [0.0] * 5},
     "a velocity of words": {"velocity": ["0"] * 6},

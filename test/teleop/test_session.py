@@ -252,6 +252,39 @@ def test_engaging_outside_the_workspace_says_where_that_is():
         arm.run(engaged())
 
 
+@pytest.mark.parametrize("pause", [0.3, 1.0, 20.0, 3600.0])
+def test_after_a_pause_nothing_moves_until_the_dead_man_is_released_and_pressed_anew(pause):
+    arm = Arm()
+    arm.run(along(x=1.0), 0.5)
+    arm.measured = arm.measured[0] + np.array([0.0, 0.02, 0.0]), arm.measured[1]  # where it came to rest by itself
+    rest, sent = arm.measured[0], len(arm.targets)
+    assert arm.session.step(along(x=1.0), arm.measured, 0.08, pause) is None
+    arm.run(along(x=1.0), 1.0)
+    assert arm.session.state == "waiting" and arm.session.must_release and len(arm.targets) == sent
+    arm.run(NOTHING)
+    np.testing.assert_array_equal(arm.run(engaged()).position, rest)
+    assert arm.run(along(x=1.0), 0.3).position[0] > rest[0] + 0.02
+
+
+def test_reports_that_waited_for_the_end_of_a_pause_release_nothing():
+    arm = Arm()
+    arm.run(along(x=1.0), 0.5)
+    assert arm.session.step(NOTHING, arm.measured, 0.08, 5.0) is None
+    sent = len(arm.targets)
+    for _ in range(3):  # the operator let go and pressed during the pause
+        arm.run(NOTHING)
+        arm.run(along(x=1.0))
+    arm.run(along(x=1.0), 1.0)
+    assert len(arm.targets) == sent
+
+
+def test_a_short_stall_is_no_pause():
+    arm = Arm()
+    arm.run(along(x=1.0), 0.5)
+    assert arm.session.step(along(x=1.0), arm.measured, 0.08, 0.9 * LIMITS.stale_after) is not None
+    assert arm.session.state == "moving"
+
+
 share = st.floats(-1.5, 1.5)
 hands = st.builds(
     Command,

@@ -11,10 +11,10 @@ const REPLACED = 4000;
 
 const $ = (id) => document.getElementById(id);
 const REASONS = {
-  "wrong code": () => "That is not the code.",
-  locked: (seconds) => `Too many wrong codes. Try again in ${seconds} s.`,
-  busy: () => "Another phone is connected. Close its page first.",
-  "old session": () => "The server has started anew, or another phone was connected. Type the code.",
+  "wrong code": "That is not the code.",
+  "long code": "That is not the code. After too many wrong ones there is a longer one: look into the terminal.",
+  busy: "Another phone is connected. Close its page first.",
+  "old session": "The server has started anew, or another phone was connected. Type the code.",
 };
 
 let socket = null;
@@ -216,7 +216,7 @@ function connect(credentials) {
     told = 0;
     release();
     const token = sessionStorage.getItem("token");
-    if (refusal) askForCode((REASONS[refusal.reason] ?? (() => ""))(refusal.seconds));
+    if (refusal) refused(refusal);
     else if (event.code === REPLACED) askForCode("This phone is connected in another tab.");
     else if (token) setTimeout(connect, 500, { token });
     else askForCode("No connection to the robot's computer.");
@@ -271,6 +271,12 @@ function showPairing(shown) {
   $("drive").hidden = shown;
 }
 
+function refused({ reason, digits }) {
+  const longer = reason === "wrong code" && digits > $("code").maxLength;
+  $("code").maxLength = digits;
+  askForCode(REASONS[longer ? "long code" : reason] ?? "");
+}
+
 function askForCode(error) {
   sessionStorage.removeItem("token");
   showPairing(true);
@@ -283,7 +289,10 @@ $("pairing").addEventListener("submit", (event) => {
   $("pairing-error").textContent = "";
   connect({ code: $("code").value });
 });
-$("code").addEventListener("input", () => $("code").value.length === 6 && $("pairing").requestSubmit());
+$("code").addEventListener("input", () => {
+  $("code").value = $("code").value.replace(/[^0-9]/g, "");
+  if ($("code").value.length === $("code").maxLength) $("pairing").requestSubmit();
+});
 
 // ---- buttons ----
 

@@ -1,0 +1,80 @@
+"""Whether cameras still see: pictures that are black, of one colour, or no longer change are worse than none.
+
+Such a camera goes on sending under new stamps, and a policy goes on moving the arm by what it once saw. The verdict depends on the
+observations alone, not on a clock, so that a replay withholds what the live node withheld.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+
+import cv2
+import numpy as np
+
+from onedp_ros.contract import NANOSECONDS, Contract, Floats, Image, Observation
+from onedp_ros.geometry import rotation_angle
+
+FEATURELESS = 3.0  # levels of 255: a picture whose channels all deviate less from their mean shows nothing
+FROZEN_TIME = 0.3  # s: drivers repeat a picture or two when frames are lost; a longer repetition is no slip
+# The twin's pictures are the same within 0.7 um and 2.3 urad of the hand; a standing robot's measured pose wanders by 0.1 mm.
+MOVED, TURNED = 0.003, 0.02  # m, rad: no arm in sight, and no camera on it, moves so far without any pixel changing
+KEPT = 16  # pictures by which one is known again: a driver may go round a ring of old buffers
+
+Pose = tuple[Floats, Floats]
+
+
+class CameraCheck:
+    """Tells observations whose pictures do not show what is there now.
+
+    *featureless*: black, white or of one colour. *frozen*: to the last bit a picture of at least :data:`FROZEN_TIME` ago, since
+    when the end effector has moved by :data:`MOVED` or turned by :data:`TURNED`. A real sensor's noise never gives the same picture
+    twice; a simulated camera without noise does so while the arm stands still, which is why the arm must have moved.
+    """
+
+    def __init__(self, contract: Contract) -> None:
+        self._contract = contract
+        self._clear()
+
+    def _clear(self) -> None:
+        self._newest = 0
+        self._judged: dict[str, tuple[int, tuple[str, str]]] = {}
+        self._seen: dict[str, OrderedDict[int, tuple[int, Pose]]] = {name: OrderedDict() for name in self._contract.cameras}
+
+    def faults(self, observation: Observation) -> dict[str, tuple[str, str]]:
+        """By camera, what is wrong with its picture: ``featureless`` or ``frozen``, and a text that says what to do.
+
+        Observations come in order; a stamp that goes back begins anew.
+        """
+        if observation.stamp < self._newest:
+            self._clear()
+        self._newest = observation.stamp
+        pose = observation.state[:3].astype(np.float64), observation.state[3:7].astype(np.float64)
+        for name, image in observation.images.items():
+            stamp = observation.image_stamps[name]
+            if name not in self._judged or self._judged[name][0] != stamp:
+                self._judged[name] = stamp, self._judge(name, stamp, image, pose)
+        return {name: fault for name, (_, fault) in self._judged.items() if fault[0]}
+
+    def _judge(self, camera: str, stamp: int, image: Image, pose: Pose) -> tuple[str, str]:
+        topic = self._contract.cameras[camera].topic
+        mean, deviation = cv2.meanStdDev(np.ascontiguousarray(image[::4, ::4]))  # what shows anything does so in one pixel of 16
+        if deviation.max() < FEATURELESS:
+            colour = np.round(mean[:, 0]).astype(int).tolist()
+            return "featureless", (
+                f"{topic}: the picture is of one colour, RGB {colour}; look at the lens cap, the light, the exposure and the cable"
+            )
+        seen, digest = self._seen[camera], zlib.crc32(image.tobytes())
+        if digest not in seen:
+            seen[digest] = stamp, pose
+            if len(seen) > KEPT:
+                seen.popitem(last=False)
+            return "", ""
+        first, (position, quaternion) = seen[digest]
+        age = (stamp - first) / NANOSECONDS
+        moved, turned = float(np.linalg.norm(pose[0] - position)), rotation_angle(pose[1], quaternion)
+        if age < FROZEN_TIME or (moved < MOVED and turned < TURNED):
+            return "", ""
+        return "frozen", (
+            f"{topic}: the same picture for {age:.1f} s, though the arm moved by {1e3 * moved:.0f} mm; restart the camera's driver"
+        )
