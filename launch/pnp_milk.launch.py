@@ -6,8 +6,10 @@ from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
 from launch import LaunchDescription
+from onedp_ros.launching import fixed
 
 
 def generate_launch_description() -> LaunchDescription:
     source = PythonLaunchDescriptionSource(str(Path(__file__).with_name("task.launch.py")))
-    return LaunchDescription([IncludeLaunchDescription(source, launch_arguments={"task": "pnp_milk"}.items())])
+    task = fixed("task", "pnp_milk", "ros2 launch onedp_ros task.launch.py takes any task")
+    return LaunchDescription([task, IncludeLaunchDescription(source, launch_arguments={"task": "pnp_milk"}.items())])

@@ -2,7 +2,7 @@
 
 from launch import LaunchDescription
 from onedp_ros.graph import DEVICES, record_graph
-from onedp_ros.launching import ROBOT, description, robot_arguments
+from onedp_ros.launching import ROBOT, description, integer, robot_arguments
 
 ARGUMENTS = {
     "task": ("pnp_milk", "name of a file in config/tasks, or path of a task file"),
@@ -26,9 +26,9 @@ def generate_launch_description() -> LaunchDescription:
             operator=given["operator"],
             out=given["out"],
             host=given["host"],
-            port=int(given["port"]),
+            port=integer(given, "port"),
             teleop=given["teleop"],
-            twin_seed=int(given["twin_seed"]),
+            twin_seed=integer(given, "twin_seed"),
             **robot_arguments(given),
         ),
     )

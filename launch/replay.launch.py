@@ -6,7 +6,7 @@ ROS domain would take the recording for theirs: set another ROS_DOMAIN_ID."""
 
 from launch import LaunchDescription
 from onedp_ros.graph import METHODS, replay_graph
-from onedp_ros.launching import description
+from onedp_ros.launching import description, integer
 
 ARGUMENTS = {
     "task": ("pnp_milk", "name of a file in config/tasks"),
@@ -28,6 +28,6 @@ def generate_launch_description() -> LaunchDescription:
             method=given["method"],
             engine=given["engine"],
             model=given["model"] or None,
-            seed=int(given["seed"]),
+            seed=integer(given, "seed"),
         ),
     )

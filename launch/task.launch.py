@@ -2,7 +2,7 @@
 
 from launch import LaunchDescription
 from onedp_ros.graph import METHODS, task_graph
-from onedp_ros.launching import ROBOT, description, robot_arguments
+from onedp_ros.launching import ROBOT, description, flag, integer, number, robot_arguments
 
 ARGUMENTS = {
     "task": ("pnp_milk", "name of a file in config/tasks, or path of a task file"),
@@ -11,7 +11,11 @@ ARGUMENTS = {
     "model": ("", "directory of the policy; empty: the released one of the method"),
     "seed": ("0", "of the policy's noise"),
     "twin_seed": ("100000", "of the twin's first episode"),
-    "enabled": ("", "whether the arm may move at once, or waits for action_node's service ~/enable; empty: only the twin"),
+    "enabled": (
+        "",
+        "whether the arm may move at once, or waits for action_node's service ~/enable: true or false; empty: only the twin",
+    ),
+    "lead": ("", "how far ahead of the clock chunks are sampled, s; empty: action_node's own"),
     **ROBOT,
 }
 
@@ -24,9 +28,10 @@ def generate_launch_description() -> LaunchDescription:
             method=given["method"],
             engine=given["engine"],
             model=given["model"] or None,
-            seed=int(given["seed"]),
-            twin_seed=int(given["twin_seed"]),
-            enabled=given["enabled"].lower() == "true" if given["enabled"] else None,
+            seed=integer(given, "seed"),
+            twin_seed=integer(given, "twin_seed"),
+            enabled=flag(given, "enabled"),
+            lead=number(given, "lead") if given["lead"] else None,
             **robot_arguments(given),
         ),
     )

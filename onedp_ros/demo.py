@@ -91,7 +91,7 @@ def run(
     """Run the demo and write ``summary.json``, ``episode.mp4`` and ``timeline.png`` to ``out``. Returns the summary."""
     out.mkdir(parents=True, exist_ok=True)
     processes = task_graph(task, method=method, engine=engine, model=model, twin_seed=seed, enabled=False)
-    os.environ.update(graph_environment(os.environ))
+    os.environ.update(graph_environment(os.environ, "localhost"))
     results: list[dict[str, Any]] = []
     with Supervisor(processes, logs=out / "logs") as supervisor:
         from onedp_ros.nodes.watch import GraphWatch

@@ -20,6 +20,10 @@ from onedp_ros.robot import MODES
 ROBOTS = ("twin", "franka", "crisp")
 ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
 DEVICES = ("phone", "spacemouse", "spacenav", "gamepad", "keyboard")  # of an operator
+NETWORKS = ("localhost", "subnet")
+RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+PEERS = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER")
+PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
 
@@ -273,11 +277,55 @@ def released(task: str, method: str) -> Path:
         raise FileNotFoundError(f"no policy is released for {task}, {method}: give the directory of yours, model") from error
 
 
-def graph_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What nodes need besides ``environment``: shared memory large enough for frames, unless the user chose a profile."""
-    if "FASTRTPS_DEFAULT_PROFILES_FILE" in environment or "FASTDDS_DEFAULT_PROFILES_FILE" in environment:
-        return {}
-    return {"FASTRTPS_DEFAULT_PROFILES_FILE": str(resource("config", "dds", "shared_memory.xml"))}
+def graph_environment(environment: Mapping[str, str], network: str = "") -> dict[str, str]:
+    """What nodes need besides ``environment``: to whom they talk, and shared memory that is large enough for frames.
+
+    Args:
+        environment: as of ``os.environ``.
+        network: ``localhost``: with this host only; ``subnet``: with whomever answers on the network; empty: as
+            ``ROS_AUTOMATIC_DISCOVERY_RANGE`` says, localhost where it is not set. Hosts in ``ROS_STATIC_PEERS`` and a server in
+            ``ROS_DISCOVERY_SERVER`` stay reachable unless ``localhost`` is asked for. A profile that the user chose for Fast DDS
+            stays.
+
+    Raises:
+        ValueError: an unknown network.
+    """
+    if network not in ("", *NETWORKS):
+        raise ValueError(f"network is '{network}', expected one of {', '.join(NETWORKS)}")
+    added = {}
+    if network or not environment.get(RANGE):
+        added[RANGE] = (network or "localhost").upper()
+        only = "1" if network != "subnet" else "0"
+        if environment.get("ROS_LOCALHOST_ONLY", "0") != only and (only == "0" or environment.get("ROS_DISTRO") == "humble"):
+            added["ROS_LOCALHOST_ONLY"] = only  # all that Humble knows; later distributions obey it too when it is set
+    if network == "localhost":
+        added |= {name: "" for name in PEERS if environment.get(name)}
+    chosen = next((environment[name] for name in PROFILES if environment.get(name)), "")
+    if not chosen or Path(chosen).parent == resource("config", "dds"):
+        added[PROFILES[0]] = str(
+            resource("config", "dds", "localhost.xml" if _closed({**environment, **added}) else "shared_memory.xml")
+        )
+    return added
+
+
+def _closed(environment: Mapping[str, str]) -> bool:
+    """Whether nodes with this environment look for others on this host only."""
+    local = environment.get(RANGE, "").upper() in ("LOCALHOST", "OFF") or environment.get("ROS_LOCALHOST_ONLY", "0") == "1"
+    return local and not any(environment.get(name) for name in PEERS)
+
+
+def describe_network(environment: Mapping[str, str]) -> str:
+    """One sentence on who can reach nodes that run with this environment."""
+    domain = environment.get("ROS_DOMAIN_ID") or "0"
+    if _closed(environment):
+        loopback = environment.get(PROFILES[0], "") == str(resource("config", "dds", "localhost.xml"))
+        sockets = ", sockets on loopback" if loopback and "fastrtps" in environment.get("RMW_IMPLEMENTATION", "fastrtps") else ""
+        return f"the graph keeps to this host{sockets}; network subnet opens it, for cameras on another one, say (docs/network.md)"
+    why = [f"{name}={environment[name]}" for name in (RANGE, *PEERS) if environment.get(name)]
+    return (
+        f"the graph is open to the network, {', '.join(why)}: whoever is in ROS domain {domain} there can see and move it "
+        f"(docs/network.md)"
+    )
 
 
 def free_domain() -> int:

@@ -7,7 +7,6 @@ The operator begins and ends episodes with the device's own buttons, or by the r
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import time
@@ -15,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onedp_ros.graph import DEVICES, graph_environment, record_graph
+from onedp_ros.graph import DEVICES, record_graph
 from onedp_ros.resources import task_folder
-from onedp_ros.runner import Supervisor, add_robot_arguments, on_terminate, robot_arguments
+from onedp_ros.runner import Supervisor, add_place_arguments, add_robot_arguments, on_terminate, place, robot_arguments
 
 if TYPE_CHECKING:
     from onedp_ros.nodes.watch import GraphWatch
@@ -83,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8443)
     parser.add_argument("--twin-seed", type=int, help="of the twin's first scene (default: how many bags are there already)")
     add_robot_arguments(parser)
+    add_place_arguments(parser)
     args = parser.parse_args(argv)
     out = args.out or task_folder(args.task) / "bags"
     processes = record_graph(
@@ -96,13 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         twin_seed=len(list(out.glob("episode_*"))) if args.twin_seed is None else args.twin_seed,
         **robot_arguments(args),
     )
-    os.environ.update(graph_environment(os.environ))
+    processes = place(args, processes)
     signal.signal(signal.SIGTERM, on_terminate)
     try:
         with Supervisor(processes) as supervisor:
             from onedp_ros.nodes.watch import GraphWatch
 
-            watch = GraphWatch("record", supervisor.check)
+            watch = GraphWatch("record", supervisor.check, namespace=args.namespace)
             try:
                 if not watch.spin_until(lambda: "state" in watch.values("recorder_node"), START_TIME):
                     raise RuntimeError(f"the recorder did not start within {START_TIME:.0f} s: {watch.complaints()}")

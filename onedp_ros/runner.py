@@ -16,7 +16,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from onedp_ros.graph import METHODS, ROBOTS, NodeProcess, graph_environment, task_graph
+from onedp_ros.graph import (
+    LOG_LEVELS,
+    METHODS,
+    NETWORKS,
+    ROBOTS,
+    NodeProcess,
+    describe_network,
+    graph_environment,
+    placed,
+    task_graph,
+)
 
 STOP_TIME = 5.0  # s that nodes get to end by themselves, as under ros2 launch: one may hold an arm
 RESPAWN_DELAY = 1.0  # s before a node is started again
@@ -180,6 +190,22 @@ def robot_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {**given, "franka": {name: getattr(args, name) for name in ("robot_ip", "mode", "realtime", "cpu")}}
 
 
+def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of how and where nodes run."""
+    parser.add_argument("--network", choices=NETWORKS, help="who reaches the graph (default: localhost, this host only)")
+    parser.add_argument("--namespace", default="", help="of all nodes, topics and services, for several robots in one ROS domain")
+    parser.add_argument("--params-file", default="", help="YAML file of parameters; those that options set win over it")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info")
+
+
+def place(args: argparse.Namespace, processes: Sequence[NodeProcess]) -> list[NodeProcess]:
+    """The processes as :func:`add_place_arguments` asks for them. Sets this process's environment to that of the graph, and says
+    who can reach it."""
+    os.environ.update(graph_environment(os.environ, args.network or ""))
+    print(describe_network(os.environ), flush=True)
+    return placed(processes, namespace=args.namespace, params_file=args.params_file, log_level=args.log_level)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp run", description=__doc__)
     parser.add_argument("task", help="name of a file in config/tasks, for example pnp_milk, or path of a task file")
@@ -193,7 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait.add_argument("--disabled", action="store_true", help="do not move before action_node's service ~/enable is called")
     wait.add_argument("--enabled", action="store_true", help="move at once; what only the twin does by itself")
     parser.add_argument("--record", type=Path, help="folder to record the run to, for onedp replay")
+    parser.add_argument("--lead", type=float, help="how far ahead of the clock chunks are sampled, s (default: action_node's own)")
     add_robot_arguments(parser)
+    add_place_arguments(parser)
     args = parser.parse_args(argv)
     processes = task_graph(
         args.task,
@@ -203,13 +231,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
         twin_seed=args.twin_seed,
         enabled=False if args.disabled else True if args.enabled else None,
+        lead=args.lead,
         threads=args.threads,
         **robot_arguments(args),
         record=args.record,
     )
     signal.signal(signal.SIGTERM, on_terminate)
     try:
-        with Supervisor(processes) as supervisor:
+        with Supervisor(place(args, processes)) as supervisor:
             print(f"running {', '.join(supervisor.children)}; Ctrl-C stops all of them", flush=True)
             while True:
                 supervisor.check()

@@ -22,7 +22,7 @@ from onedp_ros.nodes.executor import LeanExecutor
 NOTICE = 0.2  # s
 SHUTDOWN = 1.0  # s after which a process ends that was told to and is still loading or predicting
 CLEAN_UP = 3.5  # s that a node then has to bring its arm to rest and to give back what it holds: launch waits for 5 s in all
-LISTENERS = 1.0  # s to find out who listens to a node that failed at its start
+LISTENERS = 2.0  # s to find out who listens to a node that failed at its start
 
 
 def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) -> int:
@@ -69,7 +69,7 @@ def _report(node: Node | None, error: Exception) -> None:
     while not node.count_subscribers("/rosout") and time.monotonic() < deadline:
         time.sleep(0.02)
     node.get_logger().fatal(words)
-    time.sleep(NOTICE)  # until it is sent
+    time.sleep(2 * NOTICE)  # until it is sent
 
 
 def _ends(context: rclpy.Context) -> bool:

@@ -32,7 +32,7 @@ def replay_in_graph(
     processes = replay_graph(contract.task, image_transport=recording.transport, **policy)
     if not real_time:  # it waits for the chunk of every set, however late that set came live
         processes[1] = dataclasses.replace(processes[1], parameters={**processes[1].parameters, "max_observation_age": 10.0})
-    os.environ.update({"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", **graph_environment(os.environ)})
+    os.environ.update(graph_environment(os.environ, "localhost"))
     outputs = Outputs(contract)
     with Supervisor(processes, logs, {"ROS_DOMAIN_ID": str(domain)}) as supervisor:
         given = {"task": contract.task, "bag": str(bag), "image_transport": recording.transport, "real_time": real_time}

@@ -69,7 +69,8 @@ def test_starts_what_onedp_run_starts(name, tmp_path, monkeypatch):
     assert [n.node_executable for n in nodes] == [p.executable for p in expected]
     assert [n._Node__node_name for n in nodes] == [p.name for p in expected]
     assert [n._ExecuteLocal__respawn for n in nodes] == [p.respawn for p in expected]
-    assert context.environment["FASTRTPS_DEFAULT_PROFILES_FILE"].endswith("shared_memory.xml")
+    assert context.environment["FASTRTPS_DEFAULT_PROFILES_FILE"].endswith("localhost.xml")
+    assert context.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
     assert any(isinstance(e, IncludeLaunchDescription) for e in found) == (name != "task.launch.py")
 
 

@@ -138,7 +138,8 @@ RUNS = {}
 def run(rig, cell, bundle, tmp_path_factory, monkeypatch):
     """A live policy, recorded: the bag, and the windows that it predicted from. Cameras: twin, or raw, png or jpg of a Cell."""
     monkeypatch.setenv("ROS_DOMAIN_ID", str(rig.domain))  # for the twin's cameras
-    monkeypatch.setenv(*next(iter(graph_environment({}).items())))  # what a replay in a graph would set
+    for name, value in graph_environment({}).items():  # what a replay in a graph would set
+        monkeypatch.setenv(name, value)
 
     def record(cameras):
         if cameras in RUNS:
@@ -336,7 +337,8 @@ def test_windows_follow_from_the_sets_that_came_and_the_stamps_of_the_chunks(rig
 
 
 def test_a_demonstration_goes_through_the_nodes_as_it_goes_offline(bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv(*next(iter(graph_environment({}).items())))
+    for name, value in graph_environment({}).items():
+        monkeypatch.setenv(name, value)
     arguments = [str(GOLDEN), "--policy", str(bundle), "--engine", "torch", "--graph", "--json", str(tmp_path / "report.json")]
     assert main(arguments) == 0
     report = json.loads((tmp_path / "report.json").read_text())

@@ -346,7 +346,37 @@ def test_files_of_ones_own_reach_every_node_by_their_full_paths(tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"])
 def test_a_profile_that_the_user_chose_stays(name):
-    assert graph_environment({name: "mine.xml"}) == {}
+    assert not [key for key in graph_environment({name: "mine.xml"}) if "PROFILES" in key]
+
+
+RANGE, PROFILE = "ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+OWN = str(graph.resource("config", "dds", "shared_memory.xml"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "network", "expected", "profile", "words"),
+    [
+        ({}, "", {RANGE: "LOCALHOST"}, "localhost", "keeps to this host, sockets on loopback"),
+        ({PROFILE: OWN}, "", {RANGE: "LOCALHOST"}, "localhost", "keeps to this host"),
+        ({}, "subnet", {RANGE: "SUBNET"}, "shared_memory", "open to the network, ROS_AUTOMATIC_DISCOVERY_RANGE=SUBNET: "),
+        ({RANGE: "SUBNET", "ROS_DOMAIN_ID": "7"}, "", {}, "shared_memory", "ROS domain 7"),
+        ({RANGE: "SUBNET"}, "localhost", {RANGE: "LOCALHOST"}, "localhost", "keeps to this host"),
+        ({RANGE: "LOCALHOST"}, "subnet", {RANGE: "SUBNET"}, "shared_memory", "open to the network"),
+        ({"ROS_STATIC_PEERS": "10.0.0.9"}, "", {RANGE: "LOCALHOST"}, "shared_memory", "ROS_STATIC_PEERS=10.0.0.9"),
+        ({"ROS_STATIC_PEERS": "x"}, "localhost", {RANGE: "LOCALHOST", "ROS_STATIC_PEERS": ""}, "localhost", "keeps to this host"),
+        ({"ROS_LOCALHOST_ONLY": "1"}, "subnet", {RANGE: "SUBNET", "ROS_LOCALHOST_ONLY": "0"}, "shared_memory", "open to"),
+        ({"ROS_DISTRO": "humble"}, "", {RANGE: "LOCALHOST", "ROS_LOCALHOST_ONLY": "1"}, "localhost", "keeps to this host"),
+    ],
+)
+def test_a_graph_keeps_to_this_host_unless_asked(environment, network, expected, profile, words):
+    added = graph_environment(environment, network)
+    assert Path(added.pop(PROFILE)).stem == profile
+    assert added == expected
+    made = {**environment, **graph_environment(environment, network)}
+    assert words in graph.describe_network(made)
+    assert {**made, **graph_environment(made)} == made, "the same again for what this process starts"
+    with pytest.raises(ValueError, match="network is 'wan'"):
+        graph_environment(environment, "wan")
 
 
 def test_command_lines_carry_values_of_every_type():

@@ -1,0 +1,152 @@
+"""Who reaches a graph: two hosts, made of network namespaces, each with shared memory of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CELL, LAB = "10.77.0.1", "10.77.0.2"
+# Everything that would choose a network for the test's processes.
+CHOSEN = ("ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_STATIC_PEERS", "ROS_LOCALHOST_ONLY", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[dict[str, str]]:
+    """Name -> network namespace of two hosts, ``cell`` and ``lab``, on one wire."""
+    made = {name: f"onedp_{name}_{os.getpid()}" for name in ("cell", "lab")}
+    wires = {name: f"{name}{os.getpid()}"[:15] for name in made}
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+    if not shutil.which("ip") or not shutil.which("unshare"):
+        pytest.skip("making two hosts needs ip and unshare (packages iproute2 and util-linux)")
+    try:
+        try:
+            for namespace in made.values():
+                ip("netns", "add", namespace)
+            ends = [("name", wires[n], "netns", made[n]) for n in made]
+            ip("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"making two hosts needs permission to make network namespaces: {error.stderr.strip()}")
+        for (name, namespace), address in zip(made.items(), (CELL, LAB), strict=True):
+            ip("-n", namespace, "address", "add", f"{address}/24", "dev", wires[name])
+            for device in ("lo", wires[name]):
+                ip("-n", namespace, "link", "set", device, "up")
+        yield made
+    finally:
+        for namespace in made.values():
+            subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)
+
+
+def on_host(namespace: str, script: str, domain: int, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """A Python program with a host's network and an empty /dev/shm of its own, as another machine's."""
+    command = 'mount -t tmpfs shm /dev/shm && exec "$0" -c "$@"'
+    kept = {name: value for name, value in os.environ.items() if name not in CHOSEN}
+    return subprocess.Popen(
+        ["ip", "netns", "exec", namespace, "unshare", "--mount", "--ipc", "sh", "-c", command, sys.executable, script, *arguments],
+        env={**kept, "ROS_DOMAIN_ID": str(domain), "PYTHONPATH": str(ROOT), **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# The twin and action_node, as onedp run starts them, and one that watches the arm until told to stop.
+GRAPH = """
+import argparse, json, sys, tempfile, threading
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from onedp_ros.graph import task_graph
+from onedp_ros.nodes.watch import GraphWatch
+from onedp_ros.runner import Supervisor, add_place_arguments, place
+
+parser = argparse.ArgumentParser()
+add_place_arguments(parser)
+args = parser.parse_args(sys.argv[1:])
+nodes = task_graph("pnp_milk", enabled=False, model=tempfile.gettempdir())
+told = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), told.set()), daemon=True).start()
+with Supervisor(place(args, [nodes[0], nodes[-1]])) as supervisor:
+    watch = GraphWatch("watch", supervisor.check)
+    places = []
+    keep = lambda m: places.append([m.pose.position.x, m.pose.position.y, m.pose.position.z])
+    watch.node.create_subscription(PoseStamped, "current_pose", keep, 10)
+    assert watch.spin_until(lambda: {"action_node", "twin_node"} <= set(watch.history) and len(places) > 200, 60.0)
+    print("ready", flush=True)
+    start = np.array(places[-1])
+    assert watch.spin_until(told.is_set, 60.0)
+    moved = 1e3 * np.abs(np.array(places) - start).max()
+    watch.close()
+print(json.dumps({"moved_mm": moved}))
+"""
+
+# Somebody who looks around, enables the arm and publishes chunks, with a fresh installation's settings.
+STRANGER = """
+import json, sys, time
+import numpy as np
+import rclpy
+from geometry_msgs.msg import PoseStamped
+from std_srvs.srv import SetBool
+from trajectory_msgs.msg import MultiDOFJointTrajectory
+from onedp_ros.control.chunk import ActionChunk
+from onedp_ros.nodes.messages import chunk_message
+
+rclpy.init()
+node = rclpy.create_node("stranger")
+heard, answered, future, steps = [], False, None, np.arange(16)
+node.create_subscription(PoseStamped, "current_pose", heard.append, 10)
+client = node.create_client(SetBool, "action_node/enable")
+chunks = node.create_publisher(MultiDOFJointTrajectory, "action/chunk", 1)
+quaternion = np.tile([1.0, 0.0, 0.0, 0.0], (16, 1))
+end, period = time.monotonic() + float(sys.argv[1]), 0.05
+while time.monotonic() < end:
+    now = node.get_clock().now().nanoseconds
+    last = heard[-1].pose.position if heard else None
+    place = np.array([last.x, last.y, last.z] if last else [0.45, 0.0, 0.4])
+    positions = place + np.array([0.0, 0.004, 0.0]) * steps[:, None]
+    chunk = ActionChunk(now, now + (steps - 1) * 50_000_000, positions, quaternion, np.full(16, 0.04))
+    chunks.publish(chunk_message(chunk, "base"))
+    begin = time.monotonic()
+    while time.monotonic() < begin + period:
+        rclpy.spin_once(node, timeout_sec=0.01)
+    if future is None and client.service_is_ready():
+        future = client.call_async(SetBool.Request(data=True))
+    answered = answered or bool(future and future.done())
+names = sorted(set(node.get_node_names()) - {"stranger"})
+print(json.dumps({"nodes": names, "heard": len(heard), "answered": answered}))
+"""
+
+
+@pytest.mark.parametrize(("network", "aimed"), [("", False), ("", True), ("subnet", False)])
+def test_a_stranger_on_the_network_reaches_an_open_graph_only(hosts, domain, network, aimed):
+    """``aimed``: the stranger names the graph's host as a peer, and needs no answer to a multicast."""
+    graph = on_host(hosts["cell"], GRAPH, domain, *(["--network", network] if network else []))
+    stranger = None
+    try:
+        assert graph.stdout is not None
+        said = graph.stdout.readline()
+        assert ("open to the network" if network else "keeps to this host") in said
+        assert graph.stdout.readline() == "ready\n", graph.communicate()
+        stranger = on_host(hosts["lab"], STRANGER, domain, "4", **({"ROS_STATIC_PEERS": CELL} if aimed else {}))
+        out, error = stranger.communicate(timeout=40)
+        found = json.loads(out or f'"{error}"')
+        out, error = graph.communicate("stop\n", timeout=40)
+        moved = json.loads(out)["moved_mm"]
+    finally:
+        for process in filter(None, (graph, stranger)):
+            process.kill()
+            process.wait()
+    if network:
+        assert {"action_node", "twin_node"} <= set(found["nodes"]) and found["answered"] and found["heard"]
+        assert moved > 10.0, "else this test would see nothing of a stranger's doing"
+    else:
+        assert found == {"nodes": [], "heard": 0, "answered": False}
+        assert moved < 0.01, f"{moved} mm"
