@@ -6,6 +6,7 @@ Only the standard library and yaml are imported here: launch files read task fil
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import yaml
 
 MAX_BYTES = 4 * 2**20  # of a file; the metadata of a long bag has a few hundred thousand
 MAX_NODES = 100_000  # values in a file, those of repeated aliases counted each time
+MAX_JSON_NODES = 2_000_000  # values in JSON, which is read a hundred times as fast
 MAX_DEPTH = 30
 MAX_NAME = 64  # characters
 _MAX_NUMBER = 100  # characters: reading longer ones takes time that grows with their square
@@ -95,16 +97,30 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return parse_json(_read_text(Path(path)), str(path))
 
 
-def _read_text(path: Path) -> str:
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A file that may come from elsewhere: a regular one, of at most ``limit`` bytes.
+
+    Raises:
+        ConfigError: it is another kind of file, or larger.
+        OSError: it cannot be opened.
+    """
     # Opened without waiting for the other end of a pipe, and read as far as the limit: a size may be a lie.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ConfigError(f"{path} is not a regular file; give the path of one")
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_BYTES} bytes; that is no file of settings, give another")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
-        return data.decode("utf-8-sig")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigError(f"{path} is not a regular file; give the path of one")
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > limit:
+        raise ConfigError(f"{path} has more than {limit} bytes; that is no file of its kind, give another")
+    return data
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
 
@@ -238,6 +254,8 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
             raise ConfigError(f"{name}: {shown(twice)} is there twice; keep one of them")
         return values
 
+    if sum(map(text.count, ",[{")) > MAX_JSON_NODES:
+        raise ConfigError(f"{name} holds more than {MAX_JSON_NODES} values; write or fetch it again")
     try:
         data = json.loads(text, parse_constant=constant, parse_int=integer, parse_float=number, object_pairs_hook=mapping)
     except json.JSONDecodeError as error:
@@ -252,15 +270,15 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
 
 def _check_json(data: dict[str, Any], name: str) -> None:
     """ConfigError for objects that lie too deep in one another, and for text that cannot be written again."""
-    waiting: list[tuple[Any, int]] = [(data, 1)]
+    waiting: list[Iterator[Any]] = [iter((data,))]
     while waiting:
-        value, depth = waiting.pop()
-        if depth > MAX_DEPTH:
-            raise ConfigError(f"{name}: {_DEEP}")
-        if isinstance(value, dict):
-            waiting += ((part, depth + 1) for pair in value.items() for part in pair)
-        elif isinstance(value, list):
-            waiting += ((part, depth + 1) for part in value)
+        value = next(waiting[-1], waiting)
+        if value is waiting:
+            waiting.pop()
+        elif isinstance(value, (dict, list)):
+            waiting.append(itertools.chain(value.keys(), value.values()) if isinstance(value, dict) else iter(value))
+            if len(waiting) > MAX_DEPTH + 1:
+                raise ConfigError(f"{name}: {_DEEP}")
         elif isinstance(value, str):
             try:
                 value.encode()

@@ -22,10 +22,13 @@ import zarr
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from onedp_ros.config import shown
 from onedp_ros.contract import NANOSECONDS, Contract, encode_action, encode_state
 from onedp_ros.data.episodes import Episode, Piece, Run, Source, SourceError, on_grid
+from onedp_ros.data.zarr_reader import ZarrError, ZarrStore
 
 IMAGE_CHUNK = 32  # images a chunk
+MAX_EPISODES = 100_000  # in a store
 _BLOCK = 8 * IMAGE_CHUNK  # images that a process takes at once
 _PACK = numcodecs.Blosc("lz4", clevel=1)  # of the pieces
 _FORMAT: dict[str, Any] = {"zarr_format": 2} if zarr.__version__ >= "3" else {}  # zarr 2 knows no other
@@ -104,19 +107,22 @@ def sources(path: Path) -> list[Source]:
     Raises:
         SourceError: it has neither this package's fields nor those of Diffusion Policy's real robot.
     """
-    root = _open(path)
-    names = sorted(name for name, _ in root["data"].arrays()) if "data" in root else []
-    if "meta/episode_ends" not in root or "action" not in names or not {"state", "robot_eef_pose"} & set(names):
-        raise SourceError(
-            f"{path} has the arrays {names} in data/, expected action, and state (as 'onedp convert' writes) or robot_eef_pose (as "
-            f"Diffusion Policy's real robot does), and meta/episode_ends"
-        )
+    try:
+        store = ZarrStore(path)
+        names = store.names("data")
+        if "meta/episode_ends" not in store or "action" not in names or not {"state", "robot_eef_pose"} & set(names):
+            raise SourceError(
+                f"{path} has the arrays {shown(names)} in data/, expected action, and state (as 'onedp convert' writes) or "
+                f"robot_eef_pose (as Diffusion Policy's real robot does), and meta/episode_ends"
+            )
+        ends = episode_ends(store)
+    except ZarrError as error:
+        raise SourceError(str(error)) from error
     read = _read if "state" in names else _read_real
-    ends = root["meta/episode_ends"][:].tolist()
-    noted = root.attrs.get("episodes", [])
-    if len(noted) != len(ends):
+    noted = store.attributes.get("episodes")
+    if not isinstance(noted, list) or len(noted) != len(ends) or not all(isinstance(note, dict) for note in noted):
         noted = [{}] * len(ends)
-    contract = {"contract": root.attrs["contract"]} if "contract" in root.attrs else {}
+    contract = {"contract": store.attributes["contract"]} if "contract" in store.attributes else {}
     found = []
     for i, (first, last) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         name = f"{path}/episode_{i}"
@@ -124,11 +130,17 @@ def sources(path: Path) -> list[Source]:
     return found
 
 
-def _open(path: Path) -> Any:
-    try:
-        return zarr.open_group(zarr.storage.ZipStore(str(path), mode="r") if path.is_file() else str(path), mode="r")
-    except Exception as error:  # zarr raises errors of many kinds
-        raise SourceError(f"{path} is no zarr store that can be read ({type(error).__name__}: {error}); make it again") from error
+def episode_ends(store: ZarrStore) -> list[int]:
+    """The row behind each episode's last. ZarrError when they do not rise, or are too many."""
+    array = store["meta/episode_ends"]
+    if array.ndim != 1 or array.dtype.kind not in "iu" or len(array) > MAX_EPISODES:
+        raise ZarrError(
+            f"{store.path}: 'meta/episode_ends' is {array.dtype} {array.shape}, expected whole numbers, {MAX_EPISODES} at most"
+        )
+    ends = array[:].astype(np.int64)
+    if np.any(np.diff(ends, prepend=0) <= 0):
+        raise ZarrError(f"{store.path}: 'meta/episode_ends' does not rise from episode to episode; it is damaged, make it again")
+    return [int(end) for end in ends]
 
 
 class _Rows:
@@ -136,7 +148,7 @@ class _Rows:
 
     def __init__(self, path: Path, first: int, last: int) -> None:
         self.path = path
-        self._data, self._first, self._last = _open(path)["data"], first, last
+        self._store, self._first, self._last = ZarrStore(path), first, last
 
     def __call__(self, name: str, *shape: int | None) -> NDArray:
         """``data/<name>``, of this shape after the first dimension (None: any).
@@ -144,14 +156,14 @@ class _Rows:
         Raises:
             SourceError: it is absent, too short, of another shape, or cannot be decoded.
         """
-        if name not in self._data:
-            names = sorted(n for n, _ in self._data.arrays())
+        if f"data/{name}" not in self._store:
+            names = shown(self._store.names("data"))
             raise SourceError(f"{self.path} lacks data/{name}, it has {names}; name the cameras in the task file as they are there")
         try:
-            array = self._data[name]
-            rows = np.asarray(array[self._first : self._last])
-        except Exception as error:  # a codec that is not installed, a damaged chunk
-            raise SourceError(f"{self.path}: data/{name} cannot be decoded ({type(error).__name__}: {error})") from error
+            array = self._store[f"data/{name}"]
+            rows = array[self._first : self._last]
+        except ZarrError as error:
+            raise SourceError(str(error)) from error
         if len(shape) != rows.ndim - 1 or any(n not in (None, m) for n, m in zip(shape, rows.shape[1:], strict=True)):
             expected = "".join(f", {'any' if n is None else n}" for n in shape)
             raise SourceError(f"{self.path}: data/{name} has the shape {array.shape}, expected (N{expected})")

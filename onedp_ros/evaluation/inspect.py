@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from onedp_ros.contract import Camera, Contract, ContractError, decode_action
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, find_bags, read_metadata
 from onedp_ros.data.episodes import read_episodes
 from onedp_ros.data.timing import sync_errors_ms
+from onedp_ros.data.zarr_reader import ZarrStore
 from onedp_ros.evaluation.bag_reading import BagReading, write_rerun
 from onedp_ros.evaluation.figures import plot_contact_sheet, plot_recording
 from onedp_ros.evaluation.inspect_lines import bag_lines, bags_lines, dataset_lines
@@ -180,12 +180,14 @@ def inspect_dataset(path: Path) -> dict[str, Any]:
         ContractError: its contract is none.
     """
     try:
-        root = zarr.open_group(str(path), mode="r")
-        attributes = dict(root.attrs)
-        contract = Contract.from_dict(attributes["contract"])  # type: ignore[arg-type]
-        images: dict[str, Any] = {name: root[f"data/{name}"] for name in contract.cameras}
-        state, action, ends = (np.asarray(root[name][:]) for name in ("data/state", "data/action", "meta/episode_ends"))  # type: ignore[index]
-    except (KeyError, TypeError, OSError, ValueError) as error:
+        store = ZarrStore(path)
+        attributes = store.attributes
+        contract = Contract.from_dict(attributes["contract"])
+        images = {name: store[f"data/{name}"] for name in contract.cameras}
+        state, action, ends = (store[name][:] for name in ("data/state", "data/action", "meta/episode_ends"))
+        if (state.shape[1:], action.shape[1:], ends.shape[1:]) != ((contract.state_dim,), (contract.action_dim,), ()):
+            raise ValueError(f"state {state.shape}, action {action.shape}, episode_ends {ends.shape}")
+    except (KeyError, OSError, ValueError) as error:
         if isinstance(error, ContractError):
             raise
         raise InspectError(f"{path} is no training set ({type(error).__name__}: {error}); make it with 'onedp convert'") from error

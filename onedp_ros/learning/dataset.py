@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import zarr
 from numpy.typing import NDArray
 
 from onedp_ros.contract import Contract, Normalizer
+from onedp_ros.data.zarr_reader import ZarrArray, ZarrError, ZarrStore
 from onedp_ros.policy.policies import Batch
 
 PAD_BEFORE, PAD_AFTER = 1, 7
@@ -28,7 +28,7 @@ class DatasetError(ValueError):
     """A data set that cannot be trained on; the message names the file, the array and the remedy."""
 
 
-def _unpack(array: zarr.Array, file: Path, stamp: str) -> NDArray:
+def _unpack(array: ZarrArray, file: Path, stamp: str) -> NDArray:
     """The array as a file mapped into memory, written in pieces unless it is there from an earlier process or run."""
     done = file.with_suffix(".done")
     if not (done.exists() and done.read_text() == stamp):
@@ -65,37 +65,38 @@ class WindowDataset:
         if not Path(path).exists():
             raise DatasetError(f"{path} does not exist; make it with 'onedp convert BAGS --out {path}'")
         try:
-            root = zarr.open_group(str(path), mode="r")
-        except Exception as error:
+            store = ZarrStore(path)
+        except ZarrError as error:
             raise DatasetError(f"{path} is not a zarr replay buffer ({error}); convert the bags again") from error
-        if "contract" not in root.attrs:
+        if "contract" not in store.attributes:
             raise DatasetError(f"{path} has no 'contract' attribute; convert the bags again with 'onedp convert'")
-        self.contract = Contract.from_dict(dict(root.attrs["contract"]))  # type: ignore[arg-type]
+        self.contract = Contract.from_dict(store.attributes["contract"])
         if contract is not None:
             contract.require_same(self.contract, "the task", str(path))
 
         def read(name: str, shape: tuple[int, ...], dtype: str) -> NDArray:
-            if name not in root:
+            if name not in store:
                 raise DatasetError(f"{path} has no array '{name}'; convert the bags again")
-            array = root[name]
-            if not isinstance(array, zarr.Array):
-                raise DatasetError(f"{path}: '{name}' is a group, expected an array; convert the bags again")
+            array = store[name]
             if array.shape[1:] != shape or array.dtype != np.dtype(dtype):
                 raise DatasetError(
                     f"{path}: '{name}' is {array.dtype} {array.shape}, expected {dtype} (N, {', '.join(map(str, shape))})"
                 )
             if not unpack or len(shape) < 3:
-                return np.ascontiguousarray(array[:])
+                return array[:]
             sample = array[:: max(1, array.shape[0] // 32)]  # enough to tell other images of the same states
             images = hashlib.sha256(self.stamp.encode() + np.asarray(sample).tobytes()).hexdigest()
             return _unpack(array, Path(path).with_suffix(".cache") / f"{Path(name).name}.npy", images)
 
         c = self.contract
-        self.state = read("data/state", (c.state_dim,), "float32")
-        self.action = read("data/action", (c.action_dim,), "float32")
-        self.episode_ends = read("meta/episode_ends", (), "int64")
-        self.stamp = hashlib.sha256(b"".join(a.tobytes() for a in (self.state, self.action, self.episode_ends))).hexdigest()
-        self.images = {n: read(f"data/{n}", (camera.height, camera.width, 3), "uint8") for n, camera in c.cameras.items()}
+        try:
+            self.state = read("data/state", (c.state_dim,), "float32")
+            self.action = read("data/action", (c.action_dim,), "float32")
+            self.episode_ends = read("meta/episode_ends", (), "int64")
+            self.stamp = hashlib.sha256(b"".join(a.tobytes() for a in (self.state, self.action, self.episode_ends))).hexdigest()
+            self.images = {n: read(f"data/{n}", (camera.height, camera.width, 3), "uint8") for n, camera in c.cameras.items()}
+        except ZarrError as error:
+            raise DatasetError(str(error)) from error
         lengths = {"state": len(self.state), "action": len(self.action), **{n: len(i) for n, i in self.images.items()}}
         ends = self.episode_ends
         if len(ends) == 0 or np.any(np.diff(ends, prepend=0) <= 0) or any(n != ends[-1] for n in lengths.values()):
