@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import functools
 import hashlib
 import itertools
@@ -30,14 +31,17 @@ import numpy as np
 from tqdm import tqdm
 
 from onedp_ros.contract import NANOSECONDS, Contract, ContractError
-from onedp_ros.data import lerobot, replay_buffer, robomimic
+from onedp_ros.data import lerobot, quality, replay_buffer, robomimic
 from onedp_ros.data.bags import PARTIAL, BagError, find_bags, kept, read_metadata, sync, versions
 from onedp_ros.data.episodes import Piece, Source, SourceError, read_episodes
 from onedp_ros.resources import task_contract
 
 WRITERS: dict[str, Any] = {"zarr": replay_buffer, "lerobot": lerobot}  # each: check, encode, assemble
 READERS = (replay_buffer, lerobot, robomimic)  # each: recognises, sources; what none recognises is bags
-_NOTES = ("seed", "success", "interrupted", "problems", "versions")  # of a recording's notes, what the data set keeps
+_NOTES = ("seed", "success", "interrupted", "problems", "versions", "warnings")  # of a recording's notes, what the data set keeps
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ConvertError(RuntimeError):
@@ -46,7 +50,8 @@ class ConvertError(RuntimeError):
 
 @dataclasses.dataclass
 class Report:
-    """What :func:`convert` did. ``skipped``: recording -> reason; ``dropped``: reason -> messages, sets or steps left out.
+    """What :func:`convert` did. ``skipped``: recording -> reason; ``dropped``: reason -> messages, sets or steps left out;
+    ``warnings``: recording -> what is doubtful about what was kept.
 
     ``recordings`` has an entry for each, with its ``source`` and: the ``steps`` of each of its episodes, their ``seconds`` in all,
     the ``gaps`` between them (s), what was ``dropped``, and what its recorder noted; or ``unsuccessful``; or why it is ``skipped``.
@@ -61,6 +66,7 @@ class Report:
     unsuccessful: int
     gaps: int
     dropped: dict[str, int]
+    warnings: dict[str, list[str]]
     recordings: list[dict[str, Any]]
 
     @property
@@ -99,7 +105,7 @@ def convert(
     if partial.exists() and not resume:
         raise ConvertError(f"{partial} is left of an interrupted conversion; go on with it by --resume, or choose another --out")
     found, skipped = find_sources(sources)
-    contract = _agree(found, contract)
+    contract, found = _agree(found, contract, skipped)
     writer = WRITERS[format]
     writer.check(contract)
     unsuccessful = [] if keep_unsuccessful else [source for source in found if source.notes.get("success") is False]
@@ -137,7 +143,8 @@ def convert(
         sync(out.parent)
         shutil.rmtree(partial)
     except OSError as error:
-        raise ConvertError(f"{partial} cannot be written: {error}; make room on the disk, then go on with --resume") from error
+        remedy = "make room on the disk" if error.errno in _FULL else "mend that"
+        raise ConvertError(f"{partial} cannot be written: {error}; {remedy}, then go on with --resume") from error
     except BrokenProcessPool as error:
         raise ConvertError(
             f"a process ended unexpectedly, perhaps for want of memory; {partial} keeps what is done, go on with --resume and "
@@ -154,6 +161,7 @@ def convert(
         unsuccessful=len(unsuccessful),
         gaps=attributes["gaps"],
         dropped=attributes["dropped"],
+        warnings={line["source"]: line["warnings"] for line in recordings if "warnings" in line},
         recordings=[
             *recordings,
             *({"source": source.name, "unsuccessful": True} for source in unsuccessful),
@@ -170,36 +178,47 @@ def find_sources(paths: Sequence[str | Path]) -> tuple[list[Source], dict[str, s
     """
     found: list[Source] = []
     broken: dict[str, str] = {}
+    unusable: SourceError | None = None
     for path in map(Path, paths):
         reader = next((reader for reader in READERS if reader.recognises(path)), None)
         if reader is not None:
-            found += reader.sources(path)
+            try:
+                found += reader.sources(path)
+            except SourceError as error:
+                broken[str(path)], unusable = str(error), error
             continue
         try:
             bags, unreadable = find_bags([path])
         except BagError as error:
             raise BagError(f"{error}, a robomimic HDF5 file, a zarr replay buffer or a LeRobot data set") from error
         broken |= {str(bag): reason for bag, reason in unreadable.items()}
-        for bag in bags:
-            try:
-                found.append(Source(bag, str(bag), functools.partial(read_episodes, bag), read_metadata(bag)))
-            except BagError as error:
-                broken[str(bag)] = str(error)
+        found += [Source(bag, str(bag), functools.partial(read_episodes, bag), read_metadata(bag)) for bag in bags]
+    if unusable is not None and not found:
+        raise unusable
     return found, broken
 
 
-def _agree(sources: Sequence[Source], contract: Contract | None) -> Contract:
-    """The contract of all: ``contract`` or, without it, the first that a source names."""
+def _agree(sources: Sequence[Source], contract: Contract | None, skipped: dict[str, str]) -> tuple[Contract, list[Source]]:
+    """The contract of all, ``contract`` or, without it, the first that a source names; and the sources whose note of it is one.
+
+    The others come into ``skipped``.
+    """
     named_by = "the task file"
+    agreed = []
     for source in sources:
         if noted := source.notes.get("contract"):
-            theirs = Contract.from_dict(noted)
+            try:
+                theirs = Contract.from_dict(noted)
+            except ContractError as error:
+                skipped[source.name] = f"the contract that it notes is none of this version: {error}"
+                continue
             if contract is None:
                 contract, named_by = theirs, source.name
             contract.require_same(theirs, named_by, source.name)
+        agreed.append(source)
     if contract is None:
         raise ConvertError("no recording names its contract; give the task file with --task")
-    return contract
+    return contract, agreed
 
 
 def _nothing(skipped: Mapping[str, str], unsuccessful: int) -> str:
@@ -240,29 +259,45 @@ def _begin(partial: Path, plan: dict[str, Any]) -> None:
 
 def _encode(format: str, source: Source, contract: Contract, folder: Path) -> str:
     """Read a recording into ``folder``, in a process of its own. Returns "", or why it cannot be read."""
-    try:
-        episodes, dropped = source.read(contract)
-    except (BagError, SourceError, ContractError) as error:
-        return str(error)
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+    try:
+        _read(format, source, contract, unfinished)
+    except (BagError, SourceError, ContractError) as error:
+        reason = str(error)
+    except (OSError, MemoryError):  # of the place that is written to
+        raise
+    except Exception as error:  # one that cannot be used must not cost the others
+        reason = f"it cannot be used ({type(error).__name__}: {error}); leave it out"
+    else:
+        _sync_all(unfinished)
+        unfinished.rename(folder)
+        return ""
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return reason
+
+
+def _read(format: str, source: Source, contract: Contract, folder: Path) -> None:
+    frames = folder / "frames"
+    episodes, dropped = source.read(contract, frames)
     for i, episode in enumerate(episodes):
-        place = unfinished / f"{i:04d}"
+        place = folder / f"{i:04d}"
         place.mkdir(parents=True)
         np.savez(place / "steps.npz", state=episode.state, action=episode.action)
         WRITERS[format].encode(episode.images, contract, place)
+    shutil.rmtree(frames, ignore_errors=True)
     pauses = [(b.stamps[0] - a.stamps[-1]) / NANOSECONDS for a, b in itertools.pairwise(episodes)]
     steps = [len(episode.stamps) for episode in episodes]
-    line = {"steps": steps, "seconds": round(sum(steps) * contract.dt, 3), "gaps": [round(float(p), 3) for p in pauses]}
-    line |= {"dropped": dict(dropped)}
-    (unfinished / "line.json").write_text(json.dumps(line), encoding="utf-8")
-    _sync_all(unfinished)
-    unfinished.rename(folder)
-    return ""
+    line: dict[str, Any] = {"steps": steps, "seconds": round(sum(steps) * contract.dt, 3)}
+    line |= {"gaps": [round(float(p), 3) for p in pauses], "dropped": dict(dropped)}
+    state, action = (np.concatenate([getattr(episode, name) for episode in episodes]) for name in ("state", "action"))
+    if warnings := [*dropped.warnings, *quality.doubts(state, action, np.cumsum(steps))]:
+        line["warnings"] = warnings
+    (folder / "line.json").write_text(json.dumps(line), encoding="utf-8")
 
 
 def _line(source: Source, folder: Path) -> dict[str, Any]:
     line = json.loads((folder / "line.json").read_text(encoding="utf-8"))
-    return {"source": source.name, **line, **{key: source.notes[key] for key in _NOTES if key in source.notes}}
+    return {"source": source.name, **{key: source.notes[key] for key in _NOTES if key in source.notes}, **line}
 
 
 def _entries(source: Source, line: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -323,7 +358,7 @@ def _end_with_parent() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Exit code: 0 all was converted, 2 some was skipped, 1 nothing was written, 130 interrupted."""
+    """Command line. Exit code: 0 all was converted, 2 some was skipped or is doubtful, 1 nothing was written, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="onedp convert", description="Recordings -> training set.")
     parser.add_argument(
         "sources", nargs="+", help="bags, folders of bags, robomimic HDF5 files, zarr replay buffers, LeRobot v3 data sets"
@@ -364,14 +399,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{line['source']}: {'; '.join(remarks)}")
     for reason, count in sorted(report.dropped.items()):
         print(f"dropped {count}: {reason}")
+    for name, warnings in report.warnings.items():
+        for warning in warnings:
+            print(f"WARNING {name}: {warning}", file=sys.stderr)
     print(
         f"{report.out}: {report.episodes} episodes, {report.steps} steps, {report.recorded_s:.0f} s in {report.wall_s:.1f} s "
         f"({report.speed:.0f} x real time), {report.gaps} gaps, {report.unsuccessful} unsuccessful, {len(report.skipped)} skipped"
+        + f", {len(report.warnings)} with warnings"
+        * bool(report.warnings)
     )
     if options.json:
         Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         Path(options.json).write_text(json.dumps({**dataclasses.asdict(report), "speed": report.speed}, indent=2) + "\n")
-    return 2 if report.skipped else 0
+    return 2 if report.skipped or report.warnings else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A bag -> episodes: observations on the control grid, each with the action that was commanded at its stamp.
 
 Messages pass, in log order, through the ObservationAssembler of ``contract.py``, as they do in the live node. Of the
-observations those nearest to a grid of ``dt = 1 / control_hz`` are kept, from the first one that has a target.
+observations those nearest to a grid of ``dt = 1 / control_hz`` are kept, from the first one that has a target. A message that
+cannot be used is dropped and counted, whatever it is.
 
 What is imported from other data sets passes through :func:`on_grid`, to the same grid.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ from onedp_ros.contract import (
     decode_action,
     encode_action,
 )
-from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, read_bag
+from onedp_ros.data import quality
+from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, Refusals, read_messages, read_serialized
+from onedp_ros.data.frames import FrameStore, Images
 from onedp_ros.data.messages import bare_name, feed, pose_arrays
 from onedp_ros.geometry import slerp
 
@@ -41,12 +45,20 @@ class SourceError(RuntimeError):
 
 @dataclasses.dataclass
 class Episode:
-    """Steps spaced by ``dt``: stamps (T,) int64 ns, images (T, height, width, 3) uint8, state (T, 9), action (T, 10) float32."""
+    """Steps spaced by ``dt``: stamps (T,) int64 ns, by camera T images, state (T, 9), action (T, 10) float32."""
 
     stamps: NDArray[np.int64]
-    images: dict[str, NDArray[np.uint8]]
+    images: dict[str, Images]
     state: NDArray[np.float32]
     action: NDArray[np.float32]
+
+
+class Dropped(Counter[str]):
+    """How often what was left out, by reason; ``warnings`` tell what is doubtful about the rest."""
+
+    def __init__(self, *counts: Mapping[str, int]) -> None:
+        super().__init__(*counts)
+        self.warnings: list[str] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +66,17 @@ class Source:
     """A recording to convert: a bag, or an episode of another data set. It can be sent to another process.
 
     ``path`` is the file or folder it lies in, ``name`` what messages call it, ``notes`` what its recorder noted (contract, seed,
-    success, …). ``read`` gives its episodes under a contract, one unless it has gaps, and counts of what was dropped.
+    success, …). ``read`` gives its episodes under a contract, one unless it has gaps, and counts of what was dropped; images on
+    their way are kept in the folder given, if any.
 
-    ``read`` raises:
+    ``read``, and going through the images, raises:
         BagError, SourceError: it cannot be read or holds no step.
         ContractError: it holds what the contract forbids.
     """
 
     path: Path
     name: str
-    read: Callable[[Contract], tuple[list[Episode], Counter[str]]]
+    read: Callable[[Contract, Path | None], tuple[list[Episode], Dropped]]
     notes: Mapping[str, Any]
 
 
@@ -91,9 +104,12 @@ class Targets:
 
     def add(self, topic: str, stamp: int, message: Any, contract: Contract) -> None:
         """Take a message of the target topics. ContractError for one that is no target."""
-        if topic == TARGET_POSE_TOPIC:
+        if bare_name(topic) == TARGET_POSE_TOPIC:
             if message.header.frame_id != contract.base_frame:
-                raise ContractError(f"{topic} is in frame '{message.header.frame_id}', expected '{contract.base_frame}'")
+                raise ContractError(
+                    f"{topic} is in frame '{message.header.frame_id}', expected '{contract.base_frame}'; publish it in that frame, "
+                    f"or set base_frame in the task file"
+                )
             position, quaternion = pose_arrays(message.pose)
             if not (np.all(np.isfinite(position)) and abs(np.linalg.norm(quaternion) - 1.0) < 0.05):
                 raise ContractError(f"{topic} at {stamp} ns is {position} {quaternion}, expected numbers and a unit quaternion")
@@ -111,14 +127,18 @@ class Targets:
 
     def hold(self, stamp: int) -> bool:
         """Whether both targets had been given at ``stamp``, the pose not too long ago."""
-        i, j = self._last(stamp)
-        return i >= 0 and j >= 0 and stamp - self.pose_stamps[i] <= TARGET_MAX_AGE * NANOSECONDS
+        return self.hold_pose(stamp) and self._last(stamp)[1] >= 0
 
-    def action(self, stamp: int) -> NDArray[np.float32]:
-        """Action (10,) at a ``stamp`` where they :meth:`hold`.
+    def hold_pose(self, stamp: int) -> bool:
+        """Whether a target pose had been given at ``stamp``, not too long ago."""
+        i, _ = self._last(stamp)
+        return i >= 0 and stamp - self.pose_stamps[i] <= TARGET_MAX_AGE * NANOSECONDS
+
+    def action(self, stamp: int, measured: float = np.nan) -> NDArray[np.float32]:
+        """Action (10,) at a ``stamp`` where the pose is held.
 
         Between two target poses the position is linear and the rotation a slerp; the opening is the last one commanded, since
-        a gripper is commanded in steps.
+        a gripper is commanded in steps, and the ``measured`` one (m) before the first command.
         """
         i, j = self._last(stamp)
         position, quaternion = self.poses[i]
@@ -129,7 +149,8 @@ class Targets:
                 next_position, next_quaternion = self.poses[i + 1]
                 position = position + a * (next_position - position)
                 quaternion = slerp(quaternion, next_quaternion, a)
-        return np.asarray(encode_action(position, quaternion, self.openings[j]), dtype=np.float32)
+        opening = self.openings[j] if j >= 0 else measured
+        return np.asarray(encode_action(position, quaternion, opening), dtype=np.float32)
 
     def _last(self, stamp: int) -> tuple[int, int]:
         return bisect.bisect_right(self.pose_stamps, stamp) - 1, bisect.bisect_right(self.opening_stamps, stamp) - 1
@@ -161,59 +182,186 @@ def grid_segments(stamps: NDArray[np.int64], step: int, commanded: NDArray[np.bo
     return segments
 
 
-def read_episodes(bag: str | Path, contract: Contract) -> tuple[list[Episode], Counter[str]]:
+_IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+_POSE, _JOINTS = "geometry_msgs/msg/PoseStamped", "sensor_msgs/msg/JointState"
+
+
+def expected_types(contract: Contract) -> dict[str, str]:
+    """The topics, without leading "/", that are read of a bag, with their types."""
+    types = {bare_name(contract.joint_states_topic): _JOINTS, bare_name(contract.pose_topic): _POSE}
+    for camera in contract.cameras.values():
+        types |= {bare_name(camera.topic): _IMAGE, f"{bare_name(camera.topic)}/compressed": _COMPRESSED}
+    return types | {TARGET_POSE_TOPIC: _POSE, GRIPPER_TARGET_TOPIC: _JOINTS}
+
+
+class _Run:
+    """What was recorded until the recorder's clock was set back, or to the end: what was commanded, and what was observed."""
+
+    def __init__(self) -> None:
+        self.targets = Targets()
+        self.stamps: list[int] = []
+        self.states: list[NDArray[np.floating[Any]]] = []
+        self.frames: list[dict[str, int]] = []  # by camera, the number in the store
+        self.numbers: dict[tuple[str, int], int] = {}  # of a camera and stamp
+        self.begin: int | None = None  # of the cameras, ns
+        self.end = 0
+
+    def add(self, observation: Observation, store: FrameStore) -> None:
+        for camera, image in observation.images.items():
+            key = camera, observation.image_stamps[camera]
+            if key not in self.numbers:
+                self.numbers[key] = store.add(camera, image)
+        self.frames.append({c: self.numbers[c, observation.image_stamps[c]] for c in observation.images})
+        self.stamps.append(observation.stamp)
+        self.states.append(observation.state)
+
+    def saw(self, stamp: int) -> None:
+        """A camera's message came."""
+        self.begin = stamp if self.begin is None else min(self.begin, stamp)
+        self.end = max(self.end, stamp)
+
+
+class _Reading:
+    """One reading of a bag: its runs, and what was not used."""
+
+    def __init__(self, contract: Contract, store: FrameStore) -> None:
+        self.contract, self.store = contract, store
+        self.refusals = Refusals()
+        self.heard: Counter[str] = Counter()
+        self.runs = [_Run()]
+        self.assembler = ObservationAssembler(contract)
+        self._lags: dict[str, array[int]] = {}
+        self._transports: dict[str, str] = {}
+        self._last_target = 0
+
+    def read(self, bag: Path) -> None:
+        types = expected_types(self.contract)
+        cameras = {bare_name(camera.topic) for camera in self.contract.cameras.values()}
+        for topic, stamp, logged, content in read_messages(bag, types, self.refusals):
+            name = bare_name(topic)
+            if self._transports.setdefault(name, topic) != topic:
+                continue  # recorded both raw and compressed: as the first of them
+            self.heard[topic] += 1
+            self._lags.setdefault(topic, array("q")).append(logged - stamp)
+            if content.__msgtype__ != types[topic]:
+                self.refusals.add(topic, f"its type is {content.__msgtype__}, expected {types[topic]}; publish that type")
+                continue
+            if name in cameras:
+                self.runs[-1].saw(stamp)
+            try:
+                self._take(name, stamp, content)
+            except (ContractError, ValueError, IndexError, OverflowError) as error:
+                self.refusals.add(topic, error)
+
+    def _take(self, topic: str, stamp: int, content: Any) -> None:
+        run = self.runs[-1]
+        if topic in (TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC):
+            if topic == TARGET_POSE_TOPIC:
+                if stamp < self._last_target - NANOSECONDS:
+                    run = self._begin_run()
+                self._last_target = stamp
+            run.targets.add(topic, stamp, content, self.contract)
+            return
+        before = self._jumps()
+        try:
+            feed(self.assembler, topic, content, stamp)
+        finally:
+            if self._jumps() > before:
+                run = self._begin_run()
+        for observation in self.assembler.pop():
+            run.add(observation, self.store)
+
+    def _jumps(self) -> int:
+        return sum(count for reason, count in self.assembler.dropped.items() if reason.endswith("jumped back"))
+
+    def _begin_run(self) -> _Run:
+        if self.runs[-1].stamps:  # else it has just begun, by another stream
+            self.runs.append(_Run())
+        return self.runs[-1]
+
+    def lags(self) -> dict[str, float]:
+        """By topic, the median time (s) from stamp to recording."""
+        return {
+            topic: float(np.median(np.frombuffer(lags, np.int64))) / NANOSECONDS
+            for topic, lags in self._lags.items()
+            if not quality.unstamped({topic: self.refusals.unstamped[topic]}, self.heard)
+        }
+
+
+def read_episodes(bag: str | Path, contract: Contract, folder: Path | None = None) -> tuple[list[Episode], Dropped]:
     """The episodes of a bag, one unless it has gaps, and counts of what was dropped.
 
+    Images on their way are kept in ``folder``, in memory without one.
+
     Raises:
-        BagError: the bag cannot be read or holds no step.
-        ContractError: a message that the contract forbids.
+        BagError: the bag cannot be read or holds no step; names what could not be used.
+        OSError: ``folder`` is full.
     """
-    assembler = ObservationAssembler(contract)
-    targets = Targets()
-    observations: list[Observation] = []
-    seen: set[str] = set()
-    for topic, stamp, message in read_bag(bag):
-        if topic in (TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC):
-            targets.add(topic, stamp, message, contract)
-        elif feed(assembler, topic, message):
-            observations += assembler.pop()
-        else:
-            continue
-        seen.add(bare_name(topic))
-
-    dropped = Counter(assembler.dropped)
-    kept = [o for o in observations if targets.hold(o.stamp)]
-    if len(kept) < len(observations):
-        dropped["no target at the stamp"] += len(observations) - len(kept)
-    if not kept:
-        sources = [*(c.topic for c in contract.cameras.values()), contract.joint_states_topic, contract.pose_topic]
-        missing = sorted({*map(bare_name, sources), TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC} - seen)
-        reason = f"it lacks the topics {missing}" if missing else f"nothing fits together: {dict(dropped)}"
-        raise BagError(f"{bag} holds no complete step; {reason}")
-
-    stamps = np.array([o.stamp for o in kept], dtype=np.int64)
-    if np.any(np.diff(stamps) <= 0):
-        raise BagError(f"{bag}: its stamps jump back, its recorder's clock was set")
-    episodes = []
-    for chosen in grid_segments(stamps, contract.dt_ns, np.isin(stamps, targets.pose_stamps)):
-        if len(chosen) < contract.n_obs_steps:
-            dropped[_TOO_SHORT] += len(chosen)
-            continue
-        picked = [kept[i] for i in chosen]
-        episodes.append(
-            Episode(
-                stamps=stamps[chosen],
-                images={name: np.stack([o.images[name] for o in picked]) for name in contract.cameras},
-                state=np.stack([o.state for o in picked]).astype(np.float32),
-                action=np.stack([targets.action(o.stamp) for o in picked]),
-            )
-        )
+    bag = Path(bag)
+    reading = _Reading(contract, FrameStore(folder))
+    reading.read(bag)
+    dropped = Dropped(reading.assembler.dropped)
+    episodes: list[Episode] = []
+    observed = uncommanded = 0
+    for run in reading.runs:
+        held = [i for i, stamp in enumerate(run.stamps) if run.targets.hold_pose(stamp)] if run.targets.openings else []
+        observed, uncommanded = observed + len(run.stamps), uncommanded + len(run.stamps) - len(held)
+        episodes += _grid(run, held, reading.store, contract, dropped)
+    if uncommanded:
+        dropped["no target at the stamp"] += uncommanded
+    dropped.update(reading.refusals.counts())
     if not episodes:
-        raise BagError(f"{bag} holds no {contract.n_obs_steps} observations {contract.dt} s apart; are the cameras slower?")
+        raise BagError(_why_nothing(bag, reading, dropped, observed > uncommanded))
+    expected = sum((run.end - run.begin) / contract.dt_ns + 1 for run in reading.runs if run.begin is not None)
+    steps = sum(len(episode.stamps) for episode in episodes)
+    dropped.warnings += [
+        *quality.refusals(reading.refusals.messages, reading.refusals.reasons, reading.heard),
+        *quality.lags(reading.lags()),
+        *quality.losses(steps, expected, uncommanded / max(observed, 1), contract.control_hz, dropped),
+        *quality.unstamped(reading.refusals.unstamped, reading.heard),
+        *(f"{what}; what lies there is lost" for what in reading.refusals.damage if not what.endswith("cut short")),
+    ]
     return episodes, dropped
 
 
-def on_grid(name: str, episode: Episode, contract: Contract) -> tuple[list[Episode], Counter[str]]:
+def _grid(run: _Run, held: list[int], store: FrameStore, contract: Contract, dropped: Counter[str]) -> Iterator[Episode]:
+    """The episodes of a run, of the observations ``held`` that have a target."""
+    stamps = np.array([run.stamps[i] for i in held], dtype=np.int64)
+    for part in np.split(np.arange(len(held)), np.nonzero(np.diff(stamps) <= 0)[0] + 1):
+        for chosen in grid_segments(stamps[part], contract.dt_ns, np.isin(stamps[part], run.targets.pose_stamps)):
+            if len(chosen) < contract.n_obs_steps:
+                dropped[_TOO_SHORT] += len(chosen)
+                continue
+            picked = [held[i] for i in part[chosen]]
+            state = np.stack([run.states[i] for i in picked]).astype(np.float32)
+            openings = state[:, 7].astype(np.float64) + state[:, 8]
+            yield Episode(
+                stamps=stamps[part][chosen],
+                images={name: store.images(name, np.array([run.frames[i][name] for i in picked])) for name in contract.cameras},
+                state=state,
+                action=np.stack([run.targets.action(run.stamps[i], o) for i, o in zip(picked, openings, strict=True)]),
+            )
+
+
+def _why_nothing(bag: Path, reading: _Reading, dropped: Dropped, complete: bool) -> str:
+    contract = reading.contract
+    if complete:
+        return f"{bag} holds no {contract.n_obs_steps} observations {contract.dt} s apart; are the cameras slower?"
+    sources = [*(c.topic for c in contract.cameras.values()), contract.joint_states_topic, contract.pose_topic]
+    missing = sorted({*map(bare_name, sources), TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC} - {*map(bare_name, reading.heard)})
+    reasons = [f"{topic}: {reason}" for topic, reason in reading.refusals.reasons.items()]
+    if missing:
+        others = sorted({message.topic.lstrip("/") for message in read_serialized(bag)} - set(reading.heard))
+        alike = [other for other in others if any(bare_name(other).endswith("/" + name.split("/")[-1]) for name in missing)]
+        text = f"it lacks the topics {missing}"
+        if alike:
+            text += f", but has {alike}: remap those when they are recorded, or name them in the task file where it names topics"
+        reasons.insert(0, text)
+    reasons += quality.lags(reading.lags())
+    return f"{bag} holds no complete step; " + ("; ".join(reasons) or f"nothing fits together: {dict(dropped)}")
+
+
+def on_grid(name: str, episode: Episode, contract: Contract) -> tuple[list[Episode], Dropped]:
     """An imported episode, recorded at ``control_hz`` or faster -> what :func:`read_episodes` gives: its steps on the grid.
 
     A quaternion of the other half-space is turned into the contract's. ``name`` is for messages.
@@ -242,7 +390,7 @@ def on_grid(name: str, episode: Episode, contract: Contract) -> tuple[list[Episo
         raise SourceError(f"{name}: {error}; leave it out") from error
     state = state.copy()
     state[state[:, 3] < 0, 3:7] *= -1
-    dropped: Counter[str] = Counter()
+    dropped = Dropped()
     episodes = []
     for chosen in grid_segments(stamps, contract.dt_ns, np.ones(len(stamps), dtype=bool)):
         if len(chosen) < contract.n_obs_steps:
@@ -251,7 +399,7 @@ def on_grid(name: str, episode: Episode, contract: Contract) -> tuple[list[Episo
         episodes.append(
             Episode(
                 stamps=stamps[chosen],
-                images={camera: images[chosen] for camera, images in episode.images.items()},
+                images={camera: images.pick(chosen) for camera, images in episode.images.items()},
                 state=state[chosen],
                 action=episode.action[chosen],
             )

@@ -10,13 +10,14 @@ Layout: https://github.com/huggingface/lerobot, src/lerobot/datasets.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
 import os
 import subprocess
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ import cv2
 import imageio_ffmpeg
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from onedp_ros.contract import ACTION_NAMES, NANOSECONDS, STATE_NAMES, Contract, ContractError
-from onedp_ros.data.episodes import Episode, Piece, Run, Source, SourceError, on_grid
+from onedp_ros.data.episodes import Dropped, Episode, Piece, Run, Source, SourceError, on_grid
+from onedp_ros.data.frames import Images
 
 VERSION = "v3.0"
 CRF = 12  # of x264: what is lost is the halved resolution of colour
@@ -54,31 +57,43 @@ def check(contract: Contract) -> None:
             )
 
 
-def encode(images: Mapping[str, NDArray[np.uint8]], contract: Contract, folder: Path) -> None:
-    """An episode's images (T, height, width, 3) by camera -> what :func:`assemble` takes, in ``folder``."""
+def encode(images: Mapping[str, Images], contract: Contract, folder: Path) -> None:
+    """An episode's images by camera -> what :func:`assemble` takes, in ``folder``."""
     for name, frames in images.items():
-        height, width = frames.shape[1:3]
-        _ffmpeg(
-            *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{contract.control_hz:g}", "-i", "-"),
-            *("-vf", f"scale={_SCALE},format=yuv420p", "-c:v", "libx264", "-preset", "veryfast", "-crf", str(CRF), "-threads", "1"),
+        camera = contract.cameras[name]
+        counts = np.zeros((3, 256), dtype=np.int64)
+        with _ffmpeg(
+            *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{camera.width}x{camera.height}", "-r", f"{contract.control_hz:g}"),
+            *("-i", "-", "-vf", f"scale={_SCALE},format=yuv420p", "-c:v", "libx264", "-preset", "veryfast", "-crf", str(CRF)),
             # A key frame every second frame, as LeRobot's: reading a frame at random decodes two. Frames stay in order.
-            *("-g", "2", "-bf", "0", str(folder / f"{name}.mp4")),
-            data=np.ascontiguousarray(frames).reshape(-1).data,
-        )
-        np.save(folder / f"{name}.npy", np.stack([np.bincount(frames[..., c].ravel(), minlength=256) for c in range(3)]))
+            *("-threads", "1", "-g", "2", "-bf", "0", str(folder / f"{name}.mp4")),
+        ) as process:
+            for frame in frames:
+                process.stdin.write(np.ascontiguousarray(frame).data)
+                counts += [np.bincount(frame[..., c].ravel(), minlength=256) for c in range(3)]
+        np.save(folder / f"{name}.npy", counts)
 
 
-def _ffmpeg(*arguments: str, data: bytes | memoryview = b"") -> bytes:
-    """Run ffmpeg on ``data`` and return what it writes to stdout. OSError when it fails."""
+@contextlib.contextmanager
+def _ffmpeg(*arguments: str) -> Iterator[Any]:
+    """Run ffmpeg, between whose ``stdin`` and ``stdout`` the caller passes data. OSError when it fails."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments]
-    # A session of its own: Ctrl-C is for the main process to answer.
-    done = subprocess.run(command, input=data, capture_output=True, start_new_session=True)
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").split("\n")
+    with tempfile.TemporaryFile() as errors:
+        # A session of its own: Ctrl-C is for the main process to answer.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it says why below
+                yield process
+            process.communicate()
+        finally:
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").split("\n")
+    if process.returncode:
         if any("No space left" in line for line in lines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise OSError(errno.EIO, f"ffmpeg ended with {done.returncode}: {lines[0]}")
-    return done.stdout
+        raise OSError(errno.EIO, f"ffmpeg ended with {process.returncode}: {lines[0]}")
 
 
 def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[str, Any], out: Path, run: Run) -> None:
@@ -150,7 +165,8 @@ def _join(out: Path, videos: Sequence[Path]) -> None:
     """Put videos one after the other, without coding them again."""
     listing = out.with_suffix(".txt")
     listing.write_text("".join("file '" + str(video.resolve()).replace("'", r"'\''") + "'\n" for video in videos))
-    _ffmpeg("-f", "concat", "-safe", "0", "-i", str(listing), "-c", "copy", "-movflags", "+faststart", str(out))
+    with _ffmpeg("-f", "concat", "-safe", "0", "-i", str(listing), "-c", "copy", "-movflags", "+faststart", str(out)):
+        pass
     listing.unlink()
 
 
@@ -294,28 +310,42 @@ def sources(path: Path) -> list[Source]:
     ]
 
 
-def _read(path: Path, info: dict[str, Any], row: dict[str, Any], contract: Contract) -> tuple[list[Episode], Counter[str]]:
+def _read(
+    path: Path, info: dict[str, Any], row: dict[str, Any], contract: Contract, folder: Path | None = None
+) -> tuple[list[Episode], Dropped]:
     index, steps = row["episode_index"], row["length"]
     name = f"{path}/episode_{index}"
-    try:
+    with _named(name):
         file = path / info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         features = {camera: _camera(path, info, camera) for camera in contract.cameras}
-        stored = [_key(camera) for camera, feature in features.items() if feature["dtype"] == "image"]
-        table = pq.read_table(file, columns=[*_VECTORS, "frame_index", *stored], filters=[("episode_index", "=", index)])
+        table = pq.read_table(file, columns=[*_VECTORS, "frame_index"], filters=[("episode_index", "=", index)])
         frames = table["frame_index"].to_numpy()
         if not np.array_equal(frames, np.arange(steps)):
             raise SourceError(f"{name}: {file} holds {len(frames)} steps of it, expected {steps}; copy or download it again")
         state, action = (np.array(table[key].to_pylist(), dtype=np.float32) for key in _VECTORS)
-        images = {}
-        for camera, feature in features.items():
-            key, fit = _key(camera), contract.cameras[camera].fit
-            video = feature["dtype"] == "video"
-            pictures = _read_video(path, info, row, key) if video else map(_decode, table[key].to_pylist())
-            images[camera] = np.stack([fit(picture) for picture in pictures])
-    except (OSError, KeyError, cv2.error, pa.ArrowException) as error:
-        raise SourceError(f"{name} cannot be read ({type(error).__name__}: {error}); copy or download it again") from error
+
+    def stream(camera: str) -> Iterator[NDArray[np.uint8]]:
+        key, fit = _key(camera), contract.cameras[camera].fit
+        with _named(name):
+            if features[camera]["dtype"] == "video":
+                yield from map(fit, _read_video(path, info, row, key))
+                return
+            for batch in pq.ParquetFile(file).iter_batches(32, columns=["episode_index", key]):
+                pictures = batch.filter(pc.equal(batch["episode_index"], index))[key]
+                yield from (fit(_decode(picture.as_py())) for picture in pictures)
+
+    images = {camera: Images(functools.partial(stream, camera), np.arange(steps)) for camera in contract.cameras}
     stamps = np.round(frames * (NANOSECONDS / info["fps"])).astype(np.int64)
     return on_grid(name, Episode(stamps, images, state, action), contract)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors of reading as SourceError."""
+    try:
+        yield
+    except (OSError, KeyError, cv2.error, pa.ArrowException) as error:
+        raise SourceError(f"{name} cannot be read ({type(error).__name__}: {error}); copy or download it again") from error
 
 
 def _camera(path: Path, info: dict[str, Any], camera: str) -> dict[str, Any]:
@@ -333,8 +363,8 @@ def _decode(picture: Mapping[str, bytes]) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def _read_video(path: Path, info: dict[str, Any], row: dict[str, Any], key: str) -> NDArray[np.uint8]:
-    """The images (T, H, W, 3) of an episode."""
+def _read_video(path: Path, info: dict[str, Any], row: dict[str, Any], key: str) -> Iterator[NDArray[np.uint8]]:
+    """The images (H, W, 3) of an episode, one after the other."""
     feature, place = info["features"][key], f"videos/{key}"
     size = dict(zip(feature["names"] or (), feature["shape"], strict=False))
     height, width = size["height"], size["width"]
@@ -342,13 +372,13 @@ def _read_video(path: Path, info: dict[str, Any], row: dict[str, Any], key: str)
         video_key=key, chunk_index=row[f"{place}/chunk_index"], file_index=row[f"{place}/file_index"]
     )
     begin = max(row[f"{place}/from_timestamp"] - 0.5 / info["fps"], 0.0)  # half a frame earlier: nothing hangs on rounding
-    data = _ffmpeg(
+    count = 0
+    with _ffmpeg(
         *("-threads", "1", "-ss", f"{begin:.6f}", "-i", str(file), "-frames:v", str(row["length"]), "-fps_mode", "passthrough"),
         *("-vf", f"scale={width}:{height}:{_SCALE},format=rgb24", "-f", "rawvideo", "-"),
-    )
-    frames = np.frombuffer(data, np.uint8).reshape(-1, height, width, 3)
-    if len(frames) != row["length"]:
-        raise SourceError(
-            f"{file} has {len(frames)} frames after {begin:.3f} s, expected {row['length']}; copy or download it again"
-        )
-    return frames
+    ) as process:
+        while len(data := process.stdout.read(height * width * 3)) == height * width * 3:
+            count += 1
+            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    if count != row["length"]:
+        raise SourceError(f"{file} has {count} frames after {begin:.3f} s, expected {row['length']}; copy or download it again")

@@ -49,6 +49,10 @@ def _stamp(data: bytes) -> str:
     return "<iI" if data[1] & 1 else ">iI"
 
 
+_TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
+_JPEG = b"\xff\xd8\xff"
+
+
 def decode_image(message: Any, topic: str) -> NDArray[np.uint8]:
     """sensor_msgs/Image or CompressedImage -> (height, width, 3) uint8 RGB. ContractError names the topic."""
     raw = hasattr(message, "encoding")
@@ -62,9 +66,25 @@ def decode_image(message: Any, topic: str) -> NDArray[np.uint8]:
                 f"camera's driver"
             )
     try:
-        return np.asarray((_BRIDGE.imgmsg_to_cv2 if raw else _BRIDGE.compressed_imgmsg_to_cv2)(message, "rgb8"))
+        return np.asarray(_BRIDGE.imgmsg_to_cv2(message, "rgb8")) if raw else _decompress_image(bytes(message.data), message.format)
     except (CvBridgeError, TypeError, ValueError, RuntimeError, cv2.error) as error:  # but for the first: the true cv_bridge's
         raise ContractError(f"{topic}: {error}") from error
+
+
+def _decompress_image(data: bytes, format: str) -> NDArray[np.uint8]:
+    """A picture in colour, grey or with alpha. Not by cv_bridge, which takes colour only."""
+    if data.startswith(_JPEG) and b"\xff\xd9" not in data[-1024:]:
+        raise ValueError(f"JPEG image of {len(data)} bytes lacks its end; it was cut short on the way, check the transport")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    if image is None:
+        raise ValueError(f"compressed image of format '{format}' with {len(data)} bytes cannot be decoded; record jpeg or png")
+    channels = 1 if image.ndim < 3 else image.shape[2]
+    if image.dtype != np.uint8 or channels not in _TO_RGB:
+        raise ValueError(
+            f"compressed image of format '{format}' is {image.dtype} with {channels} channels, as depth is; expected 8 bits: give "
+            f"the topic of the colour image"
+        )
+    return np.asarray(cv2.cvtColor(image, _TO_RGB[channels]), dtype=np.uint8)
 
 
 def pose_arrays(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -73,8 +93,10 @@ def pose_arrays(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
 
 
-def feed(assembler: ObservationAssembler, topic: str, message: Any) -> bool:
+def feed(assembler: ObservationAssembler, topic: str, message: Any, stamp: int | None = None) -> bool:
     """Hand a message of one of the contract's topics (with or without leading "/", images raw or "/compressed") over.
+
+    ``stamp`` (ns) stands in for the message's own.
 
     Returns:
         Whether the topic is one of the contract's.
@@ -85,18 +107,19 @@ def feed(assembler: ObservationAssembler, topic: str, message: Any) -> bool:
     contract = assembler.contract
     topic = bare_name(topic)
     if topic == bare_name(contract.joint_states_topic):
-        assembler.add_joints(stamp_ns(message), list(message.name), message.position)
+        assembler.add_joints(stamp_ns(message) if stamp is None else stamp, list(message.name), message.position)
     elif topic == bare_name(contract.pose_topic):
         if message.header.frame_id != contract.base_frame:
             raise ContractError(
                 f"{contract.pose_topic} is in frame '{message.header.frame_id}', expected '{contract.base_frame}'; "
                 f"publish it in that frame or set base_frame in the task file"
             )
-        assembler.add_pose(stamp_ns(message), *pose_arrays(message.pose))
+        assembler.add_pose(stamp_ns(message) if stamp is None else stamp, *pose_arrays(message.pose))
     else:
         for name, camera in contract.cameras.items():
             if topic == bare_name(camera.topic):
-                assembler.add_image(name, stamp_ns(message), decode_image(message, camera.topic))
+                image = decode_image(message, camera.topic)
+                assembler.add_image(name, stamp_ns(message) if stamp is None else stamp, image)
                 return True
         return False
     return True

@@ -11,8 +11,9 @@ Layout: https://github.com/real-stanford/diffusion_policy, diffusion_policy/comm
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from onedp_ros.config import shown
-from onedp_ros.contract import NANOSECONDS, Contract, encode_action, encode_state
-from onedp_ros.data.episodes import Episode, Piece, Run, Source, SourceError, on_grid
-from onedp_ros.data.zarr_reader import ZarrError, ZarrStore
+from onedp_ros.contract import NANOSECONDS, Camera, Contract, ContractError, encode_action, encode_state
+from onedp_ros.data.episodes import Dropped, Episode, Piece, Run, Source, SourceError, on_grid
+from onedp_ros.data.frames import Images
+from onedp_ros.data.zarr_reader import ZarrArray, ZarrError, ZarrStore
 
 IMAGE_CHUNK = 32  # images a chunk
 MAX_EPISODES = 100_000  # in a store
-_BLOCK = 8 * IMAGE_CHUNK  # images that a process takes at once
+_BLOCK_BYTES = 2**26  # of images that a process takes at once; a chunk at least
 _PACK = numcodecs.Blosc("lz4", clevel=1)  # of the pieces
 _FORMAT: dict[str, Any] = {"zarr_format": 2} if zarr.__version__ >= "3" else {}  # zarr 2 knows no other
 
@@ -47,15 +49,20 @@ def _create(store: Path, name: str, shape: tuple[int, ...], dtype: str, chunk: i
 
 
 def check(contract: Contract) -> None:
-    """Every contract can be written."""
+    """ContractError for a contract that the format cannot express."""
+    if taken := sorted({"state", "action"} & set(contract.cameras)):
+        raise ContractError(
+            f"a camera is named '{taken[0]}', which is the name of another array in a replay buffer; name it otherwise"
+        )
 
 
-def encode(images: Mapping[str, NDArray[np.uint8]], contract: Contract, folder: Path) -> None:
-    """An episode's images (T, height, width, 3) by camera -> what :func:`assemble` takes, in ``folder``."""
+def encode(images: Mapping[str, Images], contract: Contract, folder: Path) -> None:
+    """An episode's images by camera -> what :func:`assemble` takes, in ``folder``."""
     for name, frames in images.items():
         with open(folder / f"{name}.lz4", "wb") as file:
-            for first in range(0, len(frames), IMAGE_CHUNK):
-                packed = _PACK.encode(np.ascontiguousarray(frames[first : first + IMAGE_CHUNK]))
+            every = iter(frames)
+            while chunk := list(itertools.islice(every, IMAGE_CHUNK)):
+                packed = _PACK.encode(np.stack(chunk))
                 file.write(len(packed).to_bytes(8, "little") + packed)
 
 
@@ -72,8 +79,9 @@ def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[st
     jobs = []
     for name, camera in contract.cameras.items():
         _create(out, f"data/{name}", (steps, camera.height, camera.width, 3), "u1", IMAGE_CHUNK)
-        for first in range(0, steps, _BLOCK):
-            last = min(first + _BLOCK, steps)
+        block = max(_BLOCK_BYTES // (IMAGE_CHUNK * camera.height * camera.width * 3), 1) * IMAGE_CHUNK
+        for first in range(0, steps, block):
+            last = min(first + block, steps)
             held = range(int(np.searchsorted(ends, first, "right")), int(np.searchsorted(ends, last, "left")) + 1)
             jobs.append((out, name, first, last, [(pieces[i].folder, int(ends[i]) - len(pieces[i].state)) for i in held]))
     run(_copy_images, jobs)
@@ -87,11 +95,13 @@ def _copy_images(out: Path, camera: str, first: int, last: int, pieces: Sequence
     for folder, at in pieces:
         with open(folder / f"{camera}.lz4", "rb") as file:
             while at < last and (size := file.read(8)):
-                packed = file.read(int.from_bytes(size, "little"))
                 if at + IMAGE_CHUNK > first:
+                    packed = file.read(int.from_bytes(size, "little"))
                     frames = np.frombuffer(_PACK.decode(packed), np.uint8).reshape(-1, *images.shape[1:])
                     begin, end = max(at, first), min(at + len(frames), last)
                     block[begin - first : end - first] = frames[begin - at : end - at]
+                else:
+                    file.seek(int.from_bytes(size, "little"), os.SEEK_CUR)
                 at += IMAGE_CHUNK
     images[first:last] = block
 
@@ -138,8 +148,8 @@ def episode_ends(store: ZarrStore) -> list[int]:
             f"{store.path}: 'meta/episode_ends' is {array.dtype} {array.shape}, expected whole numbers, {MAX_EPISODES} at most"
         )
     ends = array[:].astype(np.int64)
-    if np.any(np.diff(ends, prepend=0) <= 0):
-        raise ZarrError(f"{store.path}: 'meta/episode_ends' does not rise from episode to episode; it is damaged, make it again")
+    if np.any(np.diff(ends, prepend=0) < 0):  # an empty one is left out by name
+        raise ZarrError(f"{store.path}: 'meta/episode_ends' falls from episode to episode; it is damaged, make it again")
     return [int(end) for end in ends]
 
 
@@ -150,35 +160,54 @@ class _Rows:
         self.path = path
         self._store, self._first, self._last = ZarrStore(path), first, last
 
+    def _array(self, name: str, *shape: int | None) -> ZarrArray:
+        if f"data/{name}" not in self._store:
+            names = shown(self._store.names("data"))
+            raise SourceError(f"{self.path} lacks data/{name}, it has {names}; name the cameras in the task file as they are there")
+        try:
+            array = self._store[f"data/{name}"]
+        except ZarrError as error:
+            raise SourceError(str(error)) from error
+        if len(shape) != array.ndim - 1 or any(n not in (None, m) for n, m in zip(shape, array.shape[1:], strict=True)):
+            expected = "".join(f", {'any' if n is None else n}" for n in shape)
+            raise SourceError(f"{self.path}: data/{name} has the shape {array.shape}, expected (N{expected})")
+        if array.shape[0] < self._last:
+            raise SourceError(f"{self.path}: data/{name} ends at {array.shape[0]}, before step {self._last}; make it again")
+        return array
+
+    def _rows(self, array: ZarrArray, first: int, last: int) -> NDArray:
+        try:
+            return array[first:last]
+        except ZarrError as error:
+            raise SourceError(str(error)) from error
+
     def __call__(self, name: str, *shape: int | None) -> NDArray:
         """``data/<name>``, of this shape after the first dimension (None: any).
 
         Raises:
             SourceError: it is absent, too short, of another shape, or cannot be decoded.
         """
-        if f"data/{name}" not in self._store:
-            names = shown(self._store.names("data"))
-            raise SourceError(f"{self.path} lacks data/{name}, it has {names}; name the cameras in the task file as they are there")
-        try:
-            array = self._store[f"data/{name}"]
-            rows = array[self._first : self._last]
-        except ZarrError as error:
-            raise SourceError(str(error)) from error
-        if len(shape) != rows.ndim - 1 or any(n not in (None, m) for n, m in zip(shape, rows.shape[1:], strict=True)):
-            expected = "".join(f", {'any' if n is None else n}" for n in shape)
-            raise SourceError(f"{self.path}: data/{name} has the shape {array.shape}, expected (N{expected})")
-        if len(rows) != self._last - self._first:
-            raise SourceError(f"{self.path}: data/{name} ends at {array.shape[0]}, before step {self._last}; make it again")
-        return rows
+        return self._rows(self._array(name, *shape), self._first, self._last)
+
+    def images(self, name: str, camera: Camera) -> Images:
+        """``data/<name>`` as the contract's camera sees it. Errors as above, those of decoding and fitting when they are read."""
+        array = self._array(name, None, None, 3)
+
+        def stream() -> Iterator[NDArray[np.uint8]]:
+            for first in range(self._first, self._last, IMAGE_CHUNK):
+                yield from map(camera.fit, self._rows(array, first, min(first + IMAGE_CHUNK, self._last)))
+
+        return Images(stream, np.arange(self._last - self._first))
 
 
-def _episode(read: Any, path: Path, name: str, first: int, last: int, contract: Contract) -> tuple[list[Episode], Counter[str]]:
+def _episode(
+    read: Any, path: Path, name: str, first: int, last: int, contract: Contract, folder: Path | None = None
+) -> tuple[list[Episode], Dropped]:
+    if last <= first:
+        raise SourceError(f"{name} has no step (rows {first} to {last}); leave it out")
     rows = _Rows(path, first, last)
     stamps, state, action = read(rows, contract, last - first)
-    images = {
-        camera: np.stack([settings.fit(image) for image in rows(camera, None, None, 3)])
-        for camera, settings in contract.cameras.items()
-    }
+    images = {camera: rows.images(camera, settings) for camera, settings in contract.cameras.items()}
     return on_grid(name, Episode(stamps, images, state, action), contract)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from onedp_ros.contract import MAX_OPENING, NANOSECONDS, Contract, encode_action, encode_state
-from onedp_ros.data.episodes import Episode, Source, SourceError, on_grid
+from onedp_ros.contract import MAX_OPENING, NANOSECONDS, Camera, Contract, encode_action, encode_state
+from onedp_ros.data.episodes import Dropped, Episode, Source, SourceError, on_grid
+from onedp_ros.data.frames import Images
 
+_BLOCK = 32  # images read at once
 NEAR = 0.2  # m from the end effector, within which absolute actions lie
 
 
@@ -61,7 +62,14 @@ def _open(path: Path) -> Iterator[Any]:
         raise SourceError(f"{path} cannot be read, it is truncated or no HDF5 file ({error}); copy or download it again") from error
 
 
-def _read(path: Path, demo: str, hz: float | None, contract: Contract) -> tuple[list[Episode], Counter[str]]:
+def _images(path: Path, dataset: str, camera: Camera) -> Iterator[NDArray[np.uint8]]:
+    with _open(path) as file:
+        images = file[dataset]
+        for first in range(0, len(images), _BLOCK):
+            yield from map(camera.fit, images[first : first + _BLOCK])
+
+
+def _read(path: Path, demo: str, hz: float | None, contract: Contract, folder: Path | None = None) -> tuple[list[Episode], Dropped]:
     name = f"{path}/{demo}"
 
     def rows(key: str, width: int) -> NDArray[np.float64]:
@@ -92,7 +100,8 @@ def _read(path: Path, demo: str, hz: float | None, contract: Contract) -> tuple[
             if key not in group["obs"]:
                 cameras = sorted(k for k in group["obs"] if k.endswith("_image"))
                 raise SourceError(f"{name} lacks obs/{key}, it has {cameras}; name the cameras in the task file as they are there")
-            images[camera] = np.stack([settings.fit(image) for image in group["obs"][key][:]])
+            stream = functools.partial(_images, path, f"data/{demo}/obs/{key}", settings)
+            images[camera] = Images(stream, np.arange(len(group["obs"][key])))
     stamps = np.round(np.arange(len(actions)) * (NANOSECONDS / (hz or contract.control_hz))).astype(np.int64)
     state = np.stack([encode_state(*step) for step in zip(position, quaternion, fingers, strict=True)])
     target = Rotation.from_rotvec(actions[:, 3:6]).as_quat()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, ContractError
-from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, PARTIAL, TARGET_POSE_TOPIC, BagError, read_bag
+from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, PARTIAL, TARGET_POSE_TOPIC, BagError, Refusals, read_bag, read_messages
 from onedp_ros.data.messages import bare_name, decode_image, pose_arrays
 from onedp_ros.data.timing import StreamTiming
 from onedp_ros.geometry import quaternion_to_matrix
@@ -74,16 +74,20 @@ class BagReading:
         self.types: dict[str, str] = {}
         self.images: dict[str, Counter[str]] = {}  # by topic, how many of each encoding and size
         self.frames: dict[str, _Frames] = {}
-        self.forbidden: dict[str, None] = {}  # what the contract forbids about images, in order
+        self._lags: dict[str, array[int]] = {}
         self.position, self.target_position, self.opening, self.target_opening = _Curve(3), _Curve(3), _Curve(1), _Curve(1)
         positions = {TARGET_POSE_TOPIC: self.target_position}
         if contract:
             positions[bare_name(contract.pose_topic)] = self.position
-        for topic, stamp, message in tqdm(read_bag(bag), unit=" messages", desc=bag.name, leave=False, delay=2):
+        self.refusals = Refusals()
+        messages = read_messages(bag, None, self.refusals)
+        for topic, stamp, logged, message in tqdm(messages, unit=" messages", desc=bag.name, leave=False, delay=2):
             if topic not in self.timing:
                 self.timing[topic], self.types[topic] = StreamTiming(), message.__msgtype__
+                self._lags[topic] = array("q")
             self.timing[topic].add(stamp)
-            kind = self.types[topic]
+            self._lags[topic].append(logged - stamp)
+            kind = message.__msgtype__
             if kind in _IMAGES:
                 self._image(topic, stamp, message, contract)
             elif kind == _POSE and topic in positions:
@@ -91,7 +95,8 @@ class BagReading:
             elif kind == _JOINTS and (which := _opening(topic, message, contract)):
                 (self.target_opening if which[0] == "target" else self.opening).add(stamp, which[1])
         if not self.timing:
-            raise BagError(f"{bag} holds no message of a standard type; give another bag")
+            reasons = "; ".join(self.refusals.counts())
+            raise BagError(f"{bag} holds no message of a standard type; {reasons or 'look for a copy where it was recorded'}")
         stamps = [t.stamps for t in self.timing.values()]
         self.begin, self.end = min(int(s[0]) for s in stamps), max(int(s[-1]) for s in stamps)  # ns
 
@@ -99,7 +104,8 @@ class BagReading:
         kinds, frames = self.images.setdefault(topic, Counter()), self.frames.setdefault(topic, _Frames())
         raw = hasattr(message, "encoding")
         # The size of a compressed image is known when it is decoded, as the first is.
-        kind = f"{message.encoding} {message.width}x{message.height}" if raw else next(reversed(kinds), "")
+        seen = [kind for kind in kinds if not kind.endswith("unreadable")]
+        kind = f"{message.encoding} {message.width}x{message.height}" if raw else next(reversed(seen), "")
         wanted = frames.wants()
         if wanted or kind not in kinds:
             cameras = contract.cameras.values() if contract else ()
@@ -111,11 +117,16 @@ class BagReading:
                     camera.fit(image)
                 if wanted:
                     frames.keep(stamp, image)
-            except ContractError as error:
-                kind = kind or message.format
-                if camera:
-                    self.forbidden[str(error)] = None
+            except ContractError:  # what the converter makes of it is told elsewhere
+                kind = kind if raw else f"{message.format} unreadable"
         kinds[kind] += 1
+
+    def lag_ms(self, topic: str) -> dict[str, float] | None:
+        """Time from a topic's stamps to their recording, ms: median, least and greatest. None when it has no stamps."""
+        lags = np.frombuffer(self._lags[topic], np.int64) * 1e-6
+        if self.refusals.unstamped[topic] == len(lags) or not np.any(lags):
+            return None
+        return {"p50": float(np.median(lags)), "min": float(lags.min()), "max": float(lags.max())}
 
     def find(self, topic: str) -> str | None:
         """Under which name a topic of the contract was recorded: as it is or "/compressed"."""

@@ -17,8 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from onedp_ros.contract import Camera, Contract, ContractError, decode_action
+from onedp_ros.data import quality, replay_buffer
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, find_bags, read_metadata
-from onedp_ros.data.episodes import read_episodes
+from onedp_ros.data.convert import READERS
+from onedp_ros.data.episodes import Dropped, Episode, SourceError, read_episodes
 from onedp_ros.data.timing import sync_errors_ms
 from onedp_ros.data.zarr_reader import ZarrStore
 from onedp_ros.evaluation.bag_reading import BagReading, write_rerun
@@ -82,7 +84,13 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
         ContractError: the contract noted in it is none.
     """
     metadata = read_metadata(bag)
-    noted = Contract.from_dict(metadata["contract"]) if "contract" in metadata else None
+    noted = None
+    if "contract" in metadata:
+        try:
+            noted = Contract.from_dict(metadata["contract"])
+        except ContractError as error:
+            if contract is None:
+                raise ContractError(f"the contract noted in it is none of this version: {error}; give one with --task") from error
     contract = contract or noted
     recording = BagReading(bag, contract)
     report: dict[str, Any] = {
@@ -101,6 +109,7 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
                 "missing_frames": timing.missing_frames,
                 "longest_gap_frames": timing.longest_gap_frames,
                 "out_of_order": timing.out_of_order,
+                "lag_ms": recording.lag_ms(topic),
                 "images": dict(recording.images.get(topic, {})),
             }
             for topic, timing in sorted(recording.timing.items())
@@ -113,6 +122,7 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
         "dropped": {},
         "not_converted": "it notes no contract; name the task file with --task",
         "ranges": None,
+        "warnings": [],
     }
     if contract:
         report["problems"] = _misfits(recording, contract)
@@ -120,7 +130,7 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
             contract.require_same(noted or contract, "the task file", str(bag))
         except ContractError as error:
             report["problems"].append(str(error))
-        report |= _kept(bag, recording, contract)
+        report |= _kept(bag, contract)
         report["fits"] = not report["problems"] and report["not_converted"] is None
     return report, recording
 
@@ -145,13 +155,11 @@ def _misfits(recording: BagReading, contract: Contract) -> list[str]:
             problems.append(f"{wanted} is missing; is its node running, and does the recorder take the topic?")
         elif wanted in steady and (hz := recording.timing[topic].hz) < contract.control_hz * (1 - RATE_TOLERANCE):
             problems.append(f"{topic} came at {hz:.1f} Hz, expected at least control_hz {contract.control_hz:g}; raise its rate")
-    return [*problems, *recording.forbidden]
+    return problems
 
 
-def _kept(bag: Path, recording: BagReading, contract: Contract) -> dict[str, Any]:
+def _kept(bag: Path, contract: Contract) -> dict[str, Any]:
     """What ``onedp convert`` would keep of a bag."""
-    if recording.forbidden:
-        return {"not_converted": next(iter(recording.forbidden))}
     # Images of the least size of the same shape: they do not matter here, and those of a long bag would fill the memory.
     cameras = {}
     for name, camera in contract.cameras.items():
@@ -161,6 +169,10 @@ def _kept(bag: Path, recording: BagReading, contract: Contract) -> dict[str, Any
         episodes, dropped = read_episodes(bag, dataclasses.replace(contract, cameras=cameras, crop=(1, 1)))
     except (BagError, ContractError) as error:
         return {"not_converted": str(error)}
+    return _converted(episodes, contract, dropped)
+
+
+def _converted(episodes: Sequence[Episode], contract: Contract, dropped: Dropped) -> dict[str, Any]:
     state, action = (np.concatenate([getattr(e, name) for e in episodes]) for name in ("state", "action"))
     ends = np.cumsum([len(e.stamps) for e in episodes])
     return {
@@ -169,6 +181,7 @@ def _kept(bag: Path, recording: BagReading, contract: Contract) -> dict[str, Any
         "dropped": dict(dropped),
         "not_converted": None,
         "ranges": ranges(state, action, ends, contract.dt),
+        "warnings": [*dropped.warnings, *quality.doubts(state, action, ends)],
     }
 
 
@@ -207,6 +220,7 @@ def inspect_dataset(path: Path) -> dict[str, Any]:
     return {
         "dataset": str(path),
         "contract": contract.to_dict(),
+        "warnings": quality.doubts(state, action, ends) if found else [],
         "episodes": len(ends),
         "steps": len(action),
         "seconds": len(action) * contract.dt,
@@ -215,6 +229,55 @@ def inspect_dataset(path: Path) -> dict[str, Any]:
         "problems": problems,
         "ranges": found,
         **{key: attributes[key] for key in ("dropped", "skipped", "unsuccessful", "gaps", "versions") if key in attributes},
+    }
+
+
+def inspect_set(path: Path, contract: Contract | None = None) -> dict[str, Any]:
+    """Figures of any data set that ``onedp convert`` reads, as of :func:`inspect_dataset`; images are not read.
+
+    Without ``contract`` the one noted in it is used.
+
+    Raises:
+        InspectError, SourceError: it cannot be read; names it and the remedy.
+        ContractError: its contract is none.
+    """
+    reader = next(reader for reader in READERS if reader.recognises(path))
+    if reader is replay_buffer and path.is_dir():
+        try:
+            return inspect_dataset(path)
+        except InspectError:
+            if contract is None:
+                raise  # else it may be another program's
+    sources = reader.sources(path)
+    noted = next((source.notes["contract"] for source in sources if "contract" in source.notes), None)
+    if contract is None and noted is None:
+        raise InspectError(f"{path} notes no contract; name the task file with --task")
+    contract = contract or Contract.from_dict(noted)  # type: ignore[arg-type]
+    episodes: list[Episode] = []
+    dropped, skipped = Dropped(), {}
+    for source in sources:
+        try:
+            found, left = source.read(contract, None)
+        except (SourceError, ContractError) as error:
+            skipped[source.name] = str(error)
+            continue
+        episodes += found
+        dropped.update(left)
+        dropped.warnings += left.warnings
+    lengths = [len(episode.stamps) for episode in episodes]
+    report: dict[str, Any] = {"warnings": [], "ranges": None, "dropped": {}, "steps": 0}
+    if episodes:
+        report |= _converted(episodes, contract, dropped)
+    return {
+        **report,
+        "dataset": str(path),
+        "contract": contract.to_dict(),
+        "episodes": len(episodes),
+        "seconds": report["steps"] * contract.dt,
+        "steps_an_episode": [int(f(lengths)) for f in (np.min, np.median, np.max)] if lengths else [],
+        "images": {name: [report["steps"], camera.height, camera.width, 3] for name, camera in contract.cameras.items()},
+        "problems": [] if episodes else ["no episode of it can be used"],
+        "skipped": skipped,
     }
 
 
@@ -264,9 +327,9 @@ def _totals(bags: Sequence[Mapping[str, Any]], unreadable: Mapping[str, str]) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Exit code: 0 when everything can be read and fits its contract, else 2."""
+    """Command line. Exit code: 0 when everything can be read, fits its contract and raises no doubt, else 2."""
     parser = argparse.ArgumentParser(prog="onedp inspect", description=__doc__)
-    parser.add_argument("paths", nargs="+", type=Path, help="bags, folders of bags, or training sets (zarr)")
+    parser.add_argument("paths", nargs="+", type=Path, help="bags, folders of bags, or data sets as 'onedp convert' reads")
     parser.add_argument("--task", help="task, or task file; default: the contract noted in each bag")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--out", type=Path, help="folder for two pictures a bag: frames of the cameras, and motion over time")
@@ -275,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.rerun and not args.out:
         parser.error("--rerun writes into the folder of --out; name one")
     contract = task_contract(args.task) if args.task else None
-    sets = [p for p in args.paths if (p / ".zgroup").exists() or (p / "zarr.json").exists()]
+    sets = [p for p in args.paths if any(reader.recognises(p) for reader in READERS)]
     others = [p for p in args.paths if p not in sets]
     found, broken = find_bags(others) if others else ([], {})
     names = Counter(bag.name for bag in found)
@@ -298,7 +361,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.rerun:
             written.append(args.out / f"{bag.name}.rrd")
             write_rerun(bag, Contract.from_dict(report["contract"]) if report["contract"] else None, written[-1])
-    datasets = [inspect_dataset(path) for path in sets]
+    datasets: list[dict[str, Any]] = []
+    for path in sets:
+        try:
+            datasets.append(inspect_set(path, contract))
+        except (InspectError, SourceError, ContractError) as error:
+            unreadable[str(path)] = str(error)
     totals = _totals(bags, unreadable)
 
     lines = bags_lines(bags) if len(bags) > 1 else [line for report in bags for line in bag_lines(report)]
@@ -316,8 +384,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = {"bags": bags, "unreadable": unreadable, "totals": totals, "datasets": datasets}
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"written {args.json}")
-    whole = not unreadable and all(r["fits"] for r in bags) and not any(r["problems"] for r in datasets)
-    return 0 if whole else 2
+    whole = not unreadable and all(r["fits"] for r in bags) and not any(r["problems"] or r.get("skipped") for r in datasets)
+    return 0 if whole and not any(r["warnings"] for r in [*bags, *datasets]) else 2
 
 
 if __name__ == "__main__":

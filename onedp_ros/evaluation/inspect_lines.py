@@ -30,12 +30,15 @@ def _notes(metadata: Mapping[str, Any]) -> str:
 
 def bag_lines(report: Mapping[str, Any]) -> list[str]:
     """A bag's figures to print."""
-    rows = [("topic", "type", "messages", "Hz", "period", "jitter p95", "gaps", "missing", "longest", "late", "images")]
+    rows = [
+        ("topic", "type", "messages", "Hz", "period", "jitter p95", "gaps", "missing", "longest", "late", "log - stamp", "images")
+    ]
     for topic, t in report["topics"].items():
         kind = t["type"].replace("/msg/", "/")
         figures = (f"{t['hz']:.1f}", f"{t['period_ms']:.1f} ms", f"{t['jitter_ms_p95']:.1f} ms")
         counts = (t["gaps"], t["missing_frames"], t["longest_gap_frames"], t["out_of_order"])
-        rows.append((topic, kind, str(t["messages"]), *figures, *map(str, counts), ", ".join(t["images"])))
+        lag = f"{t['lag_ms']['p50']:.1f} ms" if t["lag_ms"] else "-"
+        rows.append((topic, kind, str(t["messages"]), *figures, *map(str, counts), lag, ", ".join(t["images"])))
     metadata = report["metadata"]
     lines = [f"{report['seconds']:.1f} s; {_notes(metadata)}"]
     lines += [f"noted: {problem}" for problem in metadata.get("problems") or []]
@@ -56,6 +59,7 @@ def bag_lines(report: Mapping[str, Any]) -> list[str]:
     if report["not_converted"]:
         lines.append(f"does not convert: {report['not_converted']}")
     lines += [f"misfit: {problem}" for problem in report["problems"]]
+    lines += [f"WARNING: {warning}" for warning in report["warnings"]]
     if report["fits"]:
         lines.append("fits its contract")
     return [report["bag"], *(f"  {line}" for line in lines)]
@@ -69,7 +73,7 @@ def bags_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         longest = max((r["topics"][t]["longest_gap_frames"] for t in r["topics"] if r["topics"][t]["images"]), default=0)
         sync = max((s["p95"] for s in r["sync_ms"].values()), default=0.0)
         remarks = ["interrupted"] if r["metadata"].get("interrupted") else []
-        remarks += [*r["problems"], *filter(None, [r["not_converted"]]), *(r["metadata"].get("problems") or [])]
+        remarks += [*r["problems"], *filter(None, [r["not_converted"]]), *(r["metadata"].get("problems") or []), *r["warnings"]]
         remark = (f"{remarks[0]}" + f" (and {len(remarks) - 1} more)" * (len(remarks) > 1)) if remarks else ""
         success, fits = ({True: "yes", False: "no", None: "-"}.get(v, "-") for v in (r["metadata"].get("success"), r["fits"]))
         counts = (str(r["steps"]), success, fits, str(missing), str(longest))
@@ -93,4 +97,5 @@ def dataset_lines(report: Mapping[str, Any]) -> list[str]:
     if "versions" in report:
         lines.append("made with " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
     lines += [f"problem: {problem}" for problem in report["problems"]]
+    lines += [f"WARNING: {warning}" for warning in report["warnings"]]
     return [report["dataset"], *(f"  {line}" for line in lines)]

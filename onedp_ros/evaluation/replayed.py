@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ def read_recording(bag: Path, contract: Contract, transport: str | None = None) 
     outputs, targets = Outputs(contract), Targets()
     for topic, stamp, message in read_bag(bag, [*outputs.topics, TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC]):
         if topic in (TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC):
-            targets.add(topic, stamp, message, contract)
+            with suppress(ContractError, AttributeError):  # a single one of them is passed over, as by the converter
+                targets.add(topic, stamp, message, contract)
         else:
             outputs.add(topic, message)
     return Recorded(outputs, targets, transport or _transport(bag, contract))
@@ -163,7 +165,7 @@ def observe(bag: Path, contract: Contract, transport: str, dropped: Counter[str]
     for topic, _, message in read_bag(bag, source_topics(contract, transport)):
         try:
             feed(assembler, topic, message)
-        except ContractError as error:
+        except (ContractError, AttributeError) as error:  # the latter: of another type
             dropped[str(error)] += 1
         for observation in assembler.pop():
             faults = check.faults(observation)

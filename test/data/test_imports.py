@@ -73,9 +73,12 @@ def write_file(path: Path, lengths: dict[int, int], hz: int = 20, **options: Any
     return path
 
 
-def test_robomimic_demonstrations_become_episodes_by_their_numbers(lift: Contract, tmp_path: Path) -> None:
+def test_robomimic_demonstrations_become_episodes_by_their_numbers(
+    lift: Contract, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write_file(tmp_path / "image_abs.hdf5", {0: 12, 10: 8, 2: 9})
-    assert main([str(file), "--out", str(tmp_path / "out.zarr"), "--task", str(TASK), "--workers", "2"]) == 0
+    assert main([str(file), "--out", str(tmp_path / "out.zarr"), "--task", str(TASK), "--workers", "2"]) == 2
+    assert "degrees of the seam of the state's quaternion" in capsys.readouterr().err  # its hand turns all the way round
     root = zarr.open_group(str(tmp_path / "out.zarr"), mode="r")
     assert root["meta/episode_ends"][:].tolist() == [12, 21, 29]
     assert [e["bag"] for e in root.attrs["episodes"]] == [

@@ -1,0 +1,95 @@
+"""The images of an episode on their way into a data set, however long it is: one after the other, never all in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numcodecs
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+_PACK = numcodecs.Blosc("lz4", clevel=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Some images of a stream, each (height, width, 3) uint8, to be gone through as often as wanted.
+
+    ``stream`` gives all images of it from the start; ``chosen`` (T,) says which, rising, are meant.
+    """
+
+    stream: Callable[[], Iterator[Image]]
+    chosen: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __iter__(self) -> Iterator[Image]:
+        wanted = iter(self.chosen.tolist())
+        following = next(wanted, None)
+        for index, image in enumerate(self.stream()):
+            if following is None:
+                return
+            if index == following:
+                yield image
+                following = next(wanted, None)
+        if following is not None:
+            raise ValueError(f"the stream of images ended before image {following}; it was cut short")
+
+    def pick(self, rows: NDArray[np.int64]) -> Images:
+        """Of these the ones at ``rows``, rising."""
+        return Images(self.stream, self.chosen[rows])
+
+
+class FrameStore:
+    """Images by camera and number, kept in files of ``folder``, packed; in memory without one."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._held: dict[str, list[Image]] = {}
+        self._places: dict[str, list[tuple[int, int]]] = {}
+        self._files: dict[str, IO[bytes]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def add(self, camera: str, image: Image) -> int:
+        """Keep an image; those of a camera have one shape. Returns its number. OSError when the disk is full."""
+        if self._folder is None:
+            held = self._held.setdefault(camera, [])
+            held.append(image)
+            return len(held) - 1
+        if camera not in self._files:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._files[camera] = (self._folder / f"{camera}.frames").open("w+b")
+            self._places[camera], self._shapes[camera] = [], image.shape
+        file, places = self._files[camera], self._places[camera]
+        packed = _PACK.encode(np.ascontiguousarray(image))
+        places.append((file.tell(), len(packed)))
+        file.write(packed)
+        return len(places) - 1
+
+    def images(self, camera: str, numbers: NDArray[np.int64]) -> Images:
+        """Those with these numbers, in their order. Call it when all have been added."""
+        return Images(lambda: self._read(camera, numbers), np.arange(len(numbers)))
+
+    def _read(self, camera: str, numbers: NDArray[np.int64]) -> Iterator[Image]:
+        for number in numbers.tolist():
+            if self._folder is None:
+                yield self._held[camera][number]
+                continue
+            place, size = self._places[camera][number]
+            file = self._files[camera]
+            file.seek(place)
+            yield np.frombuffer(_PACK.decode(file.read(size)), np.uint8).reshape(self._shapes[camera])
+
+    def close(self) -> None:
+        """Let go of the files, which are removed."""
+        for camera, file in self._files.items():
+            file.close()
+            assert self._folder is not None
+            (self._folder / f"{camera}.frames").unlink()
+        self._files.clear()

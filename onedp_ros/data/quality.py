@@ -1,0 +1,108 @@
+"""What is doubtful about recorded data that could be read: units, the seam of the quaternion, clocks. Sentences, no verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from onedp_ros.contract import MAX_OPENING
+
+REACH = 3.0  # m from the base frame's origin: three times an arm's reach, for one on a rail
+OPENING = (-0.01, 0.2)  # m between the fingers: hands of this size close with a little error of calibration
+APART = 0.4  # m between target and end effector, median: an arm follows its targets within a few centimetres
+SEAM = math.radians(15.0)  # of rotation, from the orientations at which the state's quaternion changes its sign
+LATE, EARLY = 0.1, 0.02  # s that a stamp may lie before and after the time of recording, median
+LOST = 0.05  # of the steps, or of a topic's messages, that may be lost without a word
+LOST_TIME = 0.5  # s that may be lost in any case, at start and end
+IDLE = 0.3  # of a recording that may be without a command: an operator gets ready
+
+
+def doubts(state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayLike) -> list[str]:
+    """Of states (N, 9) and actions (N, 10) of episodes that end before the rows ``ends``."""
+    found = []
+    for name, values in (("the measured position", state[:, :3]), ("the target position", action[:, :3])):
+        if (far := float(np.abs(values).max())) > REACH:
+            found.append(
+                f"{name} lies up to {far:.4g} m from the base frame's origin, expected {REACH:g} at most; are these metres?"
+            )
+    for name, opening in (("the measured opening", state[:, 7] + state[:, 8]), ("the target opening", action[:, 9])):
+        low, high = float(opening.min()), float(opening.max())
+        if low < OPENING[0] or high > OPENING[1]:
+            found.append(
+                f"{name} spans {low:.4g} to {high:.4g} m, expected {OPENING[0]:g} to {OPENING[1]:g} (the Franka hand: 0 to "
+                f"{MAX_OPENING:g}); record metres between the fingers, not millimetres, radians, per cent or 0 to 255"
+            )
+    apart = float(np.median(np.linalg.norm(action[:, :3] - state[:, :3], axis=1)))
+    if apart > APART and not found:
+        found.append(
+            f"targets lie {apart:.2f} m from the end effector (median), expected {APART:g} at most; are they absolute, in the base "
+            f"frame and of the same tool center point?"
+        )
+    return found + _seam(state[:, 3:7], np.asarray(ends, dtype=np.int64))
+
+
+def _seam(quaternion: NDArray[np.float32], ends: NDArray[np.int64]) -> list[str]:
+    near = 2 * np.arcsin(np.clip(quaternion[:, 0], 0.0, 1.0)) < SEAM
+    episodes = np.searchsorted(ends, np.nonzero(near)[0], "right")
+    if not len(episodes):
+        return []
+    flips = np.sum(quaternion[1:] * quaternion[:-1], axis=1) < 0
+    flips[ends[:-1] - 1] = False  # from one episode to the next
+    return [
+        f"in {len(set(episodes.tolist()))} of {len(ends)} episodes the orientation comes within {math.degrees(SEAM):.0f} degrees "
+        f"of the seam of the state's quaternion (orientation.x = 0, 180 degrees from tool down), in {int(near.sum())} steps; it "
+        f"changes its sign there {int(flips.sum())} times, and one pose looks like two: keep the tool nearer to straight down"
+    ]
+
+
+def lags(seconds: Mapping[str, float]) -> list[str]:
+    """Of the time (s, median) from stamp to recording, by topic."""
+    found = []
+    for topic, lag in seconds.items():
+        if lag > LATE or lag < -EARLY:
+            when = f"{lag:.3f} s after" if lag > 0 else f"{-lag:.3f} s before"
+            found.append(
+                f"{topic} was recorded {when} its stamps (median; the least of all {min(seconds.values()):.3f}): its clock is "
+                f"off (synchronise with chrony), it is stamped at the wrong moment, or it comes so late to a policy, too"
+            )
+    return found
+
+
+def losses(steps: int, expected: float, uncommanded: float, hz: float, dropped: Mapping[str, int]) -> list[str]:
+    """Of what was lost: ``steps`` kept of ``expected``; ``uncommanded``: the fraction of observations without a target."""
+    found = []
+    rest = expected * (1 - uncommanded)
+    if rest - steps > max(LOST * rest, LOST_TIME * hz):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in _most(dropped))
+        found.append(f"only {steps} steps remain of about {rest:.0f}; dropped: {reasons or 'nothing, the cameras had gaps'}")
+    if uncommanded > IDLE:
+        found.append(
+            f"{100 * uncommanded:.0f} % of the observations have no target at their stamp; does target_pose come at 4 Hz or more, "
+            f"as long as the recording goes on?"
+        )
+    return found
+
+
+def _most(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(dropped.items(), key=lambda item: -item[1])[:4]
+
+
+def refusals(refused: Mapping[str, int], reasons: Mapping[str, str], heard: Mapping[str, int]) -> list[str]:
+    """Of messages that were refused, by topic, where they are more than a few of those ``heard``."""
+    return [
+        f"{count} of {heard[topic]} messages of {topic} were refused; the first: {reasons[topic]}"
+        for topic, count in refused.items()
+        if count > LOST * heard.get(topic, 0)
+    ]
+
+
+def unstamped(counts: Mapping[str, int], heard: Mapping[str, int]) -> list[str]:
+    """Of messages without a stamp, by topic, where they are more than a few: a clock may begin at 0."""
+    return [
+        f"{count} of {heard[topic]} messages of {topic} have no stamp; the time of recording is used, which is later"
+        for topic, count in counts.items()
+        if count > max(LOST * heard[topic], 1)
+    ]
