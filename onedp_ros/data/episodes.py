@@ -288,17 +288,19 @@ class _Reading:
         }
 
 
-def read_episodes(bag: str | Path, contract: Contract, folder: Path | None = None) -> tuple[list[Episode], Dropped]:
+def read_episodes(
+    bag: str | Path, contract: Contract, folder: Path | None = None, keep_images: bool = True
+) -> tuple[list[Episode], Dropped]:
     """The episodes of a bag, one unless it has gaps, and counts of what was dropped.
 
-    Images on their way are kept in ``folder``, in memory without one.
+    Images on their way are kept in ``folder``, in memory without one, or not at all.
 
     Raises:
         BagError: the bag cannot be read or holds no step; names what could not be used.
         OSError: ``folder`` is full.
     """
     bag = Path(bag)
-    reading = _Reading(contract, FrameStore(folder))
+    reading = _Reading(contract, FrameStore(folder, keep_images))
     reading.read(bag)
     dropped = Dropped(reading.assembler.dropped)
     episodes: list[Episode] = []

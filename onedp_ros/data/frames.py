@@ -47,10 +47,10 @@ class Images:
 
 
 class FrameStore:
-    """Images by camera and number, kept in files of ``folder``, packed; in memory without one."""
+    """Images by camera and number, kept in files of ``folder``, packed; in memory without one. ``keep`` False: only counted."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, keep: bool = True) -> None:
+        self._folder, self._keep = folder, keep
         self._held: dict[str, list[Image]] = {}
         self._places: dict[str, list[tuple[int, int]]] = {}
         self._files: dict[str, IO[bytes]] = {}
@@ -60,7 +60,7 @@ class FrameStore:
         """Keep an image; those of a camera have one shape. Returns its number. OSError when the disk is full."""
         if self._folder is None:
             held = self._held.setdefault(camera, [])
-            held.append(image)
+            held.append(image if self._keep else np.empty((0, 0, 3), np.uint8))
             return len(held) - 1
         if camera not in self._files:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from onedp_ros.contract import Camera, Contract, ContractError, decode_action
+from onedp_ros.contract import Contract, ContractError, decode_action
 from onedp_ros.data import quality, replay_buffer
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, find_bags, read_metadata
 from onedp_ros.data.convert import READERS
@@ -160,13 +158,8 @@ def _misfits(recording: BagReading, contract: Contract) -> list[str]:
 
 def _kept(bag: Path, contract: Contract) -> dict[str, Any]:
     """What ``onedp convert`` would keep of a bag."""
-    # Images of the least size of the same shape: they do not matter here, and those of a long bag would fill the memory.
-    cameras = {}
-    for name, camera in contract.cameras.items():
-        part = math.gcd(camera.height, camera.width)
-        cameras[name] = Camera(camera.topic, camera.height // part, camera.width // part)
     try:
-        episodes, dropped = read_episodes(bag, dataclasses.replace(contract, cameras=cameras, crop=(1, 1)))
+        episodes, dropped = read_episodes(bag, contract, keep_images=False)
     except (BagError, ContractError) as error:
         return {"not_converted": str(error)}
     return _converted(episodes, contract, dropped)
