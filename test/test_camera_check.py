@@ -13,6 +13,8 @@ from onedp_ros.evaluation.golden import golden
 from onedp_ros.evaluation.replayed import source_topics
 from onedp_ros.geometry import gripper_down
 from onedp_ros.resources import task_contract
+from onedp_ros.twin.environment import SteppedCell
+from onedp_ros.twin.pnp_milk import Expert, PnpMilk
 
 CONTRACT = task_contract("pnp_milk")
 RNG = np.random.default_rng(0)
@@ -107,3 +109,19 @@ def test_every_picture_of_the_golden_recording_is_one_that_sees():
             found.update(reason for reason, _ in check.faults(observation).values())
             found["observations"] += 1
     assert set(found) == {"observations"}
+
+
+def test_the_twin_is_never_blind_though_its_pictures_repeat_while_the_arm_stands():
+    cell, expert, check = SteppedCell(CONTRACT, PnpMilk()), Expert(), CameraCheck(CONTRACT)
+    cell.reset(np.random.default_rng(0))
+    pictures = Counter()
+    for step in range(100):
+        target = expert.act(cell.cell)
+        if step < 40:
+            target = cell.cell.target_position, cell.cell.target_quaternion, cell.cell.target_opening
+        cell.step(*target)
+        observation = cell.observe()
+        assert check.faults(observation) == {}
+        pictures[observation.images["front"].tobytes()] += 1
+    cell.close()
+    assert max(pictures.values()) > 3, "else it shows nothing"

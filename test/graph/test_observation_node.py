@@ -1,16 +1,21 @@
+import functools
 import signal
 import time
 
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
 from pictures import picture
 from sensor_msgs.msg import Image, JointState
+from standin import load_standin
 
 from onedp_ros.contract import NANOSECONDS, STATE_NAMES
 from onedp_ros.data.messages import stamp_ns
 from onedp_ros.geometry import gripper_down
+from onedp_ros.nodes.action_node import ActionNode
 from onedp_ros.nodes.observation_node import ObservationNode
+from onedp_ros.nodes.policy_node import PolicyNode
 
 NODE = "observation_node"
 
@@ -228,6 +233,26 @@ def test_a_camera_that_no_longer_sees_is_named_and_nothing_is_published_until_it
     source.change_image = good
     rig.more(states, 3, "sets after it")
     rig.until(lambda: rig.level(NODE, DiagnosticStatus.OK, "running"), "an OK status")
+
+
+@pytest.mark.parametrize("spoil", [black, frozen])
+def test_the_arm_is_held_while_a_camera_is_blind(rig, spoil):
+    source = rig.source()
+    targets = rig.listen(PoseStamped, "target_pose")
+    rig.add(ObservationNode)
+    policy = rig.add(functools.partial(PolicyNode, load_standin))
+    rig.add(ActionNode, enabled=True)
+    assert policy.trigger_configure().name == policy.trigger_activate().name == "SUCCESS"
+    rig.until(lambda: rig.level("action_node", DiagnosticStatus.OK, "following"), "following")
+    good, began = source.change_image, time.time_ns()
+    spoil(source)
+    rig.until(lambda: rig.error("action_node", "holding"), "the arm to be held")
+    places = [(stamp_ns(t), t.pose.position.x) for t in targets]
+    moved = [stamp for (stamp, x), (_, before) in zip(places[1:], places[:-1], strict=True) if abs(x - before) > 1e-6]
+    assert moved[-1] < places[-1][0], f"at rest {(moved[-1] - began) / 1e9:.2f} s after the first such picture"
+    print(f"{spoil.__name__}: at rest {(moved[-1] - began) / 1e9:.3f} s after the first such picture")
+    source.change_image = good
+    rig.until(lambda: rig.level("action_node", DiagnosticStatus.OK, "following"), "following again")
 
 
 def test_a_camera_slower_than_the_task_needs_is_a_warning(rig):

@@ -1,17 +1,21 @@
 """An operator's device in a real graph."""
 
 import functools
+import signal
+import time
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
-from sensor_msgs.msg import JointState, Joy
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image, JointState, Joy
 from std_srvs.srv import Trigger
 
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.data.messages import pose_arrays, stamp_ns
-from onedp_ros.nodes.teleop_node import TeleopNode
+from onedp_ros.nodes.teleop_node import MOST_NAMES, TeleopNode
 from onedp_ros.teleop.device import Command
 
 NODE = "teleop_node"
@@ -56,7 +60,7 @@ def hands(rig):
     made.targets, made.openings = rig.listen(PoseStamped, "target_pose"), rig.listen(JointState, "gripper_target")
     made.source = rig.source()
     obey(made.source, made.targets)
-    rig.add(functools.partial(TeleopNode, made), operator_yaw=0.0)
+    made.node = rig.add(functools.partial(TeleopNode, made), operator_yaw=0.0)
     rig.until(lambda: NODE in rig.status, "the node")
     return made
 
@@ -198,3 +202,109 @@ def test_the_twins_expert_needs_no_operator(rig, monkeypatch):
     assert np.linalg.norm(moved) > 0.02
     client.call_async(SetBool.Request(data=False))
     rig.until(lambda: rig.value("twin_node", "holds") > 0, "the rest after it")
+
+
+def image_of(height, width, step=None, size=None, encoding="rgb8"):
+    step = 3 * width if step is None else step
+    return Image(height=height, width=width, encoding=encoding, step=step, data=bytes(height * step if size is None else size))
+
+
+def test_no_picture_ends_the_node_and_what_is_none_is_counted(rig, hands):
+    hands.source.silent |= {"wrist", "front"}
+    topic = "front_camera/color/image_raw"
+    publisher = rig.node.create_publisher(Image, topic, qos_profile_sensor_data)
+    odd = [
+        image_of(0, 160),
+        image_of(160, 0),
+        image_of(120, 160, size=100),
+        image_of(120, 160, step=7),
+        image_of(4_000_000_000, 1, 0),
+    ]
+    for message in (*odd, image_of(120, 160, encoding="nonsense")):
+        before = rig.value(NODE, f"refused.{topic}_no_image")
+        rig.until(
+            lambda message=message, before=before: (
+                publisher.publish(message) or rig.value(NODE, f"refused.{topic}_no_image") > before
+            ),
+            "the refusal",
+        )
+    for message in (image_of(1, 10_000), image_of(10_000, 1), image_of(1, 1)):
+        hands.frames.clear()
+        rig.until(lambda message=message: publisher.publish(message) or "front" in hands.frames, "the picture")
+
+
+def test_whatever_others_say_on_diagnostics_is_borne(rig, hands):
+    publisher = rig.node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+    def say(name, level=DiagnosticStatus.OK, text="", **values):
+        items = [KeyValue(key=key, value=value) for key, value in values.items()]
+        publisher.publish(DiagnosticArray(status=[DiagnosticStatus(level=level, name=name, message=text, values=items)]))
+
+    for seconds in ("nan", "-inf", "1e999", "", "two"):
+        hands.shown.clear()
+        rig.until(
+            lambda seconds=seconds: (
+                say("recorder_node", state=f"s {seconds}", seconds=seconds) or hands.shown.get("recorder") == f"s {seconds}"
+            ),
+            "the recorder's state",
+        )
+        assert hands.shown["seconds"] == 0.0
+    many = [DiagnosticStatus(name=f"node {i}", level=DiagnosticStatus.ERROR, message="x" * 100) for i in range(20_000)]
+    rig.until(
+        lambda: (
+            publisher.publish(DiagnosticArray(status=many)) or rig.value(NODE, "refused.diagnostics_of_too_many_names") > 19_000
+        ),
+        "the refusals",
+    )
+    assert len(hands.node._others) <= MOST_NAMES + 1
+    rig.until(lambda: say("recorder_node", state="recording", seconds="2.5") or hands.shown["seconds"] == 2.5, "the recorder")
+    assert len(hands.shown["problem"]) < MOST_NAMES * 400
+
+
+@pytest.mark.parametrize("x", [1.7e308, float("nan")])
+def test_a_measured_pose_that_is_none_moves_nothing_and_is_counted(rig, hands, x):
+    push(hands, y=1.0)
+    rig.more(hands.targets, 10, "targets")
+    hands.source.change_pose = lambda message: setattr(message.pose.position, "x", x)
+    reason = "not_finite" if np.isnan(x) else "out_of_reach"
+    rig.until(lambda: rig.value(NODE, f"refused.current_pose_{reason}") > 0, "the refusals")
+    rig.until(lambda: hands.shown["arm"] in ("holding", "waiting"), "the stop")
+    assert np.all(np.isfinite(positions(hands.targets)))
+
+
+def test_a_second_publisher_of_the_measured_pose_stops_the_operator(rig, hands):
+    push(hands, y=1.0)
+    rig.more(hands.targets, 10, "targets")
+    other = rig.node.create_publisher(PoseStamped, "current_pose", 1)
+    rig.until(lambda: rig.error(NODE, "2 nodes publish current_pose"), "the error")
+    rig.until(lambda: hands.shown["arm"] in ("holding", "waiting"), "the stop")
+    rig.node.destroy_publisher(other)
+
+
+@pytest.mark.parametrize("pause", [1.0, 5.0])
+def test_after_a_pause_of_the_process_the_dead_man_must_be_pressed_anew(rig, pause):
+    targets = rig.listen(PoseStamped, "target_pose")
+    obey(rig.source(), targets)
+    process = rig.process("teleop_node", device="gamepad", operator_yaw=0.0)
+    joy = rig.node.create_publisher(Joy, "joy", 1)
+    buttons = [0, 0, 0, 0, 1, 0, 0, 0]
+    axes = [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+
+    def push(held=True):
+        joy.publish(Joy(axes=axes, buttons=buttons if held else [0] * 8))
+
+    def push_for(seconds, held=True):
+        end = time.monotonic() + seconds
+        rig.until(lambda: push(held) or time.monotonic() > end, "the time")
+
+    rig.until(lambda: push(False) or NODE in rig.status, "the node")
+    rig.until(lambda: push() or len(targets) > 20, "the motion")
+    process.send_signal(signal.SIGSTOP)
+    push_for(pause)
+    sent = len(targets)
+    process.send_signal(signal.SIGCONT)
+    push_for(1.5)
+    assert len(targets) <= sent + 1, "none but the one that was being sent"
+    assert rig.level(NODE, b"\x01", "let go of the enabling switch")
+    push_for(0.2, held=False)
+    rig.until(lambda: push() or len(targets) > sent + 20, "the motion, pressed anew")
