@@ -3,6 +3,8 @@
 Where the true ones import, these tests run against both.
 """
 
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +137,16 @@ class TestCvBridge:
 def test_image_that_cannot_be_decoded_names_the_topic(wrong: Any) -> None:
     with pytest.raises(ContractError, match="front_camera: "):
         decode_image(wrong, "front_camera")
+
+
+def test_a_few_bytes_that_claim_a_gigabyte_are_refused_before_they_take_it() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + size + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    with pytest.raises(ContractError, match=r"front_camera: .*PIXELS"):
+        decode_image(CompressedImage(format="png", data=bomb), "front_camera")
 
 
 def stamped(nanoseconds: int) -> JointState:

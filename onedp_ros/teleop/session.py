@@ -37,6 +37,7 @@ AHEAD, AHEAD_ANGLE = 0.04, 0.25  # m, rad that the hands may be ahead of the tar
 OPEN = 0.9 * MAX_OPENING  # m: a hand that is less open may hold something, and stays closed
 TURN = Range(-2 * math.pi, 2 * math.pi, "rad", "more is more than a turn; is it in degrees?")
 IDLE = 0.02  # share: a device at rest
+SHORTEST_PAUSE = 0.1  # s between two steps, whatever the robot's file says: schedulers are late by some of it
 SETTLING = 0.25  # s after a pause of this process in which reports of a device may come that waited for its end
 
 
@@ -156,7 +157,7 @@ class Session:
 
     def _after_pause(self, command: Command, dt: float) -> Command:
         """The command, or one that is not engaged until the dead man was let go after a pause."""
-        if dt > self._limits.stale_after:
+        if dt > max(self._limits.stale_after, SHORTEST_PAUSE):
             self.must_release, self._settling = True, SETTLING
             self.state, self._hold, self.gate.target = "waiting", None, None
         elif self._settling > 0:
