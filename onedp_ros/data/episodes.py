@@ -354,7 +354,8 @@ def _why_nothing(bag: Path, reading: _Reading, dropped: Dropped, complete: bool)
     reasons = [f"{topic}: {reason}" for topic, reason in reading.refusals.reasons.items()]
     if missing:
         others = sorted({message.topic.lstrip("/") for message in read_serialized(bag)} - set(reading.heard))
-        alike = [other for other in others if any(bare_name(other).endswith("/" + name.split("/")[-1]) for name in missing)]
+        last = {name.split("/")[-1] for name in missing} - {"image_raw"}
+        alike = [other for other in others if bare_name(other).split("/")[-1] in last]
         text = f"it lacks the topics {missing}"
         if alike:
             text += f", but has {alike}: remap those when they are recorded, or name them in the task file where it names topics"

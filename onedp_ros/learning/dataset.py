@@ -20,6 +20,7 @@ from onedp_ros.contract import Contract, Normalizer
 from onedp_ros.data.zarr_reader import ZarrArray, ZarrError, ZarrStore
 from onedp_ros.policy.policies import Batch
 
+_BLOCK_BYTES = 2**26  # of images that are unpacked at once
 PAD_BEFORE, PAD_AFTER = 1, 7
 """Steps by which a window may reach over the ends of an episode (Diffusion Policy); the end values are repeated."""
 
@@ -35,12 +36,21 @@ def _unpack(array: ZarrArray, file: Path, stamp: str) -> NDArray:
         done.unlink(missing_ok=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")  # several machines may share the disk
-        out = np.lib.format.open_memmap(partial, "w+", array.dtype, array.shape)
-        for first in range(0, array.shape[0], 1024):
-            out[first : first + 1024] = array[first : first + 1024]
-        out.flush()
-        os.replace(partial, file)
-        done.write_text(stamp)
+        rows = max(_BLOCK_BYTES // (array.nbytes // max(len(array), 1) + 1), 1)
+        header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+        try:
+            with partial.open("wb") as out:  # written, not mapped: a map of a full disk ends the process without a word
+                np.lib.format.write_array_header_1_0(out, header)
+                for first in range(0, len(array), rows):
+                    out.write(np.ascontiguousarray(array[first : first + rows]).data)
+            os.replace(partial, file)
+            done.write_text(stamp)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise DatasetError(
+                f"{file} cannot be written ({error.strerror}): the images take {array.nbytes / 1e9:.2g} GB there; make room on "
+                f"that disk, or copy the data set to another one"
+            ) from error
     return np.load(file, mmap_mode="r")
 
 

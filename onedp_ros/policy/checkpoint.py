@@ -38,13 +38,21 @@ class IncompatibleCheckpointError(CheckpointError):
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by a file with ``data``; after a crash either the old or the new file is there, whole."""
+    """Replace ``path`` by a file with ``data``; after a crash either the old or the new file is there, whole.
+
+    Raises:
+        OSError: the disk is full or fails; the old file is there still.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}; make room on the disk for {len(data) / 1e6:.0f} MB", str(path)) from error
     os.replace(partial, path)
 
 

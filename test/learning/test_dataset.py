@@ -1,4 +1,7 @@
 import dataclasses
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -87,6 +90,22 @@ def test_unpacked_images_are_the_same_and_follow_the_data(tmp_path, replay, smal
     assert isinstance(mapped.images["front"], np.memmap)
     write_replay(replay, small_contract, [30])
     assert len(WindowDataset(replay, unpack=True).images["front"]) == 30
+
+
+def test_a_full_disk_is_named_and_does_not_end_the_process(tmp_path, replay):
+    cache = replay.with_suffix(".cache")
+    cache.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", cache], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        program = f"from onedp_ros.learning.dataset import WindowDataset; WindowDataset({str(replay)!r}, unpack=True)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 1  # and not -7, a bus error
+        assert re.search(r"DatasetError: .*data\.cache/wrist\.npy cannot be written \(No space left.*make room", done.stderr)
+        assert not list(cache.iterdir())
+    finally:
+        subprocess.run(["umount", "-l", cache], check=True)
+    assert len(WindowDataset(replay, unpack=True).images["wrist"]) == 32
 
 
 def test_another_contract_is_refused_and_the_field_named(replay, small_contract):
