@@ -92,9 +92,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return parse_yaml(_read_text(Path(path)), str(path))
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file, without NaN and infinity. Errors as of :func:`read_yaml`."""
-    return parse_json(_read_text(Path(path)), str(path))
+def read_json(path: str | Path, finite: bool = True) -> dict[str, Any]:
+    """The object in a JSON file; with ``finite`` NaN and infinity are refused. Errors as of :func:`read_yaml`."""
+    return parse_json(_read_text(Path(path)), str(path), finite)
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -231,11 +231,13 @@ def _check_nodes(root: yaml.MappingNode, name: str) -> None:
             _refuse(name, node.start_mark, f"{shown(node.value)} is too long for a number; put quotes around what is text")
 
 
-def parse_json(text: str, name: str) -> dict[str, Any]:
+def parse_json(text: str, name: str, finite: bool = True) -> dict[str, Any]:
     """As :func:`read_json`, of the file's text; ``name`` is the file's in messages."""
 
-    def constant(value: str) -> NoReturn:
-        raise ConfigError(f"{name} holds {value}, expected finite numbers")
+    def constant(value: str) -> float:
+        if finite:
+            raise ConfigError(f"{name} holds {value}, expected finite numbers")
+        return float(value)
 
     def integer(digits: str) -> int:
         if len(digits) > 20 or abs(int(digits)) >= _MAX_INTEGER:

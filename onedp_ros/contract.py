@@ -42,6 +42,7 @@ MAX_HZ, MAX_SLOP = 1000.0, 10.0  # 1/s, s
 MAX_STEPS = 1000  # of observations or actions in a window
 MAX_CAMERAS, MAX_PIXELS = 16, 8192  # a task, a side of an image
 _MAX_TEXT = 200  # characters
+MIN_SCALE, MAX_SCALE = 1e-4, 1000.0  # of a normaliser
 RESERVED = frozenset({"state", "action", "timestamp", "robot_eef_pose", "robot_gripper_width"})
 """Arrays of a replay buffer beside the cameras'."""
 
@@ -321,8 +322,21 @@ class Normalizer:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Sequence[float]]) -> Normalizer:
-        """Inverse of :meth:`to_dict`."""
-        return cls(**{f.name: np.asarray(data[f.name], dtype=np.float32) for f in dataclasses.fields(cls)})
+        """Inverse of :meth:`to_dict`. ContractError for a field that is missing, of another size, or implausible."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        if set(data) != {*names}:
+            raise ContractError(f"normalizer has the fields {shown(sorted(data, key=str))}, expected {names}")
+        for name, values in data.items():
+            size, low = len(STATE_NAMES if name.startswith("state") else ACTION_NAMES), MIN_SCALE if "scale" in name else -MAX_SCALE
+            if not isinstance(values, Sequence) or len(values) != size:
+                raise ContractError(f"normalizer.{name} is {shown(values)}, expected {size} numbers")
+            for value in values:
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= MAX_SCALE:
+                    raise ContractError(
+                        f"normalizer.{name} holds {shown(value)}, expected numbers from {low:g} to {MAX_SCALE:g}: what is "
+                        f"normalised are metres and parts of rotations"
+                    )
+        return cls(**{name: np.asarray(data[name], dtype=np.float32) for name in names})
 
     def to_dict(self) -> dict[str, list[float]]:
         """Plain data for JSON; float32 values survive the trip exactly."""

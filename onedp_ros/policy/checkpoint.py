@@ -7,7 +7,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import struct
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +19,24 @@ import safetensors
 import torch
 from safetensors.torch import load, save
 
+from onedp_ros.config import ConfigError, parse_json, read_json, shown
 from onedp_ros.contract import Contract, Normalizer
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy, Sampler, evaluations
 
-FORMAT = 1
+FORMAT = 2
+"""1: the digest covers the weights only. 2: config.json has a digest of its own content, in which is that of the weights."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TYPES = ("F16", "BF16", "F32")  # of weights
+_FIELDS: dict[str, type] = {
+    "method": str,
+    "contract": dict,
+    "network": dict,
+    "normalizer": dict,
+    "training": dict,
+    "weights_sha256": str,
+}
+_MAX_HEADER = 2**22  # bytes; the paper's network has 30,000
 Kind = TypeVar("Kind", bound=Sampler)
 
 
@@ -78,29 +93,47 @@ def save_policy(path: str | Path, policy: Policy, training: dict[str, Any], dtyp
         "parameters": sum(p.numel() for p in policy.parameters()),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
+    config["config_sha256"] = config_digest(config)
     write_atomically(path / WEIGHTS, weights)
     write_atomically(path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of what a config.json says, whatever its layout; its own ``config_sha256`` does not count."""
+    content = {name: value for name, value in config.items() if name != "config_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json of the checkpoint directory ``path``. DamagedCheckpointError when it cannot be read."""
+    """The config.json of the checkpoint directory ``path``, of this format or an older one.
+
+    Raises:
+        DamagedCheckpointError: it cannot be read, or was changed after it had been written.
+        IncompatibleCheckpointError: it is of a newer format.
+    """
     file = Path(path) / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file, finite=False)  # a limit in the settings of the training may be infinite
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{file} does not exist; give the directory that holds {CONFIG} and {WEIGHTS}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedCheckpointError(f"{file} is not valid JSON ({error}); fetch or save the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise DamagedCheckpointError(
-            f"{file} holds {type(config).__name__}, expected a mapping; fetch or save the checkpoint again"
-        )
-    if missing := sorted({"format", "method", "contract", "network", "normalizer", "training", "weights_sha256"} - set(config)):
+    except (ConfigError, OSError) as error:
+        raise DamagedCheckpointError(f"{error}; fetch or save the checkpoint again") from error
+    if missing := sorted({"format", *_FIELDS} - set(config)):
         raise DamagedCheckpointError(f"{file} lacks {missing}; fetch or save the checkpoint again")
-    if config["format"] != FORMAT:
+    if type(config["format"]) is not int or not 1 <= config["format"] <= FORMAT:
         raise IncompatibleCheckpointError(
-            f"{file} has format {config['format']}, this program reads {FORMAT}; use a matching version"
+            f"{file} has format {shown(config['format'])}, this program reads 1 to {FORMAT}; use a matching version"
         )
+    if config["format"] > 1 and config.get("config_sha256") != config_digest(config):
+        raise DamagedCheckpointError(
+            f"{file} was changed after it had been written: it does not agree with its config_sha256; fetch or save the checkpoint "
+            f"again"
+        )
+    for name, kind in _FIELDS.items():
+        if not isinstance(config[name], kind):
+            raise DamagedCheckpointError(
+                f"{file}: {name} is {shown(config[name])}, expected {kind.__name__}; fetch or save the checkpoint again"
+            )
     return config
 
 
@@ -124,7 +157,8 @@ def load_policy(
         ContractError: another contract; names the field.
     """
     path = Path(path)
-    policy = _build(Policy, path, method, contract)
+    stored = _check_header(path / WEIGHTS)
+    policy = _build(Policy, path, method, contract, stored)
     for field in dataclasses.fields(NetworkConfig) if network is not None else ():
         ours, theirs = getattr(network, field.name), getattr(policy.config, field.name)
         if ours != theirs:
@@ -132,6 +166,10 @@ def load_policy(
                 f"{path}: network {field.name} is {theirs}, expected {ours}; use that network's checkpoint"
             )
     weights = _read_weights(path)
+    if spoiled := sorted(name for name, tensor in weights.items() if not torch.isfinite(tensor).all()):
+        raise DamagedCheckpointError(
+            f"{path / WEIGHTS}: '{spoiled[0]}' holds NaN or infinity, its training diverged; take an earlier checkpoint"
+        )
     expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
@@ -150,18 +188,31 @@ def load_sampler(path: str | Path, method: str | None = None, contract: Contract
     Arguments and errors as of :func:`load_policy`, but for the shapes of the weights.
     """
     path = Path(path)
+    _check_header(path / WEIGHTS)
     sampler = _build(Sampler, path, method, contract)
     digests = [hashlib.sha256(data).hexdigest() for data in (_read_bytes(path), (path / CONFIG).read_bytes())]
     return sampler, "".join(digests)
 
 
-def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract | None) -> Kind:
-    """What config.json describes, with ``method`` in place of its own. Errors as of :func:`load_policy`."""
+def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract | None, stored: int | None = None) -> Kind:
+    """What config.json describes, with ``method`` in place of its own. Errors as of :func:`load_policy`.
+
+    ``stored``: how many values the weights' file holds; a network that needs many more is not even made.
+    """
     config = read_config(path)
     try:
         its_contract = Contract.from_dict(config["contract"])
         its_network = NetworkConfig.from_dict(config["network"])
+        observation = its_network.features * len(its_contract.cameras) + its_contract.state_dim
+        least = its_network.least_parameters(its_contract.n_obs_steps * observation)
+        if stored is not None and stored < least:
+            raise IncompatibleCheckpointError(
+                f"{path / WEIGHTS} holds {stored} values, the network in {CONFIG} has more than {least}; the files belong to "
+                f"different networks"
+            )
         made = kind(its_contract, its_network, Normalizer.from_dict(config["normalizer"]), config["method"])
+    except CheckpointError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedCheckpointError(f"{path / CONFIG}: {error}; fetch or save the checkpoint again") from error
     if contract is not None:
@@ -178,6 +229,34 @@ def _check_method(path: Path, its: str, wanted: str) -> None:
         raise IncompatibleCheckpointError(
             f"{path} holds weights of {its}, which cannot be used as {wanted}; give the {wanted} checkpoint"
         )
+
+
+def _check_header(file: Path) -> int:
+    """How many values a safetensors file holds. DamagedCheckpointError when it is none, or its weights are of another type."""
+    try:
+        with open(file, "rb") as stream:
+            size, (length,) = os.fstat(stream.fileno()).st_size, struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))
+            if length > min(_MAX_HEADER, size - 8):
+                raise ConfigError(f"{file} ({size} bytes) is truncated or not safetensors")
+            header = parse_json(stream.read(length).decode(), str(file))
+        header.pop("__metadata__", None)
+        values, end = 0, 0
+        for name, tensor in header.items():
+            kind, shape, (first, last) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
+            if kind not in TYPES:
+                raise ConfigError(f"{file}: '{shown(name)[1:-1]}' is of type {shown(kind)}, expected one of {', '.join(TYPES)}")
+            if last - first != math.prod(shape) * (4 if kind == "F32" else 2) or min(first, *shape, 0) < 0:
+                raise ConfigError(f"{file}: '{shown(name)[1:-1]}' has the shape {shown(shape)}, which is not what lies in the file")
+            values, end = values + math.prod(shape), max(end, last)
+        if end != size - 8 - length:
+            raise ConfigError(f"{file} ({size} bytes) is truncated or not safetensors")
+        return values
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{file} does not exist; fetch or save the checkpoint again") from error
+    except ConfigError as error:
+        raise DamagedCheckpointError(f"{error}; fetch or save the checkpoint again") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{file} is truncated or not safetensors ({error}); fetch or save it again") from error
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

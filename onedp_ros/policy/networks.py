@@ -10,6 +10,14 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from onedp_ros.config import shown
+
+MAX_SIZE, MAX_LEVELS = 16384, 8
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIZE
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
@@ -24,21 +32,34 @@ class NetworkConfig:
     features: int = 64
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "unet_channels", tuple(self.unet_channels))
+        channels = self.unet_channels
+        if not isinstance(channels, (list, tuple)) or not all(map(_is_size, channels)):
+            raise ValueError(f"unet_channels is {shown(channels)}, expected whole numbers")
+        object.__setattr__(self, "unet_channels", tuple(channels))
+        for name in ("encoder_width", "kernel", "step_dim", "keypoints", "features"):
+            if not _is_size(getattr(self, name)):
+                raise ValueError(f"{name} is {shown(getattr(self, name))}, expected a whole number from 1 to {MAX_SIZE}")
         if self.encoder_width < 16 or self.encoder_width % 16:
             raise ValueError(f"encoder_width is {self.encoder_width}, expected a positive multiple of 16")
-        if not self.unet_channels or any(c < 8 or c % 8 for c in self.unet_channels):
-            raise ValueError(f"unet_channels is {list(self.unet_channels)}, expected positive multiples of 8")
-        if self.kernel % 2 == 0 or self.step_dim % 2 or min(self.kernel, self.step_dim, self.keypoints, self.features) < 1:
-            raise ValueError(f"expected an odd kernel, an even step_dim and positive sizes in {self}")
+        if not 0 < len(self.unet_channels) <= MAX_LEVELS or any(c < 8 or c % 8 for c in self.unet_channels):
+            raise ValueError(f"unet_channels is {list(channels)}, expected positive multiples of 8, {MAX_LEVELS} at most")
+        if self.kernel % 2 == 0 or self.step_dim % 2 or self.step_dim < 4:
+            raise ValueError(f"expected an odd kernel and an even step_dim of 4 or more in {self}")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetworkConfig:
         """Inverse of :meth:`to_dict`. ValueError names a field that is missing or unknown."""
         fields = {f.name for f in dataclasses.fields(cls)}
         if set(data) != fields:
-            raise ValueError(f"network has the fields {sorted(data)}, expected {sorted(fields)}")
+            raise ValueError(f"network has the fields {shown(sorted(data, key=str))}, expected {sorted(fields)}")
         return cls(**data)
+
+    def least_parameters(self, condition_dim: int) -> int:
+        """Fewer parameters than the network has, but of that order: those of its largest layers. Nothing is made for it."""
+        widest, encoder = max(self.unet_channels), 8 * self.encoder_width
+        film = (self.step_dim + condition_dim) * 2 * widest
+        head = encoder * self.keypoints + 2 * self.keypoints * self.features
+        return self.kernel * widest**2 + film + 8 * self.step_dim**2 + 9 * encoder**2 + head
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON or YAML."""

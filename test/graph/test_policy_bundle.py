@@ -9,6 +9,7 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.policy_node import PolicyNode
+from onedp_ros.policy.checkpoint import config_digest
 
 NODE = "policy_node"
 ROTATION = np.array([1, 0, 0, 0, -1, 0], dtype=np.float32)
@@ -32,7 +33,7 @@ def test_a_real_policy_runs_in_the_graph(rig, bundle):
 def change_contract(path):
     config = json.loads((path / "config.json").read_text())
     config["contract"]["slop"] = 0.001
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps({**config, "config_sha256": config_digest(config)}))
 
 
 def truncate(path):
@@ -43,7 +44,7 @@ def truncate(path):
 def change_network(path):
     config = json.loads((path / "config.json").read_text())
     config["network"]["unet_channels"] = [16, 64]
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps({**config, "config_sha256": config_digest(config)}))
 
 
 @pytest.mark.parametrize(
