@@ -90,7 +90,7 @@ class Refusals:
     def add(self, topic: str, reason: object) -> None:
         """Count a message."""
         self.messages[topic] += 1
-        self.reasons.setdefault(topic, str(reason))
+        self.reasons.setdefault(topic, str(reason).removeprefix(f"{topic.removesuffix('/compressed')}: "))
 
     def counts(self) -> Counter[str]:
         """How many, by topic and reason in one text, and the damage."""

@@ -224,7 +224,10 @@ def _agree(sources: Sequence[Source], contract: Contract | None, skipped: dict[s
 def _nothing(skipped: Mapping[str, str], unsuccessful: int) -> str:
     reasons = [f"\n  {name}: {reason}" for name, reason in skipped.items()]
     more = f"\n  and {len(reasons) - 10} more" if len(reasons) > 10 else ""
-    return f"no recording could be converted; {unsuccessful} unsuccessful, {len(skipped)} skipped{''.join(reasons[:10])}{more}"
+    remedy = " (taken with --keep-unsuccessful)" * bool(unsuccessful)
+    return (
+        f"no recording could be converted; {unsuccessful} unsuccessful{remedy}, {len(skipped)} skipped{''.join(reasons[:10])}{more}"
+    )
 
 
 # What an interrupted conversion leaves: plan.json, and a folder in pieces/ for each recording that is done.

@@ -356,9 +356,11 @@ def _why_nothing(bag: Path, reading: _Reading, dropped: Dropped, complete: bool)
         others = sorted({message.topic.lstrip("/") for message in read_serialized(bag)} - set(reading.heard))
         last = {name.split("/")[-1] for name in missing} - {"image_raw"}
         alike = [other for other in others if bare_name(other).split("/")[-1] in last]
-        text = f"it lacks the topics {missing}"
-        if alike:
-            text += f", but has {alike}: remap those when they are recorded, or name them in the task file where it names topics"
+        text = f"it lacks the topics {missing}, it has {alike or others}; "
+        if set(missing) <= {TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC}:
+            text += "commands are read from topics of these names, remap yours while they are recorded"
+        else:
+            text += "name the cameras' and the robot's topics in the task file as they are in the bag"
         reasons.insert(0, text)
     reasons += quality.lags(reading.lags())
     return f"{bag} holds no complete step; " + ("; ".join(reasons) or f"nothing fits together: {dict(dropped)}")

@@ -129,7 +129,7 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
         except ContractError as error:
             report["problems"].append(str(error))
         report |= _kept(bag, contract)
-        report["fits"] = not report["problems"] and report["not_converted"] is None
+        report["fits"] = not report["problems"] and report["not_converted"] is None and not report["warnings"]
     return report, recording
 
 
@@ -269,7 +269,7 @@ def inspect_set(path: Path, contract: Contract | None = None) -> dict[str, Any]:
         "seconds": report["steps"] * contract.dt,
         "steps_an_episode": [int(f(lengths)) for f in (np.min, np.median, np.max)] if lengths else [],
         "images": {name: [report["steps"], camera.height, camera.width, 3] for name, camera in contract.cameras.items()},
-        "problems": [] if episodes else ["no episode of it can be used"],
+        "problems": [f"{len(skipped)} of {len(sources)} episodes cannot be used"] if skipped or not episodes else [],
         "skipped": skipped,
     }
 
@@ -377,8 +377,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = {"bags": bags, "unreadable": unreadable, "totals": totals, "datasets": datasets}
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"written {args.json}")
-    whole = not unreadable and all(r["fits"] for r in bags) and not any(r["problems"] or r.get("skipped") for r in datasets)
-    return 0 if whole and not any(r["warnings"] for r in [*bags, *datasets]) else 2
+    doubtful = any(r["problems"] or r["warnings"] for r in datasets)
+    return 0 if not unreadable and all(r["fits"] for r in bags) and not doubtful else 2
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from onedp_ros.data.bag_writer import EpisodeWriter
 from onedp_ros.data.bags import read_bag
 from onedp_ros.data.convert import convert
 from onedp_ros.evaluation.bag_reading import KEPT_FRAMES, BagReading
-from onedp_ros.evaluation.inspect import InspectError, inspect_bag, inspect_dataset, main, ranges
+from onedp_ros.evaluation.inspect import InspectError, inspect_bag, inspect_dataset, inspect_set, main, ranges
 from onedp_ros.geometry import gripper_down
 from onedp_ros.resources import resource, task_contract
 
@@ -270,6 +270,54 @@ def test_a_training_set_has_the_figures_of_its_bags(record: Record, tmp_path: Pa
     assert main([str(path), str(bags[0]), "--json", str(file)]) == 0
     assert json.loads(file.read_text())["datasets"] == [report]
     assert f"{converted.episodes} episodes, {converted.steps} steps at 20 Hz" in capsys.readouterr().out
+
+
+def test_a_lerobot_set_has_the_figures_of_the_replay_buffer(
+    record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bags = [record("a"), record("b", lost=lambda camera, k: camera == "front" and 20 <= k < 26)]
+    for format in ("zarr", "lerobot"):
+        convert(bags, tmp_path / format, workers=1, progress=False, format=format)
+    ours, theirs = inspect_dataset(tmp_path / "zarr"), inspect_set(tmp_path / "lerobot")
+    for key in ("contract", "episodes", "steps", "seconds", "steps_an_episode", "images", "ranges", "problems", "warnings"):
+        assert theirs[key] == ours[key], key
+    assert main([str(tmp_path / "lerobot"), str(tmp_path / "zarr")]) == 0
+    assert capsys.readouterr().out.count("3 episodes, ") == 2
+    (tmp_path / "lerobot" / "meta" / "onedp.json").unlink()
+    assert main([str(tmp_path / "lerobot"), str(tmp_path / "zarr")]) == 2, "the other one is shown all the same"
+    assert "notes no contract; name the task file with --task" in (out := capsys.readouterr().out) and "3 episodes, " in out
+    assert main([str(tmp_path / "lerobot"), "--task", "pnp_milk"]) == 0
+
+
+def test_what_is_no_recording_is_named_as_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, what in (("demo.hdf5", "truncated or no HDF5 file"), ("demo.HDF5", "it is an HDF5 file")):
+        (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+        assert main([str(tmp_path / name), "--task", "pnp_milk"]) == 2
+        out = capsys.readouterr().out
+        assert what in out and "mcap" not in out.replace(".mcap", "")
+
+
+def test_the_time_between_stamp_and_recording_is_shown(record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    types = get_typestore(Stores.ROS2_JAZZY)
+    late = tmp_path / "late"
+    with Writer(late, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections: dict[str, Any] = {}
+        messages = []
+        for topic, stamp, message in read_bag(record()):
+            lag = 200_000_000 if topic.startswith("wrist") else 0 if topic == "joint_states" else 1_500_000
+            messages.append((stamp + lag, topic, message))
+        for logged, topic, message in sorted(messages, key=lambda entry: entry[0]):
+            if topic not in connections:
+                connections[topic] = writer.add_connection(f"/{topic}", message.__msgtype__, typestore=types)
+            writer.write(connections[topic], logged, types.serialize_cdr(message, message.__msgtype__))
+    report, _ = inspect_bag(late, CONTRACT)
+    lags = {topic: t["lag_ms"] for topic, t in report["topics"].items()}
+    assert lags["wrist_camera/color/image_raw"]["p50"] == pytest.approx(200) and lags["joint_states"] is None
+    assert lags["current_pose"] == pytest.approx({"p50": 1.5, "min": 1.5, "max": 1.5})
+    assert report["fits"] is False and "was recorded 0.200 s after its stamps" in report["warnings"][0]
+    assert main([str(late), "--task", "pnp_milk"]) == 2
+    out = capsys.readouterr().out
+    assert re.search(r"^ +wrist_camera/color/image_raw .* 200\.0 ms ", out, re.MULTILINE) and "fits its contract" not in out
 
 
 def test_a_broken_training_set_is_named(record: Record, tmp_path: Path) -> None:
