@@ -28,6 +28,10 @@ class PauseWatch:
         self._limit, self._last = limit, now()
         self.ended = float("-inf")  # when the last pause ended, on the clock of :func:`now`
 
+    def restart(self) -> None:
+        """After something that may take long: that was no pause."""
+        self._last = now()
+
     def check(self) -> float:
         """Length (s) of the pause that has just ended; 0 when there was none. To be called again and again."""
         time_now = now()

@@ -48,6 +48,7 @@ class Watch:
     def __init__(self, topic: str, hz: float = 0.0, gap: float = math.inf, optional: bool = True, needed: bool = True) -> None:
         self.topic, self.least, self.gap, self.optional, self.needed = topic, hz, gap, optional, needed
         self.heard = 0  # arrival of the newest message, ns
+        self._excused = 0  # wall clock, ns
         self._recent: deque[int] = deque(maxlen=RECENT)
         self.begin(0)
 
@@ -57,6 +58,10 @@ class Watch:
         self.timing = StreamTiming()
         self._problems: dict[str, str] = {}
         self._gaps, self._first_gap, self._longest_gap = 0, 0.0, 0.0
+
+    def excuse(self, before: int) -> None:
+        """What was stamped before a moment (ns) is late for another reason than the clocks."""
+        self._excused = before
 
     def take(self, data: bytes, arrival: int) -> None:
         """A message of the episode, or of the time before it."""
@@ -72,7 +77,7 @@ class Watch:
             self._gaps, self._longest_gap = self._gaps + 1, max(self._longest_gap, gap)
         self.timing.add(stamp)
         lag = (arrival - stamp) / NANOSECONDS  # 0 when it has no stamp
-        if not -EARLY <= lag <= LATE:
+        if not -EARLY <= lag <= LATE and stamp >= self._excused:
             where = f"{lag:.2f} s before" if lag > 0 else f"{-lag:.2f} s after"
             self._problems["clock"] = f"was stamped {where} it came; synchronise the clocks (chrony)"
 

@@ -7,7 +7,6 @@ come, a timer publishes states, 200 a second.
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +18,8 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from onedp_ros import clock
+from onedp_ros.clock import PauseWatch
 from onedp_ros.data.messages import stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
 from onedp_ros.nodes.input_watch import InputWatch
@@ -27,7 +28,7 @@ from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_
 from onedp_ros.nodes.process import main_of
 from onedp_ros.robot import memory
 from onedp_ros.robot.arm import percentile
-from onedp_ros.robot.faults import Fault
+from onedp_ros.robot.faults import Fault, pause_fault
 from onedp_ros.robot.franka import Franka
 from onedp_ros.robot.settings import MODES, RobotSettings
 
@@ -37,6 +38,8 @@ WATCH_EVERY = 20  # looks between looks for faults
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes what any publisher offers
 LASTING = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 FLANGE = 0.05  # m: a tool nearer to the flange is none
+LONGEST_PAUSE = 3.0  # s: an arm whose node stood still for longer does not go on by itself
+REQUEST_PAUSE = 1.0  # s after a pause in which a request to begin may be one that waited through it
 LATE_RATE = 0.95  # success rate of commands below which the diagnostics warn
 
 
@@ -66,6 +69,7 @@ class FrankaNode(LifecycleNode):
         self.settings = settings.replaced(given).slowed(speed)
 
         self._franka: Franka | None = None
+        self._pauses = PauseWatch(LONGEST_PAUSE)
         self._failed = ""
         self._stamp = self._count = self._far = 0
         self._far_at = float("-inf")
@@ -89,6 +93,7 @@ class FrankaNode(LifecycleNode):
 
     def start(self) -> None:
         """Configure and activate. Fault when that fails; the node stays and says why."""
+        self._pauses = PauseWatch(LONGEST_PAUSE)
         for transition in (self.trigger_configure, self.trigger_activate):
             if transition() != TransitionCallbackReturn.SUCCESS:
                 raise Fault(self._failed, ("not_configured",))
@@ -114,6 +119,10 @@ class FrankaNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self._franka is not None
+        if self._paused():
+            self._failed = f"{self._stale_request()}; activate again"
+            self.get_logger().error(self._failed)
+            return TransitionCallbackReturn.FAILURE
         try:
             self._franka.activate()
         except OSError as error:
@@ -154,7 +163,18 @@ class FrankaNode(LifecycleNode):
 
     # what comes
 
+    def _paused(self) -> bool:
+        """Whether this process stood still until just now: then requests may be old ones, and the arm waits for ``~/recover``."""
+        if (seconds := self._pauses.check()) and self._franka is not None:
+            fault = pause_fault("franka_node", seconds)
+            self._franka.give_up(fault)
+            if self._franka.fault is fault:
+                self.get_logger().error(str(fault))
+        return self._pauses.ended_within(REQUEST_PAUSE)
+
     def _on_target(self, message: PoseStamped) -> None:
+        arrived = clock.now_ns()
+        self._paused()
         self._targets += 1
         self._target_rate.tick()
         if self._franka is None:
@@ -165,9 +185,10 @@ class FrankaNode(LifecycleNode):
             self._franka.refused[refusal] += 1
         else:
             p, q = message.pose.position, message.pose.orientation
-            self._franka.target((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+            self._franka.target((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), arrived)
 
     def _on_gripper(self, message: JointState) -> None:
+        self._paused()
         if self._franka is None:
             return
         opening = opening_of(message)
@@ -180,6 +201,8 @@ class FrankaNode(LifecycleNode):
 
     def _on_recover(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:
+            if self._paused():
+                raise Fault(f"{self._stale_request()}; call again", ("paused",))
             if self._franka is not None:
                 self._franka.recover()
             elif self._autostart:
@@ -193,12 +216,18 @@ class FrankaNode(LifecycleNode):
             response.success, response.message = False, str(fault)
         return response
 
+    def _stale_request(self) -> str:
+        return "franka_node stood still until just now, and this request may have waited through that; look at the arm"
+
     def _is_active(self) -> bool:
         return self._franka is not None and self._franka.active
 
     def _on_home(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success = self._is_active() and self._franka is not None and self._franka.fault is None
+        paused = self._paused()
+        response.success = self._is_active() and self._franka is not None and self._franka.fault is None and not paused
         response.message = "homing" if response.success else "not active, or in a fault; see /diagnostics"
+        if paused:
+            response.message = f"{self._stale_request()}; call again"
         if response.success and self._franka is not None:
             self._franka.hand.home()
         return response
@@ -219,6 +248,7 @@ class FrankaNode(LifecycleNode):
 
     def _publish(self) -> None:
         """The newest state of the robot, once."""
+        self._paused()
         if self._franka is None:
             return
         state = self._franka.arm.state()
@@ -245,7 +275,7 @@ class FrankaNode(LifecycleNode):
             self._mode_publisher.publish(String(data=mode))
 
     def _report(self) -> Report:
-        now, franka = time.monotonic(), self._franka
+        now, franka = clock.now(), self._franka
         if franka is None:
             text = f"not connected: {self._failed}" if self._failed else "not configured"
             level = DiagnosticStatus.ERROR if self._failed else DiagnosticStatus.OK

@@ -22,6 +22,8 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
+from onedp_ros import clock
+from onedp_ros.clock import PauseWatch
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.bag_writer import BagWriter
 from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError
@@ -34,6 +36,8 @@ from onedp_ros.nodes.process import main_of
 
 POLL_PERIOD = 0.05  # s
 CHECK_EVERY, COUNT_EVERY = 2, 10  # polls between looks at what came, and at who publishes
+PAUSE = 0.5  # s that this process may stand still before it is a fault of the episode
+LONGEST_PAUSE, REQUEST_PAUSE = 3.0, 1.0  # s: after a pause so long, for that time, a request to start may be one that waited
 CAMERA_DEPTH, DEPTH = 100, 2000  # messages that wait in a queue: more than a second of them, for a thread that is held up
 
 
@@ -69,6 +73,9 @@ class RecorderNode(Node):
         self._extra = {topic: "" for topic in extra if topic and topic not in self._watches}  # why one is not there
 
         self._recording: Recording | None = None
+        self._pauses = PauseWatch(PAUSE)
+        self._paused: list[tuple[float, float]] = []  # in this episode: when (s after the start), how long (s)
+        self._started_anew = float("-inf")
         self._failed = ""
         self._known: set[str] = set()
         self._polls = 0
@@ -93,6 +100,7 @@ class RecorderNode(Node):
     # what comes
 
     def _on_timer(self) -> None:
+        self._notice_pause()
         now = time.time_ns()
         self._poll()
         if self._recording is not None:
@@ -103,9 +111,22 @@ class RecorderNode(Node):
             self._find_extra()
             if self._autostart and (started := self._start())[0]:
                 self._autostart = False
+                self._pauses.restart()
                 self.get_logger().info(started[1])
         if self._polls % CHECK_EVERY == 0:
             self._check()
+
+    def _notice_pause(self) -> None:
+        """Note down when this process stood still: stopped, swapped out, or suspended with the machine."""
+        length = self._pauses.check()
+        if not length:
+            return
+        if length > LONGEST_PAUSE:
+            self._started_anew = clock.now()
+        if self._recording is not None:
+            self._paused.append((max(self._recording.seconds - length, 0.0), length))
+            for watch in self._watches.values():
+                watch.excuse(time.time_ns())
 
     def _poll(self) -> None:
         """Take what has come."""
@@ -140,6 +161,12 @@ class RecorderNode(Node):
         found: dict[str, str] = {}
         for watch in self._watches.values():
             found |= watch.problems(now, ended)
+        if self._paused:
+            found["paused"] = (
+                f"recorder_node stood still {len(self._paused)} time{'s' if len(self._paused) > 1 else ''}, the longest for "
+                f"{max(length for _, length in self._paused):.1f} s, the first {self._paused[0][0]:.1f} s after the start: it was "
+                f"stopped, swapped out or suspended, and what came meanwhile may be lacking or logged late"
+            )
         if lost := self._recording.lost:
             found["lost"] = f"{lost} messages were lost: the disk or the processor is too slow"
         return found
@@ -174,7 +201,9 @@ class RecorderNode(Node):
     # what is asked for
 
     def _serve(self, act: Any, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._notice_pause()
         response.success, response.message = act()
+        self._pauses.restart()  # a disk may take its time
         if response.success:
             self.get_logger().info(response.message)
         else:
@@ -185,6 +214,8 @@ class RecorderNode(Node):
     def _start(self) -> tuple[bool, str]:
         if self._recording is not None:
             return False, f"{self._recording.writer.path.name} is being recorded; stop, fail or discard it first"
+        if clock.now() - self._started_anew < REQUEST_PAUSE:
+            return False, "not started: recorder_node stood still until just now, and this request may be an old one; start again"
         self._poll()
         self._find_extra()
         if reasons := self._unready():
@@ -196,6 +227,7 @@ class RecorderNode(Node):
             return False, f"not started: {error}"
         self._poll()  # away with what came before
         self._recording, self._failed, self._known = Recording(writer), "", set()
+        self._paused = []
         for watch in self._watches.values():
             watch.begin(self._recording.began)
         return True, f"recording {path.name}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onedp_ros import clock
 from onedp_ros.robot import memory
 from onedp_ros.robot.child import Child
 from onedp_ros.robot.faults import Fault
@@ -46,7 +46,7 @@ class Arm:
         self.child.start()
 
     def _ask(self) -> None:
-        self._asked_at = time.monotonic()
+        self._asked_at = clock.now()
         self._latest["request"].write(self._request)
 
     def control(self, mode: str) -> None:
@@ -54,10 +54,14 @@ class Arm:
         self._request["mode"] = memory.REST if mode == "rest" else MODES[mode]
         self._ask()
 
-    def send(self, position: ArrayLike, quaternion: ArrayLike) -> None:
-        """Give a target, checked by :func:`.safety.pose_fault`: tool pose in the base frame, (3,) m and (4,) xyzw."""
+    def send(self, position: ArrayLike, quaternion: ArrayLike, arrived: int) -> None:
+        """Give a target, checked by :func:`.safety.pose_fault`: tool pose in the base frame, (3,) m and (4,) xyzw.
+
+        Args:
+            arrived: when it came, ns of :func:`.clock.now_ns`.
+        """
         q = np.asarray(quaternion, np.float64)
-        self._target["stamp"] = time.monotonic_ns()
+        self._target["stamp"] = arrived
         self._target["position"], self._target["quaternion"] = position, q / np.linalg.norm(q)
         self._latest["target"].write(self._target)
 
@@ -91,7 +95,7 @@ class Arm:
 
     def fault(self) -> Fault | None:
         """What keeps the arm from moving; None when nothing does. Ends a process that hangs."""
-        state, now = self.state(), time.monotonic()
+        state, now = self.state(), clock.now()
         if ended := self.child.ended():
             return self._told(state) or Fault(f"the arm's process {ended}; call ~/recover", ("process_died",))
         phase = int(state["phase"])

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 import pylibfranka as franka
 
+from onedp_ros import clock
 from onedp_ros.control.follow import TargetFollower
 from onedp_ros.control.joints import TORQUE_LIMITS, TORQUE_RATE
 from onedp_ros.control.servo import impedance_torque
 from onedp_ros.geometry import pose_from_columns
 from onedp_ros.robot import memory
-from onedp_ros.robot.faults import explain
+from onedp_ros.robot.faults import explain, pause_fault
 from onedp_ros.robot.settings import RobotSettings
 
 PUBLISH_EVERY = 5  # cycles: states at 200 Hz
@@ -34,6 +35,7 @@ PRIORITY = 80  # of SCHED_FIFO
 TORQUE_STEP = 0.9 * TORQUE_RATE * 0.001  # Nm a cycle
 SETTLED = 0.02  # rad/s: joints slower than that are at rest
 SETTLE_TIME = 0.4  # s that the arm may take to come to rest behind the reference
+PAUSE = 500_000_000  # ns between two cycles in which this process must have stood still
 IDLE_PERIOD = 0.02  # s between looks at requests without a robot
 
 STILL, UPRIGHT = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)
@@ -78,6 +80,7 @@ class ArmProcess:
         self._faulty = False
         # faster than NumPy on one number
         self._work, self._gap = (memoryview(self._memory.arrays[name].data) for name in ("work", "gap"))
+        self._still = 0  # ns that this process stood still under control
         self._measured: Any = None  # libfranka's state in this cycle
         self._follower = TargetFollower(settings.follow, settings.servo, settings.joints, self._joints)
 
@@ -175,6 +178,7 @@ class ArmProcess:
 
     def _control(self, mode: int) -> None:
         """Control until something else is asked for and the arm is at rest. Raises what libfranka raises."""
+        self._still = 0
         gc.collect()
         gc.disable()
         try:
@@ -188,19 +192,19 @@ class ArmProcess:
     def _loop(self, mode: int, control: Any) -> None:
         follower, report = self._follower, self._report
         targets, requests = self._latest["target"], self._latest["request"]
-        work, gap, clock = self._work, self._gap, time.monotonic_ns
+        work, gap, now = self._work, self._gap, clock.now_ns
         last_work, last_gap = memory.WORK_BINS - 1, memory.GAP_BINS - 1
         state, period = control.readOnce()
         self._measured = state
         # The motion generator starts where the robot was last told to be, within a millimetre of where it is.
-        follower.start(*pose_from_columns(state.O_T_EE_c if mode == memory.POSE else state.O_T_EE), clock())
+        follower.start(*pose_from_columns(state.O_T_EE_c if mode == memory.POSE else state.O_T_EE), now())
         far, cycles, lost = report.far - follower.far, report.cycles, report.lost
         posture = np.array(state.q)
         taken = asked = resting = cycle = 0
         received, wanted = 0, mode
         given: tuple[Any, Any] = STILL, UPRIGHT
         command: Any
-        ended, begin = False, clock()
+        ended, begin = False, now()
         while True:
             ticks = max(1, round(1000.0 * period.to_sec())) if cycle else 1
             if targets.count != taken:
@@ -232,13 +236,15 @@ class ArmProcess:
             if ended or cycle % PUBLISH_EVERY == 0:
                 report.phase, report.cycles, report.lost = PHASE_OF[follower.state], cycles + cycle, lost
                 report.far, report.share = far + follower.far, follower.share
-                self._publish(state, time.time_ns() - (clock() - begin))
-            work[min((clock() - begin) // 1000, last_work)] += 1
+                self._publish(state, time.time_ns() - (now() - begin))
+            work[min((now() - begin) // 1000, last_work)] += 1
             if ended:
                 return
             state, period = control.readOnce()
-            before, begin = begin, clock()
+            before, begin = begin, now()
             gap[min((begin - before) // 10_000, last_gap)] += 1
+            if begin - before > PAUSE:
+                self._still = begin - before
 
     def _joints(self) -> tuple[Any, Any]:
         """Joint angles (7,) rad and Jacobian (6, 7) in this cycle."""
@@ -258,7 +264,7 @@ class ArmProcess:
         report, here, there = self._report, pose_from_columns(state.O_T_EE), self._follower.filter.pose
         self._latest["state"].pack(
             stamp,
-            time.monotonic_ns(),
+            clock.now_ns(),
             report.phase,
             state.robot_mode.value,
             report.serial,
@@ -282,11 +288,13 @@ class ArmProcess:
         self._report.phase = phase
         said = memory.record("arm", "state")
         self._latest["state"].read(said)
-        said["phase"], said["serial"], said["alive"] = phase, self._report.serial, time.monotonic_ns()
+        said["phase"], said["serial"], said["alive"] = phase, self._report.serial, clock.now_ns()
         self._latest["state"].write(said)
 
     def _fail(self, error: Exception) -> None:
         fault, said = explain(error, self._address), memory.record("arm", "fault")
+        if self._still and isinstance(error, franka.ControlException):
+            fault = pause_fault("the arm's process", 1e-9 * self._still, fault.names)
         said["text"], said["names"] = str(fault).encode()[:1000], " ".join(fault.names).encode()[:500]
         self._latest["fault"].write(said)
         self._faulty = True

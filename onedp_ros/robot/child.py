@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from onedp_ros import clock
 
 # One thread each: the arrays are small, and threads would only wait for each other.
 ENVIRONMENT = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -20,7 +21,7 @@ class Child:
     def __init__(self, module: str, descriptor: int, arguments: Sequence[str]) -> None:
         self._module, self._descriptor, self._arguments = module, descriptor, list(arguments)
         self._process: subprocess.Popen[bytes] | None = None
-        self.started = 0.0  # monotonic, s
+        self.started = 0.0  # s, of onedp_ros.clock
 
     def start(self) -> None:
         """Start it; nothing when it runs."""
@@ -39,7 +40,7 @@ class Child:
         self._process = subprocess.Popen(
             command, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}, pass_fds=[self._descriptor], stdin=subprocess.DEVNULL
         )
-        self.started = time.monotonic()
+        self.started = clock.now()
 
     @property
     def pid(self) -> int:

@@ -25,6 +25,16 @@ class Fault(RuntimeError):
         self.names = names
 
 
+def pause_fault(what: str, seconds: float, names: tuple[str, ...] = ()) -> Fault:
+    """A process of the arm stood still for so long; ``names`` are of the errors that it met then."""
+    because = f" ({', '.join(names)})" if names else ""
+    return Fault(
+        f"{what} stood still for {seconds:.1f} s{because}: stopped, swapped out, or suspended with the machine; look at the arm, "
+        f"then call ~/recover",
+        (*names, "paused"),
+    )
+
+
 def explain(error: BaseException, address: str) -> Fault:
     """An exception of pylibfranka -> the fault, with cause and remedy. ``address`` is the robot's."""
     said = str(error).removeprefix("libfranka: ").strip()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from numpy.typing import ArrayLike
 
+from onedp_ros import clock
 from onedp_ros.control.safety import pose_fault
 from onedp_ros.robot.arm import CONNECT_TIME, Arm
 from onedp_ros.robot.faults import Fault
@@ -103,26 +104,35 @@ class Franka:
         if fault is None or self.fault is not None:
             return
         self._stop(fault)
-        again = time.monotonic() - self._recovered_at < AUTO_RECOVERY_PAUSE
+        again = clock.now() - self._recovered_at < AUTO_RECOVERY_PAUSE
         if self.active and not again and set(fault.names) <= set(self._settings.arm.auto_recover):
-            self._recovered_at = time.monotonic()
+            self._recovered_at = clock.now()
             self.recoveries += 1
             try:
                 self.recover()
             except Fault as another:
                 self.fault = another
 
+    def give_up(self, fault: Fault) -> None:
+        """Stand still until :meth:`recover`, for a reason that arm and hand do not know of."""
+        if self.active and self.fault is None:
+            self._stop(fault)
+
     def _stop(self, fault: Fault) -> None:
         self.fault = fault
         self.arm.control("rest")
 
-    def target(self, position: ArrayLike, quaternion: ArrayLike) -> str:
-        """A tool pose to follow, (3,) m and (4,) xyzw in the base frame. Why it was refused; empty when it was not."""
+    def target(self, position: ArrayLike, quaternion: ArrayLike, arrived: int | None = None) -> str:
+        """A tool pose to follow, (3,) m and (4,) xyzw in the base frame. Why it was refused; empty when it was not.
+
+        Args:
+            arrived: when it came, ns of :func:`.clock.now_ns`; default: now.
+        """
         reason = pose_fault(position, quaternion) or ("inactive" if not self.active else "") or ("fault" if self.fault else "")
         if reason:
             self.refused[reason] += 1
         else:
-            self.arm.send(position, quaternion)
+            self.arm.send(position, quaternion, clock.now_ns() if arrived is None else arrived)
         return reason
 
     def opening(self, opening: float) -> None:
@@ -132,7 +142,6 @@ class Franka:
 
     def recover(self) -> None:
         """Mend what can be mended and, when active, control again, at rest. Fault when something remains."""
-        hand_failed = self.hand.fault() is not None
         self.arm.control("rest")
         self.arm.recover()
         self.hand.recover()
@@ -141,8 +150,6 @@ class Franka:
         except Fault as fault:
             self.fault = fault
             raise
-        if hand_failed and self.active:
-            self.hand.resume()
         self.fault = None
         if self.active:
             self._control()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onedp_ros import clock
 from onedp_ros.control.gripper import GripperIntent, GripperSettings
 from onedp_ros.robot import memory
 from onedp_ros.robot.child import Child
@@ -40,29 +40,27 @@ class Hand:
 
     def command(self, opening: float) -> None:
         """Take a wished opening, m; the hand is told when it turns from open to closed or back."""
-        if self.intent.update(opening):
-            self._wish(WISHES[self.intent.wish])
+        turned = self.intent.update(opening)
+        if self.intent.wish:
+            self._wish(WISHES[self.intent.wish], turned)
 
     def home(self) -> None:
         """Find the fingers' range anew: closes and opens the hand."""
         self.intent.wish = ""  # what is wished next is told, whatever was told before
         self._intent["homings"] += 1
+        self._intent["homing_stamp"] = clock.now_ns()
         self._latest["intent"].write(self._intent)
 
-    def _wish(self, wish: int) -> None:
-        self._intent["wish"] = wish
-        self._intent["serial"] += 1
+    def _wish(self, wish: int, anew: bool = True) -> None:
+        self._intent["wish"], self._intent["stamp"] = wish, clock.now_ns()
+        self._intent["serial"] += anew
         self._latest["intent"].write(self._intent)
 
     def recover(self) -> None:
-        """Start an ended process anew and repeat the wish."""
+        """Start an ended process anew. What was wished before is not repeated: what is wished next is told."""
         if self.child.ended():
+            self.intent.wish = ""
             self.start()
-
-    def resume(self) -> None:
-        """Repeat the last wish."""
-        if self.intent.wish:
-            self._wish(WISHES[self.intent.wish])
 
     def state(self) -> NDArray[np.void]:
         """The newest state (see ``memory``)."""
@@ -76,7 +74,7 @@ class Hand:
         width = float(state["width"])
         if not state["moving"] or self.child.ended():
             return width
-        way = float(state["speed"]) * 1e-9 * max(time.monotonic_ns() - int(state["begin"]), 0)
+        way = float(state["speed"]) * 1e-9 * max(clock.now_ns() - int(state["begin"]), 0)
         goal = float(state["goal"])
         return max(width - way, goal) if goal < width else min(width + way, goal)
 
@@ -94,7 +92,7 @@ class Hand:
                 ("gripper_process_died",),
             )
         state = self.state()
-        silent = time.monotonic() - max(float(state["alive"]) * 1e-9, self.child.started)
+        silent = clock.now() - max(float(state["alive"]) * 1e-9, self.child.started)
         allowed = CONNECT_TIME if not state["connected"] else COMMAND_TIME if state["moving"] else HANG_TIME
         if silent <= allowed:
             return None

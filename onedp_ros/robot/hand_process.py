@@ -1,7 +1,8 @@
 """The hand's process: pylibfranka's gripper commands take up to a second each and hold the interpreter's lock all the while.
 
 ``python -m onedp_ros.robot.hand_process DESCRIPTOR PARENT ADDRESS SETTINGS``, started by :class:`onedp_ros.robot.hand.Hand`. A
-command cannot be cut short; when it has ended, the newest wish is obeyed, and those in between are forgotten.
+command cannot be cut short; when it has ended, the newest wish is obeyed, and those in between are forgotten. A wish that was
+not had for a while waits until somebody has it again: this process may have been stopped in between.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import json
 import os
 import signal
 import sys
-import time
 
 import pylibfranka as franka
 
+from onedp_ros import clock
 from onedp_ros.control.gripper import GripperSettings
 from onedp_ros.robot import memory
+
+LATE = 1_500_000_000  # ns since it was wished: a command takes about a second, and what is wished meanwhile waits for its end
 
 
 class HandProcess:
@@ -30,19 +33,25 @@ class HandProcess:
     def run(self) -> None:
         """Until told to leave, or until the parent has died."""
         self._gripper = franka.Gripper(self._address)
-        _, obeyed, homings = self._latest["intent"].unpack()
+        _, obeyed, _, homings, _ = self._latest["intent"].unpack()
         self._look()
         while os.getppid() == self._parent:
-            wish, serial, asked = self._latest["intent"].unpack()
+            wish, serial, wished_at, asked, asked_at = self._latest["intent"].unpack()
             if wish == memory.LEAVE:
                 return
             if asked != homings:
                 homings = asked
-                self._obey(None)
-            elif serial != obeyed:
+                if self._fresh(asked_at):
+                    self._obey(None)
+                else:
+                    self._said["problem"] = b"homing was not begun: the gripper's process stood still; call ~/home_gripper again"
+            elif serial != obeyed and self._fresh(wished_at):
                 obeyed = serial
                 self._obey(wish)
             self._look()
+
+    def _fresh(self, stamp: int) -> bool:
+        return clock.now_ns() - stamp < LATE
 
     def _look(self) -> None:
         state = self._gripper.read_once()
@@ -54,7 +63,7 @@ class HandProcess:
     def _obey(self, wish: int | None) -> None:
         """Do what is wished, or find the fingers' range."""
         s, said = self._settings, self._said
-        said["moving"], said["begin"], said["speed"] = True, time.monotonic_ns(), s.speed
+        said["moving"], said["begin"], said["speed"] = True, clock.now_ns(), s.speed
         said["goal"] = 0.0 if wish == memory.CLOSED else s.width
         self._say()
         problem = ""
@@ -80,7 +89,7 @@ class HandProcess:
         self._say()
 
     def _say(self) -> None:
-        self._said["alive"] = time.monotonic_ns()
+        self._said["alive"] = clock.now_ns()
         self._latest["state"].write(self._said)
 
 

@@ -1,4 +1,4 @@
-"""What the node's process, the arm's and the hand's say to each other. Monotonic stamps are ns of CLOCK_MONOTONIC."""
+"""What the node's process, the arm's and the hand's say to each other. Monotonic stamps are ns of ``onedp_ros.clock``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,15 @@ _ARM: dict[str, np.dtype] = {
     "notes": np.dtype([("realtime", "S500"), ("tool", "f8", 16)]),
 }
 _HAND: dict[str, np.dtype] = {
-    "intent": np.dtype([("wish", "u1"), ("serial", "i8"), ("homings", "i8")]),  # serial counts wishes, homings requests for one
+    "intent": np.dtype(
+        [
+            ("wish", "u1"),
+            ("serial", "i8"),  # counts wishes
+            ("stamp", "i8"),  # when it was last wished; monotonic
+            ("homings", "i8"),  # counts requests for one
+            ("homing_stamp", "i8"),
+        ]
+    ),
     "state": np.dtype(
         [
             ("alive", "i8"),  # monotonic

@@ -88,6 +88,8 @@ def test_a_hand_that_died_mid_grasp_is_told_again(cell):
     until(lambda: franka.fault, "the fault", every=franka.watch)
     assert "gripper" in str(franka.fault)
     franka.recover()
-    until(lambda: franka.hand.state()["done"], "the grasp, again")
+    time.sleep(0.3)
+    assert not franka.hand.state()["done"] and not franka.hand.state()["moving"], "what was wished before is not repeated"
+    until(lambda: franka.hand.state()["done"], "the grasp, again", every=lambda: franka.opening(0.0))
     assert franka.hand.state()["grasped"]
     assert pose_of(franka)[0] is not None
