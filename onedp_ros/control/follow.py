@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from onedp_ros.control.joints import JointGuard, JointMargins
 from onedp_ros.control.safety import STALE_AFTER, WORKSPACE
-from onedp_ros.control.servo import STILL, ServoLimits, TargetFilter
+from onedp_ros.control.servo import STILL, ServoLimits, TargetFilter, Triple
 from onedp_ros.geometry import columns_from_pose, rotation_between
 from onedp_ros.ranges import Range, check_fields, within
 
 Array = NDArray[np.float64]
 
-INSET = 0.005  # m that targets stay away from the walls of the workspace, so that overshoot stays inside
 SPEED_MARGIN = 0.9  # of the speed limits: the filter may exceed them by what a jerk-limited change of mind takes
 TICK = 0.001  # s, the cycle of the arm's controller
 LOOK_EVERY = 10  # cycles between looks at the joints
@@ -32,19 +31,25 @@ IN_VAIN = 50  # searches after which there are none: this robot keeps other book
 MOST_TICKS = 20  # cycles without a command that the robot makes up for; it stops after more
 
 RESUME_DISTANCE = Range(0.005, 0.2, "m", "less than the arm lags behind keeps it from following, more is a way nobody expects")
+INSET = Range(0.001, 0.03, "m", "less is what an arm overshoots, and more is lost of a small workspace")
+WALL_DECELERATION = Range(0.0, 9.0, "m/s²", "an FR3 takes 9 m/s² at most")
 RESUME_ANGLE = Range(0.02, 1.0, "rad", "less than the arm lags behind keeps it from following, more is a turn nobody expects")
 
 
 @dataclasses.dataclass(frozen=True)
 class FollowLimits:
     """``workspace_min``, ``workspace_max`` (m, tool point, base frame); ``stale_after`` (s): a target older than that is none;
-    ``resume_distance`` (m) and ``resume_angle`` (rad): following begins only with a target as near as that."""
+    ``resume_distance`` (m) and ``resume_angle`` (rad): following begins only with a target as near as that; ``inset`` (m): the
+    reference stays that far from the walls of the workspace, so that what the arm overshoots stays inside; ``wall_deceleration``
+    (m/s²): how the reference brakes towards them."""
 
     workspace_min: tuple[float, float, float] = within(WORKSPACE)
     workspace_max: tuple[float, float, float] = within(WORKSPACE)
     stale_after: float = within(STALE_AFTER)
     resume_distance: float = within(RESUME_DISTANCE)
     resume_angle: float = within(RESUME_ANGLE)
+    inset: float = within(INSET)
+    wall_deceleration: float = within(WALL_DECELERATION)
 
     def __post_init__(self) -> None:
         check_fields(self, "follow")
@@ -66,8 +71,8 @@ class TargetFollower:
         self, limits: FollowLimits, servo: ServoLimits, margins: JointMargins, joints: Callable[[], tuple[Sequence[float], Array]]
     ) -> None:
         self._limits, self._guard, self._joints = limits, JointGuard(margins), joints
-        self._low = [low + INSET for low in limits.workspace_min]
-        self._high = [high - INSET for high in limits.workspace_max]
+        self._low = [low + limits.inset for low in limits.workspace_min]
+        self._high = [high - limits.inset for high in limits.workspace_max]
         self._stale_after = round(limits.stale_after * 1e9)
         self.filter = TargetFilter(
             dataclasses.replace(
@@ -155,7 +160,7 @@ class TargetFollower:
         if changed or turn == 3:
             self._share_out()
         if self.state == "following":
-            self.filter.follow(*self.filter.wanted(*self._goal, self.share), TICK, *self._push)
+            self.filter.follow(*self._wanted(self.share), TICK, *self._push)
         else:
             self.filter.brake(TICK, *self._push)
         if self.state == "stopping" and self.filter.at_rest:
@@ -178,13 +183,25 @@ class TargetFollower:
             self.state = "following"
         self._goal = inside, quaternion
 
+    def _wanted(self, share: float) -> tuple[Triple, Triple]:
+        """As of the filter, and towards a wall no faster than the arm can be braked there."""
+        (x, y, z), spin = self.filter.wanted(*self._goal, share)
+        here, most = self.filter.pose[0], self._limits.wall_deceleration
+        low, high = self._low, self._high
+        velocity = (
+            min(max(x, -math.sqrt(most * max(here[0] - low[0], 0.0))), math.sqrt(most * max(high[0] - here[0], 0.0))),
+            min(max(y, -math.sqrt(most * max(here[1] - low[1], 0.0))), math.sqrt(most * max(high[1] - here[1], 0.0))),
+            min(max(z, -math.sqrt(most * max(here[2] - low[2], 0.0))), math.sqrt(most * max(high[2] - here[2], 0.0))),
+        )
+        return velocity, spin
+
     def _set_jerk(self) -> None:
         limits = self.filter.limits
         self.filter.jerk_share = self._guard.jerk_share(limits.linear_jerk, limits.angular_jerk)
 
     def _share_out(self) -> None:
         """Ask what the joints can follow of what the filter wants now."""
-        velocity, spin = self.filter.wanted(*self._goal) if self.state == "following" else (STILL, STILL)
+        velocity, spin = self._wanted(1.0) if self.state == "following" else (STILL, STILL)
         push, twist = self.filter.pushes(velocity, spin)
         self.share, share, drag = self._guard.shares(self.filter.twist, velocity + spin, push + twist)
         self._push = share, drag

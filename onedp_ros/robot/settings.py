@@ -56,6 +56,8 @@ SECTIONS: dict[str, type] = {
     "gripper": GripperSettings,
     "safety": SafetyLimits,
 }
+INSETS = {"cartesian_pose": 0.005, "cartesian_impedance": 0.010}  # m from the walls of the workspace
+ARM_MASS = 8.0  # kg, of the arm at its tool point, with motors and gears, in its heaviest direction
 WORKSPACE = ("workspace_min", "workspace_max")
 
 
@@ -73,7 +75,12 @@ class RobotSettings:
     @property
     def follow(self) -> FollowLimits:
         arm, safety = self.arm, self.safety
-        return FollowLimits(safety.workspace_min, safety.workspace_max, arm.stale_after, arm.resume_distance, arm.resume_angle)
+        inset, brake = INSETS[arm.mode], self.servo.linear_acceleration
+        if arm.mode == "cartesian_impedance":  # the spring holds the arm's mass back within half of the inset, the rest is for sag
+            brake = min(brake, self.impedance.linear_stiffness * 0.5 * inset / ARM_MASS)
+        return FollowLimits(
+            safety.workspace_min, safety.workspace_max, arm.stale_after, arm.resume_distance, arm.resume_angle, inset, brake
+        )
 
     @classmethod
     def from_dict(cls, data: Any) -> RobotSettings:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from onedp_ros.control.follow import IN_VAIN, INSET, MOST_TICKS, TICK, TargetFollower
+from onedp_ros.control.follow import IN_VAIN, MOST_TICKS, TICK, TargetFollower
 from onedp_ros.control.joints import (
     JOINT_ACCELERATION,
     JOINT_JERK,
@@ -68,7 +68,8 @@ def test_once_it_follows_it_follows_anywhere_in_the_box() -> None:
     made = follower()
     now = go(made, 100, START, 0)
     go(made, 3000, np.array([5.0, -5.0, -5.0]), now)
-    corner = [FOLLOW.workspace_max[0] - INSET, FOLLOW.workspace_min[1] + INSET, FOLLOW.workspace_min[2] + INSET]
+    low, high = np.array(FOLLOW.workspace_min) + FOLLOW.inset, np.array(FOLLOW.workspace_max) - FOLLOW.inset
+    corner = [high[0], low[1], low[2]]
     np.testing.assert_allclose(made.filter.position, corner, atol=1e-3)
     assert made.far == 0
 

@@ -76,6 +76,25 @@ def test_adversarial_targets_cause_no_reflex_and_leave_neither_box_nor_speed_lim
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_an_arm_that_is_sent_through_the_walls_at_speed_stays_inside(cell, mode):
+    franka = cell.franka(arm__mode=mode)
+    _, quaternion = start = pose_of(franka)
+    low, high = np.array(SETTINGS.safety.workspace_min), np.array(SETTINGS.safety.workspace_max)
+    center = 0.5 * (low + high)
+    stream(franka, [start] * 10)
+    for away in ([0.0, 0.0, -0.8], [0.0, 0.0, 0.8], [0.0, 0.8, -0.8], [0.0, -0.8, 0.0]):
+        stream(franka, [(center, quaternion)] * 45 + [(center + away, quaternion)] * 60)
+    assert franka.fault is None, franka.fault
+    log = cell.log()
+    positions = log["pose"][:, 12:15]
+    assert no_fault(log)
+    assert np.all(positions >= low) and np.all(positions <= high), (
+        f"{1e3 * np.maximum(low - positions, positions - high).max():.1f} mm out"
+    )
+    assert positions[:, 2].min() < low[2] + 0.02 and speeds(log).max() > 0.25
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_targets_are_reached_and_the_arm_starts_and_ends_without_a_jerk(cell, mode):
     franka = cell.franka(arm__mode=mode)
     position, quaternion = pose_of(franka)
