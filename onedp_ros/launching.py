@@ -16,6 +16,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription  # type: ignore[attr-defined]  # mypy takes the folder launch/ for it
+from onedp_ros import shm
 from onedp_ros.graph import LOG_LEVELS, NETWORKS, ROBOTS, NodeProcess, describe_network, graph_environment, placed
 from onedp_ros.resources import resource
 
@@ -95,8 +96,9 @@ def description(
         )
         environment = graph_environment(os.environ, given["network"])
         reach = describe_network({**os.environ, **environment})
+        done = shm.prepare((process.executable for process in processes), {**os.environ, **environment})
         variables = [SetEnvironmentVariable(name, value) for name, value in environment.items()]
-        return [*variables, LogInfo(msg=reach), *map(_node, processes)]
+        return [*variables, *(LogInfo(msg=text) for text in (reach, done) if text), *map(_node, processes)]
 
     declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in arguments.items()]
     return LaunchDescription([*declared, OpaqueFunction(function=start)])

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from onedp_ros import shm
 from onedp_ros.graph import (
     LOG_LEVELS,
     METHODS,
@@ -75,6 +76,8 @@ class Supervisor:
         self._ended: dict[str, float] = {}
 
     def __enter__(self) -> Supervisor:
+        if done := shm.prepare((process.executable for process in self._processes), self._environment):
+            print(done, flush=True)
         try:
             for process in self._processes:
                 self._start(process)

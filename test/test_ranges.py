@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onedp_ros.control.follow import FollowLimits
-from onedp_ros.control.safety import SafetyLimits
+from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.ranges import Choice, Range, expected_values, from_mapping
 from onedp_ros.resources import resource
 from onedp_ros.robot.settings import SECTIONS, RobotSettings

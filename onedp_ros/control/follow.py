@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onedp_ros.control.joints import JointGuard, JointMargins
-from onedp_ros.control.safety import STALE_AFTER, WORKSPACE
+from onedp_ros.control.limits import STALE_AFTER, WORKSPACE
 from onedp_ros.control.servo import STILL, ServoLimits, TargetFilter, Triple
 from onedp_ros.geometry import columns_from_pose, rotation_between
 from onedp_ros.ranges import Range, check_fields, within

@@ -21,7 +21,8 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.chunk import ChunkSchedule, Target
-from onedp_ros.control.safety import SafetyGate, SafetyLimits
+from onedp_ros.control.limits import SafetyLimits
+from onedp_ros.control.safety import SafetyGate
 from onedp_ros.data.messages import chunk_from_message, pose_arrays, stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.input_watch import InputWatch

@@ -17,6 +17,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
+from onedp_ros import shm
 from onedp_ros.nodes.executor import LeanExecutor
 
 NOTICE = 0.2  # s
@@ -27,6 +28,12 @@ LISTENERS = 2.0  # s to find out who listens to a node that failed at its start
 
 def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) -> int:
     """Run one node until SIGINT or SIGTERM. Exit status: 0 when told to end, 1 when the node failed."""
+    name = Path(sys.argv[0]).stem
+    try:
+        shm.prepare([name], os.environ)
+    except RuntimeError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
     rclpy.init(args=None if args is None else list(args))
     context = rclpy.get_default_context()
     status, ending = [0], threading.Event()

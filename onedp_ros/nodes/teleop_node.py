@@ -24,7 +24,8 @@ from std_srvs.srv import Trigger
 
 from onedp_ros import clock
 from onedp_ros.contract import LARGEST, MAX_OPENING, NANOSECONDS, ContractError
-from onedp_ros.control.safety import SafetyLimits, pose_fault
+from onedp_ros.control.limits import SafetyLimits
+from onedp_ros.control.safety import pose_fault
 from onedp_ros.data.messages import decode_image, pose_arrays, stamp_ns
 from onedp_ros.graph import DEVICES
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, name_within, worst

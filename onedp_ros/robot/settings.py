@@ -11,7 +11,7 @@ from onedp_ros.config import read_yaml
 from onedp_ros.control.follow import RESUME_ANGLE, RESUME_DISTANCE, FollowLimits
 from onedp_ros.control.gripper import GripperSettings
 from onedp_ros.control.joints import JointMargins
-from onedp_ros.control.safety import STALE_AFTER, SafetyLimits
+from onedp_ros.control.limits import STALE_AFTER, SafetyLimits
 from onedp_ros.control.servo import ImpedanceGains, ServoLimits
 from onedp_ros.ranges import Choice, Range, check_fields, from_mapping, values_and_expected, within
 from onedp_ros.robot import MODES

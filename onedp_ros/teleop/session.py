@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onedp_ros.config import read_yaml
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.control.chunk import Target
-from onedp_ros.control.safety import SMOOTHING, WORKSPACE, SafetyGate, SafetyLimits, pose_fault
+from onedp_ros.control.limits import WORKSPACE, SafetyLimits
+from onedp_ros.control.safety import SMOOTHING, SafetyGate, pose_fault
 from onedp_ros.geometry import (
     gripper_down,
     quaternion_from_rotation_vector,

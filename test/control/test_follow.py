@@ -74,6 +74,16 @@ def test_once_it_follows_it_follows_anywhere_in_the_box() -> None:
     assert made.far == 0
 
 
+def test_the_largest_finite_numbers_are_a_place_beyond_the_walls() -> None:
+    made = follower()
+    now = go(made, 100, START, 0)
+    for sign in (1.0, -1.0):
+        now = go(made, 500, sign * np.full(3, 1.7e308), now)
+        position = made.filter.position
+        assert np.all(position >= FOLLOW.workspace_min) and np.all(position <= FOLLOW.workspace_max)
+    assert made.state == "following"
+
+
 def test_a_target_from_before_the_start_is_none() -> None:
     made = follower()
     made.start(START, DOWN, 50 * MS)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onedp_ros.control.chunk import ActionChunk, ChunkSchedule, Target
-from onedp_ros.control.safety import LONGEST_STEP, SafetyGate, SafetyLimits
+from onedp_ros.control.limits import SafetyLimits
+from onedp_ros.control.safety import LONGEST_STEP, SafetyGate
 from onedp_ros.geometry import gripper_down, rotation_angle
 from onedp_ros.resources import resource
 
@@ -137,7 +138,7 @@ def test_needs_a_start():
         SafetyGate(LIMITS).stop(0.01)
 
 
-anything = st.one_of(st.floats(-2, 2), st.sampled_from([np.nan, np.inf, -np.inf, 1e30, 0.0]))
+anything = st.one_of(st.floats(-2, 2), st.sampled_from([np.nan, np.inf, -np.inf, 1e30, 1.7e308, -1.7e308, 0.0]))
 rows = st.lists(st.tuples(*[anything] * 8), min_size=2, max_size=4)
 rotations = st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 0.1)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onedp_ros.contract import MAX_OPENING
-from onedp_ros.control.safety import SafetyLimits
+from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.geometry import gripper_down, quaternion_from_rotation_vector, quaternion_multiply, rotation_angle
 from onedp_ros.resources import resource
 from onedp_ros.teleop.device import Command

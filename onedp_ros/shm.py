@@ -1,0 +1,93 @@
+"""Shared memory of Fast DDS: what crashed processes left of it, and whether what is left suffices. Standard library only.
+
+Every process of a graph takes a segment of /dev/shm for the images that it sends (``segment_size`` of the profile in
+``config/dds``). A process that is killed leaves its segment behind; a process that finds no room is deaf, and nobody tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+FOLDER = Path("/dev/shm")
+SETTLED = 10.0  # s: a lock file as old as that has been locked, if its owner lives
+DEFAULT_SEGMENT = 524_288  # bytes, Fast DDS's own choice
+PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+PARTICIPANTS = {"twin_node": 2}  # processes of a node that has more than one
+_LOCK = re.compile(r"fastrtps_[0-9a-f]{16}_el")
+
+
+def remove_dead_segments(folder: Path = FOLDER) -> int:
+    """Remove the segments of this user's processes that have died. Returns the bytes that were freed.
+
+    Fast DDS holds an exclusive lock (flock) on ``fastrtps_<id>_el`` for as long as the owner of ``fastrtps_<id>`` lives; the kernel
+    takes it away with the process, in other containers too. ``fastdds shm clean`` decides by the same. Ports are left alone: they
+    are small, and Fast DDS uses them again.
+    """
+    freed = 0
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if _LOCK.fullmatch(entry.name):
+                with contextlib.suppress(OSError):  # it is locked, so that its owner lives; or another process removes it, too
+                    freed += _remove_if_dead(Path(entry.path))
+    return freed
+
+
+def _remove_if_dead(lock: Path) -> int:
+    with open(os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.getuid() or time.time() - status.st_mtime < SETTLED:
+            return 0
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        segment = lock.with_name(lock.name.removesuffix("_el"))
+        size = 0
+        with contextlib.suppress(FileNotFoundError):
+            size = 512 * segment.stat().st_blocks
+            segment.unlink()
+        lock.unlink()
+        return size
+
+
+def needed_bytes(participants: int, environment: Mapping[str, str]) -> int:
+    """What so many processes take of /dev/shm with the profile that the environment names; 0 for another middleware."""
+    if "fastrtps" not in environment.get("RMW_IMPLEMENTATION", "fastrtps"):
+        return 0
+    segment = DEFAULT_SEGMENT
+    if profile := next((environment[name] for name in PROFILES if environment.get(name)), ""):
+        with contextlib.suppress(OSError):
+            found = re.search(r"<segment_size>\s*(\d+)", Path(profile).read_text(encoding="utf-8", errors="ignore"))
+            segment = int(found[1]) if found else segment
+    return participants * (segment + segment // 20 + 700_000)  # with what Fast DDS keeps beside it, and ports
+
+
+def shortage(free: int, needed: int) -> str:
+    """Why free bytes of /dev/shm are too few, and the remedy; empty when they suffice."""
+    if free >= needed:
+        return ""
+    size = f"{max(-(-2 * needed // 2**30), 1)}g"
+    return (
+        f"/dev/shm has {free / 1e6:.0f} MB left, and what is to be started needs {needed / 1e6:.0f} MB there for images: start the "
+        f"container with 'docker run --shm-size={size}' or '--ipc=host', or, on a machine, 'sudo mount -o remount,size={size} /dev/shm'"
+    )
+
+
+def prepare(executables: Iterable[str], environment: Mapping[str, str], folder: Path = FOLDER) -> str:
+    """Make room for these nodes. Returns what was done, in words, or nothing.
+
+    Raises:
+        RuntimeError: there is not enough room; says what to do.
+    """
+    freed = remove_dead_segments(folder)
+    try:
+        status = os.statvfs(folder)
+    except OSError:  # another system's shared memory
+        return ""
+    participants = sum(PARTICIPANTS.get(name, 1) for name in executables)
+    if problem := shortage(status.f_bavail * status.f_frsize, needed_bytes(participants, environment)):
+        raise RuntimeError(problem)
+    return f"removed {freed / 1e6:.0f} MB from {folder} that crashed nodes had left there" if freed else ""
