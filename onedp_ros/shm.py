@@ -72,7 +72,7 @@ def shortage(free: int, needed: int) -> str:
     size = f"{max(-(-2 * needed // 2**30), 1)}g"
     return (
         f"/dev/shm has {free / 1e6:.0f} MB left, and what is to be started needs {needed / 1e6:.0f} MB there for images: start the "
-        f"container with 'docker run --shm-size={size}' or '--ipc=host', or, on a machine, 'sudo mount -o remount,size={size} /dev/shm'"
+        f"container with 'docker run --shm-size={size}' or '--ipc=host', or 'sudo mount -o remount,size={size} /dev/shm'"
     )
 
 
