@@ -39,7 +39,7 @@ NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes
 LASTING = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 FLANGE = 0.05  # m: a tool nearer to the flange is none
 LONGEST_PAUSE = 3.0  # s: an arm whose node stood still for longer does not go on by itself
-REQUEST_PAUSE = 1.0  # s after a pause in which a request to begin may be one that waited through it
+REQUEST_PAUSE = 3.0  # s after a pause in which a request to begin may be one that waited through it
 LATE_RATE = 0.95  # success rate of commands below which the diagnostics warn
 
 

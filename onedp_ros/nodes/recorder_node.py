@@ -37,7 +37,7 @@ from onedp_ros.nodes.process import main_of
 POLL_PERIOD = 0.05  # s
 CHECK_EVERY, COUNT_EVERY = 2, 10  # polls between looks at what came, and at who publishes
 PAUSE = 0.5  # s that this process may stand still before it is a fault of the episode
-LONGEST_PAUSE, REQUEST_PAUSE = 3.0, 1.0  # s: after a pause so long, for that time, a request to start may be one that waited
+LONGEST_PAUSE, REQUEST_PAUSE = 3.0, 3.0  # s: after a pause so long, for that time, a request to start may be one that waited
 CAMERA_DEPTH, DEPTH = 100, 2000  # messages that wait in a queue: more than a second of them, for a thread that is held up
 
 

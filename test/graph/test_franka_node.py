@@ -218,6 +218,7 @@ def test_settings_are_parameters_and_senseless_ones_are_named(rig, fake):
 
 def test_action_node_enables_at_the_arm_and_the_arm_follows_its_hold(rig, arm):
     rig.node.destroy_publisher(arm.target)
+    rig.node.destroy_publisher(arm.gripper)
     rig.add(ActionNode, robot="franka")
     client = rig.node.create_client(SetBool, "action_node/enable")
     rig.until(client.service_is_ready, "action_node")

@@ -111,6 +111,7 @@ def test_an_arm_whose_node_was_stopped_follows_no_old_target_and_waits_for_recov
         rig.until(answer.done, "the answer")
         assert not answer.result().success and "call again" in answer.result().message
 
+        moved(here, 3.0)  # after which a request must be a new one
         answer = recover()
         rig.until(answer.done, "the answer")
         assert answer.result().success, answer.result().message
