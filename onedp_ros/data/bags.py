@@ -16,6 +16,8 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
+import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -40,6 +42,7 @@ TYPES = get_typestore(Stores.ROS2_JAZZY)
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PACKAGES = ("onedp_ros", "mujoco", "numpy", "rosbags")
 _STORAGE = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
+_MAX_RATIO = 1000  # to which a file is unpacked; rendered images take a hundredth at least
 _BEGINNINGS = {  # of files that are no bags, and what to do with them
     b"\x89HDF\r\n\x1a\n": "it is an HDF5 file; 'onedp convert' reads robomimic's, named .hdf5",
     b"#ROSBAG V": "it is a bag of ROS 1; make one of ROS 2 of it with rosbags-convert (pip install rosbags)",
@@ -391,7 +394,8 @@ def read_serialized(
     if refusals is not None:
         refusals.damage.update(damage)
     if errors and not count:
-        raise BagError(f"{path} cannot be read: {errors[0]}; look for a copy where it was recorded")
+        remedy = "; 'sqlite3 FILE .recover' may find what is left in it" if files[0].suffix == ".db3" else ""
+        raise BagError(f"{path} cannot be read: {errors[0]}; look for a copy where it was recorded{remedy}")
 
 
 def _read_sqlite(file: Path, topics: Collection[str] | None) -> Iterator[RawMessage]:
@@ -406,16 +410,25 @@ def _read_sqlite(file: Path, topics: Collection[str] | None) -> Iterator[RawMess
 
 @contextlib.contextmanager
 def _unpacked(file: Path) -> Iterator[Path]:
-    """A storage file, unpacked when rosbag2 compressed it as a whole."""
-    with contextlib.ExitStack() as stack:
-        with file.open("rb") as stream:
-            packed = stream.read(4) == b"\x28\xb5\x2f\xfd"
-        if not packed:
-            yield file
-            return
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onedp_bag_"))
+    """A storage file, unpacked when rosbag2 compressed it as a whole, and with what its recorder had left beside it."""
+    with file.open("rb") as stream:
+        packed = stream.read(4) == b"\x28\xb5\x2f\xfd"
+    beside = [Path(f"{file}{end}") for end in ("-wal", "-journal")] if file.suffix == ".db3" else []
+    beside = [path for path in beside if path.exists() and path.stat().st_size]
+    if not packed and not beside:
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="onedp_bag_") as folder:
         plain = Path(folder, file.name.removesuffix(".zstd"))
-        with zstd.open(file, "rb") as unpacked, plain.open("wb") as out, contextlib.suppress(EOFError):  # when it was cut short
-            while block := unpacked.read(2**20):
-                out.write(block)
+        if packed:
+            with zstd.open(file, "rb") as unpacked, plain.open("wb") as out, contextlib.suppress(EOFError):  # when it was cut
+                while block := unpacked.read(2**20):
+                    out.write(block)
+                    if out.tell() > _MAX_RATIO * file.stat().st_size:
+                        raise ValueError(f"it unpacks to more than {_MAX_RATIO} times its size, as no recording does")
+        else:  # SQLite's log of a recording that was killed; the original stays as it is
+            for path in (file, *beside):
+                shutil.copy(path, folder)
+            with contextlib.closing(sqlite3.connect(plain)) as database:
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         yield plain

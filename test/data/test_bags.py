@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -279,6 +280,33 @@ def test_no_error_advises_to_throw_a_recording_away() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and advice.search(node.value)
     ]
     assert texts == []
+
+
+def test_a_killed_sqlite_recording_is_read_with_its_log(record: Record, tmp_path: Path) -> None:
+    """As of rosbag2's preset 'resilient', which writes ahead into a file beside the database."""
+    bag = tmp_path / "killed"
+    with Writer(bag, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connections: dict[str, Any] = {}
+        for message in read_serialized(record(seconds=0.2)):
+            if message.topic not in connections:
+                connections[message.topic] = writer.add_connection(message.topic, message.msgtype, typestore=TYPES)
+            writer.write(connections[message.topic], message.logged, message.data)
+    (file,) = bag.glob("*.db3")
+    whole = stamps(bag)
+    database = sqlite3.connect(file)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("INSERT INTO messages (topic_id, timestamp, data) SELECT topic_id, timestamp + 1000000000, data FROM messages")
+    database.commit()
+    killed = tmp_path / "copy"
+    shutil.copytree(bag, killed)  # while it is open, as a power cut leaves it
+    database.close()
+    (killed / "metadata.yaml").unlink()
+    (killed / "killed.db3").rename(killed / "copy_0.db3")
+    (killed / "killed.db3-wal").rename(killed / "copy_0.db3-wal")
+    before = (killed / "copy_0.db3").read_bytes()
+    assert len(stamps(killed)) == 2 * len(whole) > 0
+    assert (killed / "copy_0.db3").read_bytes() == before
+    assert find_bags([tmp_path / "copy"]) == ([killed], {})
 
 
 @pytest.mark.parametrize("mode", [CompressionMode.NONE, CompressionMode.FILE, CompressionMode.MESSAGE])
