@@ -243,7 +243,7 @@ def load_state(
             header = json.loads(file.metadata()["run"])
             tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it and train from the start") from error
+        raise CheckpointError(f"{path} is damaged ({error}); begin anew with another --out") from error
     for name, value in json.loads(json.dumps(dict(made_of))).items():
         if header["made_of"].get(name) != value and name not in ("save_every", "steps"):
             raise CheckpointError(f"{path}: {name} was {header['made_of'].get(name)}, now {value}; resume as it was begun")

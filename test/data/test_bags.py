@@ -274,7 +274,7 @@ def test_no_error_advises_to_throw_a_recording_away() -> None:
     package = Path(onedp_ros.__file__).parent
     texts = [
         f"{file.name}:{node.lineno} {node.value}"
-        for folder in ("data", "evaluation")
+        for folder in ("data", "evaluation", "learning", "twin")
         for file in (package / folder).glob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and advice.search(node.value)

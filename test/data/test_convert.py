@@ -252,7 +252,7 @@ def test_a_full_disk_is_named_and_the_conversion_goes_on_after_it(record: Record
     out = tmp_path / "out"
 
     def little_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))  # of any one file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # of any one file
 
     process = converting(*bags, "--out", out, preexec_fn=little_room)
     _, errors = process.communicate()
