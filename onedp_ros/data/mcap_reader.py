@@ -22,8 +22,8 @@ import lz4.frame
 from backports import zstd
 
 MAGIC = b"\x89MCAP0\r\n"
-MAX_CHUNK = 2**28  # bytes, unpacked; rosbag2's chunks have 1 to 4 MiB
-MAX_OPEN = 2**29  # bytes of unpacked chunks that overlap in time
+MAX_CHUNK = 2**27  # bytes, unpacked; rosbag2's chunks have 1 to 4 MiB
+MAX_OPEN = 2**28  # bytes of unpacked chunks that overlap in time
 
 _RECORD = struct.Struct("<BQ")  # opcode, length
 _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _CHUNK_INDEX, _METADATA = 2, 3, 4, 5, 6, 8, 12
