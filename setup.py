@@ -1,5 +1,8 @@
 """Packaging, for ``colcon build`` and for ``pip install``. Versions that are known to work together: constraints.txt."""
 
+import importlib.util
+import os
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -27,6 +30,13 @@ def shared_files(*folders: str) -> list[tuple[str, list[str]]]:
                 places.setdefault(f"share/{PACKAGE}/{path.parent}", []).append(str(path))
     return list(places.items())
 
+
+if os.environ.get("COLCON") and not all(map(importlib.util.find_spec, ("torch", "mujoco", "rosbags"))):
+    print(
+        f"{PACKAGE}: its nodes will run with {sys.executable}, which lacks packages from PyPI that they need, PyTorch among them; "
+        "build with the colcon of the environment that make venv makes: .venv/bin/colcon build",
+        file=sys.stderr,
+    )
 
 setup(
     name=PACKAGE,

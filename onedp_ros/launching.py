@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable, Shutdown
-from launch.substitutions import LaunchConfiguration
+from launch.substitutions import Command, LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription  # type: ignore[attr-defined]  # mypy takes the folder launch/ for it
 from onedp_ros import shm
@@ -29,6 +31,7 @@ ROBOT = {
     "mode": ("", "cartesian_pose or cartesian_impedance; empty: the robot file's"),
     "realtime": ("enforce", "enforce, or ignore for a machine without a real-time kernel"),
     "cpu": ("-1", "processor of its own for the control loop; -1: any"),
+    "robot_model": ("false", "true: robot_state_publisher with franka_description's FR3, for RViz; both have to be installed"),
 }
 PLACE = {
     "network": ("", f"{' or '.join(NETWORKS)}; empty: as ROS_AUTOMATIC_DISCOVERY_RANGE says, localhost where it is not set"),
@@ -98,7 +101,8 @@ def description(
         reach = describe_network({**os.environ, **environment})
         done = shm.prepare((process.executable for process in processes), {**os.environ, **environment})
         variables = [SetEnvironmentVariable(name, value) for name, value in environment.items()]
-        return [*variables, *(LogInfo(msg=text) for text in (reach, done) if text), *map(_node, processes)]
+        model = [_robot_model(given["namespace"])] if flag({"robot_model": "", **given}, "robot_model") else []
+        return [*variables, *(LogInfo(msg=text) for text in (reach, done) if text), *map(_node, processes), *model]
 
     declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in arguments.items()]
     return LaunchDescription([*declared, OpaqueFunction(function=start)])
@@ -122,6 +126,28 @@ def _refuse_unknown(context: LaunchContext, arguments: Mapping[str, Any]) -> Non
     given = [word.partition(":=")[0] for word in context.argv if ":=" in word]
     if unknown := [name for name in given if name not in arguments]:
         raise ValueError(f"unknown launch argument {', '.join(unknown)}; there are {', '.join(arguments)}")
+
+
+def _robot_model(namespace: str) -> Node:
+    """robot_state_publisher with the FR3 and its hand, whose root is the frame ``base``. ValueError when one is not installed."""
+    try:
+        share = Path(get_package_share_directory("franka_description"))
+        for package in ("robot_state_publisher", "xacro"):
+            get_package_share_directory(package)
+    except PackageNotFoundError as error:
+        distro = os.environ.get("ROS_DISTRO", "$ROS_DISTRO")
+        packages = " ".join(f"ros-{distro}-{name}" for name in ("franka-description", "robot-state-publisher", "xacro"))
+        raise ValueError(
+            f"robot_model:=true needs packages that are not installed ({error}): sudo apt install {packages}"
+        ) from error
+    urdf = Command(["xacro ", str(share / "robots" / "fr3" / "fr3.urdf.xacro")])
+    return Node(
+        package="robot_state_publisher",
+        executable="robot_state_publisher",
+        namespace=namespace,
+        parameters=[{"robot_description": ParameterValue(urdf, value_type=str)}],
+        output="screen",
+    )
 
 
 def _node(process: NodeProcess) -> Node:

@@ -20,25 +20,30 @@ import importlib, importlib.abc, json, runpy, sys, types
 
 sys.path[:0] = PATHS
 try:
-    import launch, launch.actions, launch.launch_description_sources, launch.substitutions, launch_ros.actions
+    import ament_index_python.packages, launch.actions, launch.launch_description_sources, launch.substitutions
+    import launch_ros.actions, launch_ros.parameter_descriptions
 except ImportError:
     class Thing:
         def __init__(self, *args, **kwargs):
-            self.args, self.__dict__["given"] = args, kwargs
+            self.args, self.given = args, kwargs
 
     NAMES = {
         "launch": "LaunchContext LaunchDescription",
         "launch.actions": "DeclareLaunchArgument ExecuteProcess GroupAction IncludeLaunchDescription LogInfo OpaqueFunction "
         "SetEnvironmentVariable Shutdown",
         "launch.launch_description_sources": "PythonLaunchDescriptionSource",
-        "launch.substitutions": "LaunchConfiguration",
+        "launch.substitutions": "Command LaunchConfiguration",
         "launch_ros": "",
         "launch_ros.actions": "Node",
+        "launch_ros.parameter_descriptions": "ParameterValue",
+        "ament_index_python": "",
+        "ament_index_python.packages": "get_package_share_directory",
     }
     for module, names in NAMES.items():
         sys.modules[module] = types.ModuleType(module)
         for name in names.split():
             setattr(sys.modules[module], name, type(name, (Thing,), {}))
+    sys.modules["ament_index_python.packages"].PackageNotFoundError = KeyError
 
 class Guard(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -80,3 +85,24 @@ def test_so_do_the_graphs_that_launch_files_start(tmp_path: Path) -> None:
         "record": ["twin_node", "recorder_node", "teleop_node"],
         "replay": ["observation_node", "policy_node", "action_node"],
     }
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("flag({'enabled': 'yes'}, 'enabled')", "launch argument enabled is 'yes', expected true or false"),
+        ("integer({'seed': 'abc'}, 'seed')", "launch argument seed is 'abc', expected a whole number"),
+        ("number({'speed': 'fast'}, 'speed')", "launch argument speed is 'fast', expected a number"),
+        ("number({'lead': 'inf'}, 'lead')", "launch argument lead is 'inf', expected a number"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(call: str, words: str) -> None:
+    done = bare(f"from onedp_ros.launching import flag, integer, number\n{call}")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(f"ValueError: {words}")
+
+
+def test_truth_values_are_true_or_false() -> None:
+    texts = ["true", "True", "FALSE", ""]
+    done = bare(f"from onedp_ros.launching import flag\nprint([flag({{'x': text}}, 'x') for text in {texts}])")
+    assert done.stdout.strip() == str([True, True, False, None]), done.stderr

@@ -94,3 +94,24 @@ def test_colcon_installs_nodes_launch_files_configuration_and_models(tmp_path: P
         check=True,
     )
     assert found.stdout.split() == [str(site / PACKAGE / "resources.py"), str(share / "config/dds")]
+
+
+def test_a_build_for_a_python_without_the_dependencies_says_so() -> None:
+    """As colcon outside the environment would make it: the nodes' scripts would run with that Python."""
+    script = "import sys, runpy; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py')"
+    for environment, said in (({"COLCON": "1"}, True), ({}, False)):
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert (".venv/bin/colcon build" in done.stderr) == said
+
+
+def test_pytest_runs_beside_the_plugins_of_ros(tmp_path: Path) -> None:
+    """launch_testing and launch_testing_ros, found wherever ROS is sourced, have hooks that today's pytest refuses."""
+    for distribution, name in (("launch_testing", "launch_testing"), ("launch_testing_ros", "launch_ros")):
+        (tmp_path / f"{distribution}_hooks.py").write_text("def pytest_pycollect_makemodule(path, parent): pass\n")
+        info = tmp_path / f"{distribution}-3.4.3.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 3.4.3\n")
+        (info / "entry_points.txt").write_text(f"[pytest11]\n{name} = {distribution}_hooks\n")
+    test = [sys.executable, "-m", "pytest", "-q", f"{__file__}::test_one_version_everywhere", "-p", "no:cacheprovider"]
+    done = subprocess.run(test, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

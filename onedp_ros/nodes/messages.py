@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 from builtin_interfaces.msg import Duration
-from geometry_msgs.msg import PoseStamped, Transform
+from geometry_msgs.msg import PoseStamped, Transform, TransformStamped
 from numpy.typing import ArrayLike, NDArray
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Header
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 
@@ -30,6 +30,25 @@ def image_message(image: NDArray[np.uint8], stamp: int, frame_id: str = "") -> I
     height, width = image.shape[:2]
     message = Image(header=header(stamp, frame_id), height=height, width=width, encoding="rgb8", step=3 * width)
     message.data = array.array("B", image.tobytes())  # a NumPy array would be checked element by element
+    return message
+
+
+def camera_info(height: int, width: int, fovy: float) -> CameraInfo:
+    """sensor_msgs/CameraInfo, without a stamp, of a camera without distortion whose vertical field of view is ``fovy`` (rad)."""
+    f, cx, cy = height / (2.0 * math.tan(fovy / 2.0)), (width - 1) / 2.0, (height - 1) / 2.0  # pixels' centres are whole numbers
+    message = CameraInfo(height=height, width=width, distortion_model="plumb_bob", d=[0.0] * 5)
+    message.k = [f, 0.0, cx, 0.0, f, cy, 0.0, 0.0, 1.0]
+    message.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    message.p = [f, 0.0, cx, 0.0, 0.0, f, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return message
+
+
+def transform_message(position: ArrayLike, quaternion: ArrayLike, parent: str, child: str, stamp: int) -> TransformStamped:
+    """Position (3,) m and orientation (4,) xyzw of the frame ``child`` in ``parent`` -> geometry_msgs/TransformStamped."""
+    message = TransformStamped(header=header(stamp, parent), child_frame_id=child)
+    p, q = message.transform.translation, message.transform.rotation
+    p.x, p.y, p.z = (float(v) for v in np.asarray(position))
+    q.x, q.y, q.z, q.w = (float(v) for v in np.asarray(quaternion))
     return message
 
 

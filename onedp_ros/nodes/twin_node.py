@@ -22,22 +22,25 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import IntegerRange, ParameterDescriptor
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
-from sensor_msgs.msg import Image, JointState
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_srvs.srv import SetBool, Trigger
 
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.messages import stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, counted, worst
 from onedp_ros.nodes.input_watch import InputWatch
-from onedp_ros.nodes.messages import header, image_message, opening_of, pose_message
+from onedp_ros.nodes.messages import camera_info, header, image_message, opening_of, pose_message, transform_message
 from onedp_ros.nodes.parameters import declare, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
-from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS, CellRenderer, build_model
+from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS, CellRenderer, build_model, camera_frames
 from onedp_ros.twin.environment import Frame, SteppedCell
 from onedp_ros.twin.pnp_milk import Expert, PnpMilk
 
+RELIABLE = QoSProfile(depth=5)  # a RealSense's, so that RViz and others that ask for it by default get the images
+OPTICAL_FRAME = "{}_camera_color_optical_frame"  # as a RealSense's
+LINKS = {"hand": "fr3_hand"}  # MuJoCo's bodies by the names of franka_description
 STALE_AFTER = 0.25  # s without a target: slow to a stop and hold
 LATE = 0.1  # s that physics may lag behind the clock before it gives the lost time up
 RECENT = 5.0  # s that lost time is shown
@@ -50,7 +53,8 @@ def draw_frames(frames: Any, topics: dict[str, str], counts: Any, max_yaw: float
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
     rclpy.init(args=[], signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
     node = rclpy.create_node("twin_cameras", use_global_arguments=False, start_parameter_services=False, enable_rosout=False)
-    publishers = {camera: node.create_publisher(Image, topic, qos_profile_sensor_data) for camera, topic in topics.items()}
+    publishers = {camera: node.create_publisher(Image, topic, RELIABLE) for camera, topic in topics.items()}
+    informers = {c: node.create_publisher(CameraInfo, f"{t.rpartition('/')[0]}/camera_info", RELIABLE) for c, t in topics.items()}
     import mujoco
 
     model = build_model(PnpMilk(max_yaw))
@@ -61,7 +65,11 @@ def draw_frames(frames: Any, topics: dict[str, str], counts: Any, max_yaw: float
         data.qpos[:] = qpos
         mujoco.mj_kinematics(model, data)
         mujoco.mj_camlight(model, data)
-        publishers[camera].publish(image_message(renderer.render(data, camera), stamp, f"{camera}_camera_color_optical_frame"))
+        image = image_message(renderer.render(data, camera), stamp, OPTICAL_FRAME.format(camera))
+        info = camera_info(image.height, image.width, float(np.deg2rad(model.camera(camera).fovy[0])))
+        info.header = image.header
+        publishers[camera].publish(image)
+        informers[camera].publish(info)
         sent[camera] += 1
         counts[list(topics).index(camera)] = sent[camera]
     renderer.close()
@@ -111,6 +119,7 @@ class TwinNode(Node):
         self.create_service(Trigger, "~/success", self._on_success)
         self.create_service(SetBool, "~/expert", self._on_expert)
 
+        self._publish_camera_frames()
         topics = {name: self.resolve_topic_name(camera.topic) for name, camera in contract.cameras.items()}
         spawn = multiprocessing.get_context("spawn")
         self._frames = spawn.Queue(maxsize=2)
@@ -124,6 +133,20 @@ class TwinNode(Node):
         self._diagnostics = Diagnostics(self, self._report, "twin")
         self._thread = threading.Thread(target=self._run, name="physics")
         self._thread.start()
+
+    def _publish_camera_frames(self) -> None:
+        """Static transforms of the cameras, for RViz."""
+        try:
+            from tf2_msgs.msg import TFMessage  # not among the wheels
+        except ImportError:
+            return
+        lasting = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._frames_publisher = self.create_publisher(TFMessage, "/tf_static", lasting)
+        transforms = [
+            transform_message(position, quaternion, LINKS.get(body, self._base_frame), OPTICAL_FRAME.format(name), self._now())
+            for name, (body, position, quaternion) in camera_frames(self._stepped.cell.model).items()
+        ]
+        self._frames_publisher.publish(TFMessage(transforms=transforms))
 
     def destroy_node(self) -> None:
         self._closing.set()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.control.servo import ImpedanceGains, ServoLimits, TargetFilter, impedance_torque
+from onedp_ros.geometry import quaternion_multiply
 
 Array = NDArray[np.float64]
 
@@ -200,6 +201,19 @@ def looking(position: Any, at: Any, up: Any = (0.0, 0.0, 1.0)) -> Array:
     quaternion = np.zeros(4)
     mujoco.mju_mat2Quat(quaternion, np.array([x, np.cross(z, x), z]).T.flatten())
     return quaternion
+
+
+def camera_frames(model: mujoco.MjModel) -> dict[str, tuple[str, Array, Array]]:
+    """Where the cameras are fixed: name -> body, position (3,) m and orientation (4,) xyzw of the optical frame in that body's.
+
+    Optical frames are REP 103's: z forward, x right, y down. MuJoCo's cameras look along -z with y up.
+    """
+    frames = {}
+    for camera in map(model.camera, range(model.ncam)):
+        w, x, y, z = camera.quat
+        orientation = quaternion_multiply(np.array([x, y, z, w]), np.array([1.0, 0.0, 0.0, 0.0]))
+        frames[camera.name] = (model.body(int(camera.bodyid[0])).name, camera.pos.copy(), orientation)
+    return frames
 
 
 def build_model(task: Task) -> mujoco.MjModel:

@@ -9,7 +9,7 @@ import pytest
 from geometry_msgs.msg import PoseStamped
 from pictures import picture
 from rclpy.qos import qos_profile_sensor_data
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_srvs.srv import Trigger
 
 from onedp_ros.contract import NANOSECONDS
@@ -72,6 +72,18 @@ def test_rates_and_stamps_are_those_of_a_robot_and_two_cameras(rig, twin):
     wrist, front = ({stamp_ns(m) for m in frames} for frames in twin.frames.values())
     assert not wrist & front, "the cameras take turns"
     assert len(twin.joints[0].name) == len(twin.joints[0].position) == 9
+
+
+def test_cameras_come_with_their_calibration_and_reliably(rig, twin):
+    """As a RealSense's: what asks for reliable images, as RViz does by default, gets them too."""
+    infos, images = [], []
+    rig.node.create_subscription(CameraInfo, "wrist_camera/color/camera_info", infos.append, 10)
+    rig.node.create_subscription(Image, "wrist_camera/color/image_raw", images.append, 10)
+    rig.until(lambda: len(infos) > 5 and len(images) > 5, "both")
+    assert {stamp_ns(m) for m in infos[1:5]} <= {stamp_ns(m) for m in images} | {stamp_ns(m) for m in twin.frames["wrist"]}
+    info = infos[-1]
+    assert (info.height, info.width, info.header.frame_id) == (120, 160, "wrist_camera_color_optical_frame")
+    assert info.k[4] == info.p[5] > 0 and info.distortion_model == "plumb_bob"
 
 
 def test_a_seed_gives_the_same_scene_again(rig, twin):

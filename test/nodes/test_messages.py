@@ -11,6 +11,7 @@ from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.data.messages import chunk_from_message, decode_image, observation_from_messages, stamp_ns
 from onedp_ros.nodes.diagnostics import Percentiles, counted, worst
 from onedp_ros.nodes.messages import (
+    camera_info,
     chunk_message,
     header,
     image_message,
@@ -111,3 +112,12 @@ def test_diagnostic_helpers():
     assert counted("dropped", {"no frame": 2, "late": 1}) == {"dropped.late": 1, "dropped.no_frame": 2}
     assert worst(None, (b"\x01", "a"), (b"\x02", "b"), (b"\x02", "c"), fine="ok") == (b"\x02", "b; c")
     assert worst(None, fine="ok")[1] == "ok"
+
+
+def test_camera_info_projects_as_the_field_of_view_says() -> None:
+    """A ray at half the field of view above the axis leaves the picture at its upper edge, half a pixel above the first centres."""
+    info = camera_info(120, 160, 1.0)
+    k = np.reshape(info.k, (3, 3))
+    u, v, one = k @ [0.0, -np.tan(0.5), 1.0]
+    assert (u, v, one) == pytest.approx((79.5, -0.5, 1.0))
+    assert np.reshape(info.p, (3, 4))[:, :3].tolist() == k.tolist() and list(info.r) == np.eye(3).flatten().tolist()

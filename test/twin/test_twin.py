@@ -11,9 +11,9 @@ import onedp_ros.twin  # noqa: F401 (registers the environment)
 from onedp_ros.contract import ContractError, Observation, ObservationAssembler, decode_action, encode_action
 from onedp_ros.data.bags import read_bag
 from onedp_ros.data.messages import feed
-from onedp_ros.geometry import gripper_down, rotation_angle, tool_yaw
+from onedp_ros.geometry import gripper_down, quaternion_to_matrix, rotation_angle, tool_yaw
 from onedp_ros.resources import task_contract
-from onedp_ros.twin.cell import Cell
+from onedp_ros.twin.cell import Cell, camera_frames
 from onedp_ros.twin.collect import collect, demonstrate, take_over
 from onedp_ros.twin.environment import Frame, PnpMilkEnv, SteppedCell
 from onedp_ros.twin.pnp_milk import AREA_CENTRE, AREA_SIZE, BOX, Expert, PnpMilk, carton, failure, in_box
@@ -43,6 +43,18 @@ def test_hand_takes_real_time(cell: Cell) -> None:
     assert 0.04 < cell.fingers.sum() < 0.07  # 0.1 m/s, and the fingers lag
     cell.step(700)
     assert cell.fingers.sum() < 0.003
+
+
+def test_optical_frames_of_the_cameras_are_where_they_see_from(cell: Cell) -> None:
+    """In the frames of the bodies that they are fixed to, z is where MuJoCo's camera looks and y is down in the picture."""
+    cell.reset(np.random.default_rng(0))
+    frames = camera_frames(cell.model)
+    assert {name: body for name, (body, *_) in frames.items()} == {"front": "world", "wrist": "hand"}
+    for name, (body, position, quaternion) in frames.items():
+        seen, held = cell.data.camera(name), cell.data.body(body)
+        turned = held.xmat.reshape(3, 3)
+        assert np.allclose(held.xpos + turned @ position, seen.xpos, atol=1e-6)
+        assert np.allclose(turned @ quaternion_to_matrix(quaternion), seen.xmat.reshape(3, 3) * [1, -1, -1], atol=1e-6)
 
 
 def test_carton_starts_in_the_area(cell: Cell) -> None:
