@@ -20,6 +20,7 @@ from onedp_ros.robot import MODES
 ROBOTS = ("twin", "franka", "crisp")
 ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
 DEVICES = ("phone", "spacemouse", "spacenav", "gamepad", "keyboard")  # of an operator
+PACKAGE = "onedp_ros"
 NETWORKS = ("localhost", "subnet")
 RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 PEERS = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER")
@@ -312,6 +313,16 @@ def _closed(environment: Mapping[str, str]) -> bool:
     """Whether nodes with this environment look for others on this host only."""
     local = environment.get(RANGE, "").upper() in ("LOCALHOST", "OFF") or environment.get("ROS_LOCALHOST_ONLY", "0") == "1"
     return local and not any(environment.get(name) for name in PEERS)
+
+
+def enclave(environment: Mapping[str, str], name: str) -> list[str]:
+    """ROS arguments that give a node its keys and permissions, those of ``config/security/policy.xml``; none without security.
+
+    ``name``: a node's executable, or ``operator`` for a program that looks after the graph.
+    """
+    if environment.get("ROS_SECURITY_ENABLE") != "true" or environment.get("ROS_SECURITY_ENCLAVE_OVERRIDE"):
+        return []
+    return ["--enclave", f"/{PACKAGE}/{'robot' if name == 'crisp_node' else name}"]
 
 
 def describe_network(environment: Mapping[str, str]) -> str:

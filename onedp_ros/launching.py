@@ -19,7 +19,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription  # type: ignore[attr-defined]  # mypy takes the folder launch/ for it
 from onedp_ros import shm
-from onedp_ros.graph import LOG_LEVELS, NETWORKS, ROBOTS, NodeProcess, describe_network, graph_environment, placed
+from onedp_ros.graph import LOG_LEVELS, NETWORKS, ROBOTS, NodeProcess, describe_network, enclave, graph_environment, placed
 from onedp_ros.resources import resource
 
 ROBOT = {
@@ -151,13 +151,14 @@ def _robot_model(namespace: str) -> Node:
 
 
 def _node(process: NodeProcess) -> Node:
+    level = ["--log-level", process.log_level] if process.log_level else []
     return Node(
         package="onedp_ros",
         executable=process.executable,
         name=process.name,
         namespace=process.namespace,
         parameters=[*filter(None, [process.params_file]), dict(process.parameters)],
-        ros_arguments=["--log-level", process.log_level] if process.log_level else [],
+        ros_arguments=[*enclave(os.environ, process.executable), *level],
         output="screen",
         respawn=process.respawn,
         respawn_delay=1.0,

@@ -24,6 +24,7 @@ from onedp_ros.graph import (
     ROBOTS,
     NodeProcess,
     describe_network,
+    enclave,
     graph_environment,
     placed,
     task_graph,
@@ -43,6 +44,7 @@ class NodeDiedError(RuntimeError):
 def command(process: NodeProcess) -> list[str]:
     """The command line of a node: ``python -m onedp_ros.nodes.<executable> --ros-args …``."""
     arguments = [sys.executable, "-m", f"onedp_ros.nodes.{process.executable}", "--ros-args", "-r", f"__node:={process.name}"]
+    arguments += enclave(os.environ, process.executable)
     arguments += ["-r", f"__ns:={process.namespace}"] if process.namespace else []
     arguments += ["--log-level", process.log_level] if process.log_level else []
     arguments += ["--params-file", process.params_file] if process.params_file else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import queue
 import signal
 import sys
@@ -28,6 +29,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.messages import stamp_ns
+from onedp_ros.graph import enclave
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, counted, worst
 from onedp_ros.nodes.input_watch import InputWatch
 from onedp_ros.nodes.messages import camera_info, header, image_message, opening_of, pose_message, transform_message
@@ -51,7 +53,8 @@ def draw_frames(frames: Any, topics: dict[str, str], counts: Any, max_yaw: float
     """The camera process: draws what physics hands over and publishes it. Ends on ``None`` or with its parent."""
     ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
-    rclpy.init(args=[], signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    keys = enclave(os.environ, "twin_node")
+    rclpy.init(args=["--ros-args", *keys] if keys else [], signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
     node = rclpy.create_node("twin_cameras", use_global_arguments=False, start_parameter_services=False, enable_rosout=False)
     publishers = {camera: node.create_publisher(Image, topic, RELIABLE) for camera, topic in topics.items()}
     informers = {c: node.create_publisher(CameraInfo, f"{t.rpartition('/')[0]}/camera_info", RELIABLE) for c, t in topics.items()}

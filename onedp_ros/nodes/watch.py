@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 
+from onedp_ros.graph import enclave
 from onedp_ros.nodes.diagnostics import name_within
 
 CALL_TIME = 5.0  # s for a service
@@ -27,7 +29,8 @@ class GraphWatch:
     """
 
     def __init__(self, name: str, check: Callable[[], None], keep: bool = False, namespace: str = "") -> None:
-        rclpy.init(args=[])
+        keys = enclave(os.environ, "operator")
+        rclpy.init(args=["--ros-args", *keys] if keys else [])
         self._check, self._keep = check, keep
         self.meanwhile: Callable[[], None] = lambda: None
         self.node = rclpy.create_node(name, namespace=namespace or None, start_parameter_services=False)

@@ -5,10 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from onedp_ros.graph import enclave, record_graph, task_graph
+from onedp_ros.nodes.action_node import ActionNode
+from onedp_ros.nodes.franka_node import FrankaNode
+from onedp_ros.nodes.observation_node import ObservationNode
+from onedp_ros.nodes.recorder_node import RecorderNode
+from onedp_ros.nodes.twin_node import TwinNode
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL, LAB = "10.77.0.1", "10.77.0.2"
@@ -135,7 +144,7 @@ def test_a_stranger_on_the_network_reaches_an_open_graph_only(hosts, domain, net
         said = graph.stdout.readline()
         assert ("open to the network" if network else "keeps to this host") in said
         assert graph.stdout.readline() == "ready\n", graph.communicate()
-        stranger = on_host(hosts["lab"], STRANGER, domain, "4", **({"ROS_STATIC_PEERS": CELL} if aimed else {}))
+        stranger = on_host(hosts["lab"], STRANGER, domain, "3", **({"ROS_STATIC_PEERS": CELL} if aimed else {}))
         out, error = stranger.communicate(timeout=40)
         found = json.loads(out or f'"{error}"')
         out, error = graph.communicate("stop\n", timeout=40)
@@ -150,3 +159,50 @@ def test_a_stranger_on_the_network_reaches_an_open_graph_only(hosts, domain, net
     else:
         assert found == {"nodes": [], "heard": 0, "answered": False}
         assert moved < 0.01, f"{moved} mm"
+
+
+ROWS = [
+    (ObservationNode, {}),
+    (ActionNode, {}),
+    (TwinNode, {}),
+    (FrankaNode, {}),
+    (RecorderNode, {"out": "bags"}),
+]
+
+
+def test_the_policy_of_security_allows_what_nodes_do(rig, tmp_path, monkeypatch):
+    """Else a node would run without keys and fail with them, which cannot be tried with the wheels."""
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(rig.domain))  # for the twin's cameras
+    policy = ElementTree.parse(ROOT / "config" / "security" / "policy.xml")
+    for make, parameters in ROWS:
+        rig.add(make, **{key: str(tmp_path / value) for key, value in parameters.items()})
+    names = [make.__name__.replace("Node", "_node").lower() for make, _ in ROWS]
+    alias = {"twin_cameras": "twin_node"}
+    rig.until(lambda: {*names, *alias} <= set(rig.node.get_node_names()), "all nodes")
+    rig.until(lambda: rig.node.count_publishers("wrist_camera/color/camera_info"), "the cameras")
+    for name in [*names, *alias]:
+        profile = policy.find(f".//enclave[@path='/onedp_ros/{alias.get(name, name)}']/profiles/profile")
+        assert profile is not None, name
+        allowed = {
+            (group.tag, verb): [f"/{(item.text or '').replace('~', name)}" for item in group]
+            for group in profile
+            for verb in group.attrib
+        }
+        for kind, verb, endpoints in (
+            ("topics", "publish", rig.node.get_publisher_names_and_types_by_node(name, "/")),
+            ("topics", "subscribe", rig.node.get_subscriber_names_and_types_by_node(name, "/")),
+            ("services", "reply", rig.node.get_service_names_and_types_by_node(name, "/")),
+            ("services", "request", rig.node.get_client_names_and_types_by_node(name, "/")),
+        ):
+            patterns = allowed.get((kind, verb), [])
+            missing = [e for e, _ in endpoints if not any(fnmatch(e, pattern) for pattern in patterns)]
+            assert not missing, (name, kind, verb, missing)
+
+
+def test_nodes_take_their_own_keys_when_security_is_on():
+    on = {"ROS_SECURITY_ENABLE": "true"}
+    policy = (ROOT / "config" / "security" / "policy.xml").read_text()
+    for process in (*task_graph("pnp_milk", robot="crisp", record="x"), *record_graph("pnp_milk")):
+        flag, path = enclave(on, process.executable)
+        assert flag == "--enclave" and f'path="{path}"' in policy
+    assert not enclave({}, "action_node") and not enclave({**on, "ROS_SECURITY_ENCLAVE_OVERRIDE": "/x"}, "action_node")
