@@ -1,7 +1,6 @@
 """Packaging, for ``colcon build`` and for ``pip install``. Versions that are known to work together: constraints.txt."""
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -31,7 +30,8 @@ def shared_files(*folders: str) -> list[tuple[str, list[str]]]:
     return list(places.items())
 
 
-if os.environ.get("COLCON") and not all(map(importlib.util.find_spec, ("torch", "mujoco", "rosbags"))):
+# colcon runs "setup.py … install" (or develop), which pip does not.
+if {"install", "develop"} & set(sys.argv) and not all(map(importlib.util.find_spec, ("torch", "mujoco", "rosbags"))):
     print(
         f"{PACKAGE}: its nodes will run with {sys.executable}, which lacks packages from PyPI that they need, PyTorch among them; "
         "build with the colcon of the environment that make venv makes: .venv/bin/colcon build",
