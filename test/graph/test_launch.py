@@ -9,7 +9,8 @@ from onedp_ros.resources import resource
 
 pytest.importorskip("launch_ros", reason="launch_ros is not in the wheels; it comes with a ROS 2 distribution")
 
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, LogInfo, SetEnvironmentVariable
+from launch.utilities import perform_substitutions
 from launch_ros.actions import Node
 from launch_ros.utilities import evaluate_parameters
 
@@ -80,3 +81,58 @@ def test_recording_starts_what_onedp_record_starts():
     nodes = [e for e in expand(description("record.launch.py"), context) if isinstance(e, Node)]
     expected = record_graph("pnp_milk", device="spacenav")
     assert [n.node_executable for n in nodes] == [p.executable for p in expected]
+
+
+def test_nodes_are_placed_and_get_the_time_that_launch_gives(tmp_path):
+    (tmp_path / "mine.yaml").write_text("/**:\n  ros__parameters:\n    target_rate: 77.0\n")
+    context = LaunchContext()
+    given = {
+        "namespace": "left",
+        "params_file": str(tmp_path / "mine.yaml"),
+        "log_level": "warn",
+        "lead": "0.1",
+        "network": "subnet",
+    }
+    context.launch_configurations.update({"model": str(tmp_path), **given})
+    found = expand(description("task.launch.py"), context)
+    nodes = [e for e in found if isinstance(e, Node)]
+    assert {n._Node__node_namespace for n in nodes} == {"/left"}
+    for node in nodes:
+        assert perform_substitutions(context, node.sigterm_timeout) == "5", "which nodes that hold an arm need"
+        file, parameters = evaluate_parameters(context, node._Node__parameters)
+        assert str(file) == str(tmp_path / "mine.yaml"), "before the parameters that arguments set, so these win"
+        if node.node_executable == "action_node":
+            assert parameters["lead"] == 0.1
+    assert context.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "SUBNET"
+    assert any("open to the network" in perform_substitutions(context, e.msg) for e in found if isinstance(e, LogInfo))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("pnp_milk.launch.py", {"task": "coffee"}, "task is 'coffee', but this file is for pnp_milk"),
+        ("task.launch.py", {"enabled": "yes"}, "enabled is 'yes', expected true or false"),
+        ("task.launch.py", {"seed": "abc"}, "seed is 'abc'"),
+        ("record.launch.py", {"port": "https"}, "port is 'https'"),
+        ("replay.launch.py", {"use_sim_time": "1"}, "use_sim_time is '1'"),
+        ("task.launch.py", {"robot_model": "true"}, "sudo apt install ros-jazzy-franka-description"),
+    ],
+)
+def test_what_an_argument_may_not_be_is_named(name, given, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROS_DISTRO", "jazzy")
+    context = LaunchContext()
+    context.launch_configurations.update(({"model": str(tmp_path)} if name != "record.launch.py" else {}) | given)
+    with pytest.raises(ValueError, match=words):
+        expand(description(name), context)
+
+
+def test_an_argument_that_nobody_reads_is_refused_at_the_command_line(tmp_path, monkeypatch):
+    def start():
+        context = LaunchContext(argv=["sped:=0.1"])
+        context.launch_configurations.update({"model": str(tmp_path), "sped": "0.1"})
+        expand(description("task.launch.py"), context)
+
+    start()  # included by a file that has such an argument
+    monkeypatch.setattr("sys.argv", ["ros2", "launch", "onedp_ros", "task.launch.py", "sped:=0.1"])
+    with pytest.raises(ValueError, match="unknown launch argument sped; there are task, "):
+        start()
