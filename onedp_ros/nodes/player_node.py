@@ -31,6 +31,7 @@ from onedp_ros.data.bags import BagError, read_serialized
 from onedp_ros.data.messages import feed, restamped, stamp_ns
 from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.polled import PolledSubscriber
+from onedp_ros.nodes.process import report_failure
 
 DEPTH = 100  # messages in a queue
 LOOK_PERIOD = 0.0005  # s between looks for what is waited for
@@ -183,7 +184,7 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 130
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"player_node: {error}", file=sys.stderr)
+        report_failure(node, error)
         return 1
     finally:
         if node is not None:

@@ -49,7 +49,7 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) ->
     except Exception as error:
         if not _ends(context):  # else the error is only that of a call that was cut short
             status[0] = 1
-            _report(node, error)
+            report_failure(node, error)
             if not isinstance(error, (OSError, ValueError, RuntimeError)):  # ours name the thing and the remedy
                 raise
     finally:
@@ -63,7 +63,7 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) ->
     return status[0]
 
 
-def _report(node: Node | None, error: Exception) -> None:
+def report_failure(node: Node | None, error: Exception) -> None:
     """The error in the log and on rosout, under the node's name, also when the node failed while it was made."""
     words = str(error) or type(error).__name__
     if node is None:
