@@ -60,20 +60,6 @@ class StandinCvBridge:
         image = rows if channels == 1 else rows.reshape(height, width, channels)
         return image if desired_encoding == "passthrough" else _convert(image, img_msg.encoding, desired_encoding)
 
-    def compressed_imgmsg_to_cv2(self, cmprs_img_msg: Any, desired_encoding: str = "passthrough") -> NDArray[np.uint8]:
-        """sensor_msgs/CompressedImage (jpeg, png) -> (height, width, 3) uint8, bgr8 when passed through.
-
-        Raises:
-            CvBridgeError: bytes that are no image, or an encoding other than :data:`DESIRED`.
-        """
-        data = np.frombuffer(bytes(cmprs_img_msg.data), dtype=np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-        if image is None:
-            raise StandinCvBridgeError(f"compressed image of format '{cmprs_img_msg.format}' cannot be decoded")
-        if desired_encoding == "passthrough":
-            return np.asarray(image, dtype=np.uint8)
-        return _convert(np.asarray(image, dtype=np.uint8), "bgr8", desired_encoding)
-
     def cv2_to_imgmsg(self, cvim: NDArray[np.uint8], encoding: str = "passthrough", header: Any = None) -> Any:
         """(height, width[, channels]) uint8 -> sensor_msgs.msg.Image.
 

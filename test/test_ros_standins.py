@@ -107,12 +107,6 @@ class TestCvBridge:
         assert bridge().cv2_to_imgmsg(RGB).encoding == "8UC3"
         assert bridge().cv2_to_imgmsg(RGB, "rgb8", header=made.header).header == made.header
 
-    def test_compressed_image_is_bgr_unless_asked_otherwise(self, bridge: Any, error: Any) -> None:
-        encoded = CompressedImage(format="png")
-        encoded.data.frombytes(cv2.imencode(".png", RGB[..., ::-1])[1].tobytes())
-        assert np.array_equal(bridge().compressed_imgmsg_to_cv2(encoded), RGB[..., ::-1])
-        assert np.array_equal(bridge().compressed_imgmsg_to_cv2(encoded, "rgb8"), RGB)
-
     def test_what_cannot_be_converted_is_a_cv_bridge_error(self, bridge: Any, error: Any) -> None:
         with pytest.raises(error, match="nonsense"):
             bridge().imgmsg_to_cv2(message("nonsense", RGB), "rgb8")
