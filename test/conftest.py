@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import onedp_ros  # noqa: F401  # it bounds what OpenCV decodes, which must be told before a test imports cv2
+
 settings.register_profile("onedp", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)  # pytest --hypothesis-profile fuzz
 settings.load_profile("onedp")  # unless the command line names another
