@@ -164,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--servo", action="store_true", help="the arm's 1 kHz loop instead, against the fake robot")
     parser.add_argument("--robot-ip", default="", help="with --servo: a real robot, which MOVES")
     parser.add_argument("--recorder", action="store_true", help="the recorder instead, with two noisy cameras")
+    parser.add_argument("--start", action="store_true", help="the start of policy_node instead, the first one and the next")
     parser.add_argument("--out", type=Path, default=Path(), help="with --recorder: a folder on the disk that is to be tried (here)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of the recorder, or of each row of the servo, 60 at most")
     parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside it")
@@ -172,11 +173,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _tell(*_servo(args.seconds, args.robot_ip), args.json)
     if args.recorder:
         return _tell(*_recorder(args.seconds, args.out), args.json)
+    if args.start:
+        return _tell(*_start(min(args.repeats, 10)), args.json)
     networks = ["paper", "compact"] if args.network == "both" else [args.network]
     return _tell(*_inference(networks, args.repeats, args.threads, not args.no_frames), args.json)
 
 
-Outcome = tuple[dict[str, Any], str, Callable[[dict[str, Any], Path], None]]  # figures, a table, and what draws them
+Outcome = tuple[dict[str, Any], str, Callable[[dict[str, Any], Path], None] | None]  # figures, a table, and what draws them
 
 
 def _inference(networks: Sequence[str], repeats: int, threads: int, dds: bool) -> Outcome:
@@ -202,13 +205,21 @@ def _recorder(seconds: float, folder: Path) -> Outcome:
     return result, recorder.table(result), plot_recorder
 
 
-def _tell(result: dict[str, Any], text: str, plot: Callable[[dict[str, Any], Path], None], path: Path | None) -> int:
+def _start(repeats: int) -> Outcome:
+    from onedp_ros.evaluation import start
+
+    result = start.run(repeats=repeats)
+    return result, start.table(result), None
+
+
+def _tell(result: dict[str, Any], text: str, plot: Callable[[dict[str, Any], Path], None] | None, path: Path | None) -> int:
     print("\n" + text)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        plot(result, path.with_suffix(".png"))
-        print(f"written {path} and {path.with_suffix('.png')}")
+        if plot is not None:
+            plot(result, path.with_suffix(".png"))
+        print(f"written {path}" + (f" and {path.with_suffix('.png')}" if plot is not None else ""))
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, WrenchStamped
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
@@ -23,6 +23,7 @@ from onedp_ros.clock import PauseWatch
 from onedp_ros.data.messages import stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
 from onedp_ros.nodes.input_watch import InputWatch
+from onedp_ros.nodes.lifecycle import LifecycleNode
 from onedp_ros.nodes.messages import header, opening_of, pose_message
 from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file, declare_speed, declare_within
 from onedp_ros.nodes.process import main_of

@@ -1,5 +1,8 @@
 """Observations -> action chunks. A lifecycle node: configure loads, checks and warms up; active, it predicts.
 
+Another model is loaded by setting the parameters while the node is unconfigured (cleanup), and configuring it again. Loading takes
+seconds, in which the node answers, and says in the log and in /diagnostics what it is doing.
+
 Two threads: the executor's takes the observations; a worker loads and predicts (engines release the interpreter lock). Each new
 observation is a tick, and so is ``1 / rate`` without one. Nothing queues: an observation that comes during a prediction waits for
 its end only as long as it is the newest; when another replaces it, its tick was skipped, and counted.
@@ -16,12 +19,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from lifecycle_msgs.msg import Transition
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import MultiDOFJointTrajectory
@@ -30,8 +34,9 @@ from onedp_ros.contract import NANOSECONDS, STATE_NAMES, ContractError, Observat
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.data.messages import observation_from_messages
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.lifecycle import LifecycleNode, wait_for
 from onedp_ros.nodes.messages import chunk_message
-from onedp_ros.nodes.parameters import declare, declare_contract
+from onedp_ros.nodes.parameters import declare, declare_contract, declare_dynamic, declare_unconfigured
 from onedp_ros.nodes.process import main_of
 from onedp_ros.ros_standins import Subscriber, TimeSynchronizer
 
@@ -40,11 +45,12 @@ QUEUE = 30  # observations whose parts may be on their way, or that wait for a t
 GRACE = 1.0  # s without observations after activation before that is an error
 
 
-def load_bundle(path: str, **options: Any) -> Any:
+def load_bundle(path: str, *, progress: Callable[[str], None], **options: Any) -> Any:
     """:func:`onedp_ros.policy.inference.load_predictor`, imported when needed: it brings torch."""
+    progress("importing PyTorch")
     from onedp_ros.policy.inference import load_predictor
 
-    return load_predictor(path, **options)
+    return load_predictor(path, progress=progress, **options)
 
 
 class PolicyNode(LifecycleNode):
@@ -58,15 +64,21 @@ class PolicyNode(LifecycleNode):
         super().__init__("policy_node", **kwargs)
         self._load = load
         self.contract = declare_contract(self)
-        self._model = declare(self, "model", "", "Directory of the policy: config.json and model.safetensors")
-        self._method = declare(self, "method", "", "onedp_s, onedp_d, dp_ddpm100 or dp_ddimN; empty: what the model was made for")
-        self._engine = declare(self, "engine", "auto", "Inference engine: auto, torch, cuda, openvino or openvino_bf16")
-        self._threads = declare(self, "threads", 0, "Processor threads of the engine; 0: its own choice", 0, 256)
-        self._seed = declare(self, "seed", 0, "Seed of the policy's noise", 0, 2**31 - 1)
-        self._tick_rate = declare(
+        given: dict[str, tuple[Any, ...]] = {
+            "model": ("", "Directory of the policy: config.json and model.safetensors"),
+            "method": ("", "onedp_s, onedp_d, dp_ddpm100 or dp_ddimN; empty: what the model was made for"),
+            "engine": ("auto", "Inference engine: auto, torch, cuda, openvino or openvino_bf16"),
+            "threads": (0, "Processor threads of the engine; 0: its own choice", 0, 256),
+            "seed": (0, "Seed of the policy's noise", 0, 2**31 - 1),  # not in motion: a recording is of one seed
+        }
+        self._given = {name: declare_unconfigured(self, name, *described) for name, described in given.items()}
+        self._used: dict[str, Any] = {}
+        self._tick_rate = declare_dynamic(
             self, "rate", 50.0, "Least predictions a second; each new observation gives one at once", 0.1, 500.0
         )
-        self._max_age = declare(self, "max_observation_age", 0.2, "Age over which an observation is not acted upon, s", 0.01, 10.0)
+        self._max_age = declare_dynamic(
+            self, "max_observation_age", 0.2, "Age over which an observation is not acted upon, s", 0.01, 10.0
+        )
         self._autostart = declare(self, "autostart", False, "Configure and activate at start; a failure ends the process")
 
         self._pool = ThreadPoolExecutor(1, "inference")  # one thread: engines keep their own pools for each that calls
@@ -80,10 +92,23 @@ class PolicyNode(LifecycleNode):
         self._diagnostics = Diagnostics(self, self._report)
 
     def start(self) -> None:
-        """Configure and activate. RuntimeError when either fails; the log above says why."""
-        for transition in (self.trigger_configure, self.trigger_activate):
-            if transition() != TransitionCallbackReturn.SUCCESS:
+        """Configure and activate, and wait for it in this thread. RuntimeError when either fails; the log above says why."""
+        wait_for(self._bring_up())
+
+    async def _bring_up(self) -> None:
+        for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+            if await self.change_state(transition) != TransitionCallbackReturn.SUCCESS:
                 raise RuntimeError(self._fault or "the policy could not be started")
+
+    def start_soon(self) -> None:
+        """Have the executor configure and activate; an error ends its spinning."""
+
+        def begin() -> None:
+            self.destroy_timer(timer)
+            assert self.executor is not None
+            self.executor.create_task(self._bring_up)
+
+        timer = self.create_timer(0.0, begin)
 
     def _forget(self) -> None:
         self._history = ObservationHistory(self.contract)
@@ -93,19 +118,25 @@ class PolicyNode(LifecycleNode):
         self._active_since: float | None = None
         self._heard = float("-inf")
         self._fault = ""
+        self._doing: tuple[float, str] | None = None  # since when, and what, while it loads
         self._problem: tuple[float, str] = (float("-inf"), "")
         self._rate, self._inference, self._latency = Rate(), Percentiles(), Percentiles()
 
     # transitions
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    async def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:  # type: ignore[override]
         self._forget()
+        self._used = {name: read() for name, read in self._given.items()}
+        begin = time.monotonic()
         try:
-            self._predictor = self._pool.submit(self._prepare).result()
+            self._predictor = await self.finished(self._pool.submit(self._prepare, begin))
         except Exception as error:  # whatever it is, the node stays unconfigured and says so
             self._fault = str(error)
-            self.get_logger().error(f"cannot use the policy '{self._model}': {error}")
+            self.get_logger().error(f"cannot use the policy '{self._used['model']}': {error}")
+            gc.collect()
             return TransitionCallbackReturn.FAILURE
+        finally:
+            self._doing = None
         self._publisher = self.create_lifecycle_publisher(MultiDOFJointTrajectory, "action/chunk", 1)
         topics = [(Image, f"observation/{name}/image") for name in self.contract.cameras]
         topics.append((JointState, "observation/state"))
@@ -114,12 +145,16 @@ class PolicyNode(LifecycleNode):
         self._synchronizer = TimeSynchronizer(self._subscribers, QUEUE)
         self._synchronizer.registerCallback(self._on_set)
         p = self._predictor
-        self.get_logger().info(f"{p.method} (NFE {p.nfe}), {p.network} network on {p.engine}, parity {p.parity}: ready")
+        self.get_logger().info(
+            f"{p.method} (NFE {p.nfe}), {p.network} network on {p.engine}, parity {p.parity}: "
+            f"ready after {time.monotonic() - begin:.1f} s"
+        )
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._active_since = time.monotonic()
-        self._ticker = self.create_timer(1.0 / self._tick_rate, self._on_timer)
+        self._ticker_rate = self._tick_rate()
+        self._ticker = self.create_timer(1.0 / self._ticker_rate, self._on_timer)
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -136,21 +171,26 @@ class PolicyNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def destroy_node(self) -> None:
-        self._pool.shutdown(cancel_futures=True)  # its thread holds the node
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._running is not None:
+            wait([self._running])  # it publishes; one that loads cannot be interrupted and is not waited for
         super().destroy_node()
 
-    def _prepare(self) -> Any:
-        if not self._model and self._load is load_bundle:
+    def _prepare(self, begin: float) -> Any:
+        """Load the policy and warm up, in the worker, whose thread the engine will run in."""
+
+        def progress(text: str) -> None:
+            self._doing = (begin, text)
+            self.get_logger().info(f"loading, {time.monotonic() - begin:4.1f} s: {text}")
+
+        options = dict(self._used)
+        model = options.pop("model")
+        if not model and self._load is load_bundle:
             raise ValueError("parameter 'model' is empty; give the directory of a policy, for example models/pnp_milk/onedp_s")
-        predictor = self._load(
-            self._model,
-            method=self._method or None,
-            engine=self._engine,
-            seed=self._seed,
-            contract=self.contract,
-            threads=self._threads,
-        )
-        self.contract.require_same(predictor.contract, "the task", self._model)
+        options["method"] = options["method"] or None
+        predictor = self._load(model, contract=self.contract, progress=progress, **options)
+        self.contract.require_same(predictor.contract, "the task", model)
+        progress("warming up")
         contract, rng = self.contract, np.random.default_rng(0)
         for _ in range(WARM_UP):
             images = {n: rng.integers(0, 255, (c.height, c.width, 3), dtype=np.uint8) for n, c in contract.cameras.items()}
@@ -173,6 +213,7 @@ class PolicyNode(LifecycleNode):
         if self._publisher is not None:
             self.destroy_lifecycle_publisher(self._publisher)
         self._publisher = self._predictor = None
+        gc.collect()  # the engine's memory now, not sometime: the next one may be as large
         self._history = ObservationHistory(self.contract)
         self._newest = None
 
@@ -194,8 +235,13 @@ class PolicyNode(LifecycleNode):
             self._pass_over()
         else:
             self._ticks += 1
+            self._follow_rate()
             self._ticker.reset()
             self._start()
+
+    def _follow_rate(self) -> None:
+        if (rate := self._tick_rate()) != self._ticker_rate:
+            self._ticker_rate, self._ticker.timer_period_ns = rate, NANOSECONDS / rate
 
     def _pass_over(self) -> None:
         """No prediction sees the newest observation. Of those only the ones far from others become history: their frames are not
@@ -210,6 +256,7 @@ class PolicyNode(LifecycleNode):
 
     def _on_timer(self) -> None:
         self._ticks += 1
+        self._follow_rate()
         if not self._start():
             self._skipped += 1
 
@@ -234,7 +281,7 @@ class PolicyNode(LifecycleNode):
         return True
 
     def _fresh(self, observation: Observation, now: int) -> bool:
-        return now - observation.stamp <= self._max_age * NANOSECONDS
+        return now - observation.stamp <= self._max_age() * NANOSECONDS
 
     # worker
 
@@ -249,7 +296,11 @@ class PolicyNode(LifecycleNode):
         except Exception as error:  # an engine's own errors have no common base
             self._reject("inference_failed", f"inference failed: {error}")
             return
-        self._inference.add(1e3 * (time.perf_counter() - begin))
+        seconds = time.perf_counter() - begin
+        self._inference.add(1e3 * seconds)
+        if (late := self._now() - int(self.contract.action_stamps(chunk.stamp)[-1])) > 0:
+            self._reject("chunk_past", f"a prediction took {seconds:.1f} s: all its actions are past, by {late / 1e9:.1f} s")
+            return
         self._publisher.publish(chunk_message(chunk, self.contract.base_frame))
         self._latency.add((self._now() - chunk.stamp) / 1e6)
         self._chunks += 1
@@ -265,27 +316,31 @@ class PolicyNode(LifecycleNode):
 
     def _report(self) -> Report:
         now, active = time.monotonic(), self._active_since
-        hungry = active is not None and now - max(self._heard, active) > max(GRACE, self._max_age)
+        hungry = active is not None and now - max(self._heard, active) > max(GRACE, self._max_age())
         inference = self._inference.values("inference_ms")
-        period = 1e3 * min(self.contract.dt, 1.0 / self._tick_rate)
+        period = 1e3 * min(self.contract.dt, 1.0 / self._tick_rate())
         slow = bool(inference) and inference["inference_ms_p50"] > period
+        doing = self._doing
+        fine = "running" if active is not None else "not active"
+        if doing is not None:
+            fine = f"loading {self._used['model']}: {doing[1]}, {now - doing[0]:.1f} s so far"
         level, text = worst(
             (DiagnosticStatus.ERROR, f"not configured: {self._fault}") if self._fault else None,
             (DiagnosticStatus.ERROR, "no observation/state with images of its stamp; see observation_node") if hungry else None,
             (DiagnosticStatus.ERROR, self._problem[1]) if now - self._problem[0] < 2.0 else None,
             (
                 DiagnosticStatus.WARN,
-                f"inference takes {inference['inference_ms_p50']} ms, more than {period:.0f} ms; take a faster engine or onedp_s",
+                f"inference takes {inference['inference_ms_p50']} ms, more than {period:.0f} ms; {remedy(self._predictor)}",
             )
-            if slow
+            if slow and self._predictor is not None
             else None,
-            fine="running" if active is not None else "not active",
+            fine=fine,
         )
         predictor = self._predictor
         facts: dict[str, Any] = {}
         if predictor is not None:
             facts = {k: getattr(predictor, k) for k in ("engine", "network", "method", "nfe", "parity")}
-            facts |= {"model": self._model, "threads": self._threads, "seed": self._seed}
+            facts |= {name: self._used[name] for name in ("model", "threads", "seed")}
         return (
             level,
             text,
@@ -306,11 +361,20 @@ class PolicyNode(LifecycleNode):
         )
 
 
+def remedy(predictor: Any) -> str:
+    """What makes a slow policy faster, the greatest gain first."""
+    if predictor.nfe > 1:
+        return f"take onedp_s, which evaluates the network once and not {predictor.nfe} times"
+    if predictor.engine == "torch":
+        return "take engine auto, give it more threads, or train a smaller network"
+    return "give it more threads, end other programs on this machine, or train a smaller network (onedp bench compares)"
+
+
 def make_node(load: Callable[..., Any] = load_bundle) -> PolicyNode:
     """The node, started when its parameter ``autostart`` is set."""
     node = PolicyNode(load)
     if node.get_parameter("autostart").value:
-        node.start()
+        node.start_soon()
     return node
 
 

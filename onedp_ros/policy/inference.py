@@ -187,7 +187,8 @@ def _convert(policy: Policy) -> dict[str, Any]:
         for name, (network, example) in _networks(copy.deepcopy(policy).cpu().eval()).items():
             # traced here, since convert_model's own way to trace takes three times as long
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
+                for category in (DeprecationWarning, torch.jit.TracerWarning):  # shapes are fixed
+                    warnings.simplefilter("ignore", category)
                 traced = torch.jit.trace(network, example, check_trace=False, strict=False)
             models[name] = openvino.convert_model(traced, example_input=example)
             models[name].reshape(

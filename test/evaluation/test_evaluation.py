@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from onedp_ros.contract import Normalizer, Observation, encode_action
-from onedp_ros.evaluation import bench, recorder
+from onedp_ros.evaluation import bench, recorder, start
 from onedp_ros.evaluation.figures import plot_recorder
 from onedp_ros.evaluation.rollout import evaluate, main, rollout, wilson
 from onedp_ros.geometry import gripper_down
@@ -126,6 +126,14 @@ def test_frames_arrive_with_the_shared_memory_profile() -> None:
 
 
 @pytest.mark.flaky(reruns=2)
+def test_the_starts_bench_takes_first_and_next_in_turn() -> None:
+    pytest.importorskip("rclpy")
+    result = start.run("openvino", repeats=1)
+    (first,), (following,) = result["seconds"].values()
+    assert result["next_to_first"] == pytest.approx(following / first, abs=0.01)
+    assert f"{following}" in start.table(result)
+
+
 def test_the_recorders_bench_counts_what_is_not_in_the_bag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     read_bag, camera = recorder.read_bag, CONTRACT.cameras["front"].topic
 

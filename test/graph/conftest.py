@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,16 +211,26 @@ def rig() -> Iterator[Rig]:
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Sequence[float]], Path]:
+    """Makes a policy by a name, which says: near a position (m), pointing down, whatever it sees."""
+
+    def make(name: str, position: Sequence[float]) -> Path:
+        torch.manual_seed(0)
+        offset = np.concatenate([position, ROTATION, [0.04]]).astype(np.float32)
+        scale = np.array([*[0.01] * 3, *[0.05] * 6, 0.01], dtype=np.float32)
+        normalizer = Normalizer(np.zeros(9, np.float32), np.ones(9, np.float32), offset, scale)
+        network = NetworkConfig(encoder_width=16, unet_channels=(16, 32))
+        path = tmp_path_factory.mktemp("models") / name
+        save_policy(path, Policy(task_contract("pnp_milk"), network, normalizer, "onedp_s"), {})
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(make_bundle: Callable[[str, Sequence[float]], Path]) -> Path:
     """Says: near (0.5, 0, 0.3), pointing down, whatever it sees."""
-    torch.manual_seed(0)
-    offset = np.concatenate([[0.5, 0, 0.3], ROTATION, [0.04]]).astype(np.float32)
-    scale = np.array([*[0.01] * 3, *[0.05] * 6, 0.01], dtype=np.float32)
-    normalizer = Normalizer(np.zeros(9, np.float32), np.ones(9, np.float32), offset, scale)
-    network = NetworkConfig(encoder_width=16, unet_channels=(16, 32))
-    path = tmp_path_factory.mktemp("models") / "onedp_s"
-    save_policy(path, Policy(task_contract("pnp_milk"), network, normalizer, "onedp_s"), {})
-    return path
+    return make_bundle("onedp_s", (0.5, 0, 0.3))
 
 
 @pytest.fixture
