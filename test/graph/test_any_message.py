@@ -113,7 +113,8 @@ def template(kind: Any, topic: str, stamp: int) -> Any:
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeFranka]:
+def fake(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFranka]:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # for the mark of an arm under control
     with FakeFranka() as made:
         yield made
 

@@ -7,6 +7,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from pictures import picture
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 from standin import load_standin
 
@@ -252,6 +253,22 @@ def test_the_arm_is_held_while_a_camera_is_blind(rig, spoil):
     print(f"{spoil.__name__}: at rest {(moved[-1] - began) / 1e9:.3f} s after the first such picture")
     source.change_image = good
     rig.until(lambda: rig.level("action_node", DiagnosticStatus.OK, "following"), "following again")
+
+
+@pytest.mark.parametrize(("kind", "topic"), [(Image, "front_camera/color/image_raw"), (PoseStamped, "current_pose")])
+def test_while_a_topic_has_a_second_publisher_nothing_is_published(rig, kind, topic):
+    rig.source()
+    _, _, states = listen(rig)
+    rig.add(ObservationNode)
+    rig.more(states, 3, "sets before")
+    other = rig.node.create_publisher(kind, topic, qos_profile_sensor_data)
+    rig.until(lambda: rig.error(NODE, f"2 nodes publish {topic}"), "the error")
+    count = len(states)
+    refused = rig.value(NODE, f"refused.{topic}_several_publishers")
+    rig.until(lambda: rig.value(NODE, f"refused.{topic}_several_publishers") > refused + 20, "refusals")
+    assert len(states) == count
+    rig.node.destroy_publisher(other)
+    rig.more(states, 3, "sets after it")
 
 
 def test_a_camera_slower_than_the_task_needs_is_a_warning(rig):
