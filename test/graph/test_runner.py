@@ -284,7 +284,10 @@ def test_ctrl_c_stops_onedp_run_and_nothing_is_left_behind(rig, tmp_path):
     process = run_command(rig, "pnp_milk", "--robot", "twin", "--model", str(tmp_path))
     try:
         assert process.stdout is not None
-        assert "running twin_node, observation_node, policy_node, action_node" in process.stdout.readline()
+        said = [process.stdout.readline()]
+        while said[-1] and not said[-1].startswith("running"):  # before that, who can reach the graph
+            said.append(process.stdout.readline())
+        assert "keeps to this host" in said[0] and "running twin_node, observation_node, policy_node, action_node" in said[-1]
         children = [c.pid for c in psutil.Process(process.pid).children(recursive=True)]
         assert len(children) >= 4
         begin = time.monotonic()
