@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
-from onedp_ros.config import read_yaml
+from onedp_ros.config import read_yaml, shown
 from onedp_ros.contract import Contract
 from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.policy.checkpoint import CheckpointError, load_policy, read_config, save_policy, write_atomically
@@ -76,8 +76,16 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
     """A configuration of a section's settings. ValueError names a setting that there is not."""
     known = [field.name for field in dataclasses.fields(kind)]
     if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"unknown settings {unknown}; known are {known}")
-    return kind(**settings)
+        raise ValueError(f"unknown settings {shown(unknown)}; known are {known}")
+    kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str}
+    for field in dataclasses.fields(kind):
+        value, expected = settings.get(field.name, field.default), kinds.get(str(field.type))
+        if expected and field.name in settings and (isinstance(value, bool) or not isinstance(value, expected)):
+            raise ValueError(f"{field.name} is {shown(value)}, expected {field.type}; see config/train/compact.yaml")
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise ValueError(f"settings {shown(dict(settings))} are incomplete or of a wrong kind: {error}") from error
 
 
 def read_section(path: str | Path, section: str) -> dict[str, Any]:
