@@ -233,6 +233,14 @@ def _check_nodes(root: yaml.MappingNode, name: str) -> None:
 
 def parse_json(text: str, name: str, finite: bool = True) -> dict[str, Any]:
     """As :func:`read_json`, of the file's text; ``name`` is the file's in messages."""
+    data = parse_json_value(text, name, finite)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name} holds {shown(data)}, expected an object in braces")
+    return data
+
+
+def parse_json_value(text: str, name: str, finite: bool = True) -> Any:
+    """As :func:`parse_json`, of any value."""
 
     def constant(value: str) -> float:
         if finite:
@@ -264,13 +272,11 @@ def parse_json(text: str, name: str, finite: bool = True) -> dict[str, Any]:
         raise ConfigError(f"{name}, line {error.lineno} is not valid JSON: {error.msg}; write or fetch it again") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: {_DEEP}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{name} holds {shown(data)}, expected an object in braces")
     _check_json(data, name)
     return data
 
 
-def _check_json(data: dict[str, Any], name: str) -> None:
+def _check_json(data: Any, name: str) -> None:
     """ConfigError for objects that lie too deep in one another, and for text that cannot be written again."""
     waiting: list[Iterator[Any]] = [iter((data,))]
     while waiting:

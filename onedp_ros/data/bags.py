@@ -13,22 +13,22 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
-import json
 import os
 import re
 import shutil
 import sqlite3
 import tempfile
+import urllib.parse
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from backports import zstd
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
+from onedp_ros.config import ConfigError, parse_json_value, parse_yaml, read_json, read_yaml, shown
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.mcap_reader import McapError, McapFile, RawMessage, unpack
 
@@ -39,7 +39,6 @@ EPISODE_FILE = "episode.json"
 METADATA_FILE = "metadata.yaml"
 
 TYPES = get_typestore(Stores.ROS2_JAZZY)
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PACKAGES = ("onedp_ros", "mujoco", "numpy", "rosbags")
 _STORAGE = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
 _MAX_RATIO = 1000  # to which a file is unpacked; rendered images take a hundredth at least
@@ -235,18 +234,14 @@ def _information(file: Path) -> dict[str, Any]:
     """
     try:
         if file.name == METADATA_FILE:
-            text = file.read_text(encoding="utf-8") or "{}"
+            found = read_yaml(file)["rosbag2_bagfile_information"]
         else:
             text = McapFile(file).metadata if file.suffix == ".mcap" else ""
-        if not text:
-            return {}
-        found = yaml.load(text, Loader=_YAML_LOADER)
-        if file.name == METADATA_FILE:
-            found = found["rosbag2_bagfile_information"]
+            found = parse_yaml(text, str(file)) if text else {}
         if not isinstance(found, dict):
             raise ValueError(f"it holds {type(found).__name__}")
         return found
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, OSError) as error:
         raise BagError(f"{file} is damaged ({error}); 'ros2 bag reindex' makes another metadata.yaml") from error
 
 
@@ -273,7 +268,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         file = next((file for file in _files(path) if file.suffix == ".mcap"), path)
     try:
         if file.name == EPISODE_FILE:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_json(file)
         else:
             found = {str(key): _from_json(value) for key, value in (_information(file).get("custom_data") or {}).items()}
         if not isinstance(found, dict):
@@ -288,10 +283,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return {**notes, **ending}
 
 
-def _from_json(text: str) -> Any:
+def _from_json(text: Any) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json_value(text, "") if isinstance(text, str) else text
+    except ConfigError:
         return text  # another recorder's note
 
 
@@ -398,7 +393,16 @@ def read_serialized(
         raise BagError(f"{path} cannot be read: {errors[0]}; look for a copy where it was recorded{remedy}")
 
 
+def _check_sqlite(file: Path) -> None:
+    """ValueError for a database that computes what rosbag2 stores: views and generated columns may be endless."""
+    with contextlib.closing(sqlite3.connect(f"file:{urllib.parse.quote(str(file.resolve()))}?immutable=1", uri=True)) as database:
+        for kind, name, made in database.execute("SELECT type, name, sql FROM sqlite_master"):
+            if kind not in ("table", "index") or re.search(r"\bvirtual\b|\bas\s*\(", made or "", re.IGNORECASE):
+                raise ValueError(f"its {kind} {shown(name)} is computed, rosbag2 stores tables only; record or copy the bag again")
+
+
 def _read_sqlite(file: Path, topics: Collection[str] | None) -> Iterator[RawMessage]:
+    _check_sqlite(file)
     with Reader(file) as reader:
         wanted = [c for c in reader.connections if topics is None or c.topic.lstrip("/") in topics]
         for connection, logged, data in reader.messages(wanted) if wanted else ():

@@ -24,6 +24,8 @@ from backports import zstd
 MAGIC = b"\x89MCAP0\r\n"
 MAX_CHUNK = 2**27  # bytes, unpacked; rosbag2's chunks have 1 to 4 MiB
 MAX_OPEN = 2**28  # bytes of unpacked chunks that overlap in time
+MAX_MESSAGES = 2**19  # in a chunk
+_MESSAGE_SIZE = 250  # bytes that a message takes in memory besides its content
 
 _RECORD = struct.Struct("<BQ")  # opcode, length
 _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _CHUNK_INDEX, _METADATA = 2, 3, 4, 5, 6, 8, 12
@@ -206,10 +208,17 @@ class McapFile:
         except _DamageError as error:
             self.damage[f"the {'chunk' if block.chunk else 'row of messages'} at byte {block.begin} cannot be read: {error}"] += 1
         records = b""
+        size += _MESSAGE_SIZE * len(found)
         self._opened += size
         if self._opened > MAX_OPEN:
             raise McapError(f"more than {MAX_OPEN} bytes of its chunks overlap in time; sort it with 'mcap sort'")
         for message in sorted(found, key=lambda message: message.logged):
+            if message.data.startswith(_ZSTD):  # rosbag2's compression of single messages
+                try:
+                    message = message._replace(data=unpack(message.data, "zstd", None))
+                except Exception as error:
+                    self.damage[f"a message of {message.topic} cannot be unpacked: {error}"] += 1
+                    continue
             yield message.logged, block.begin, message
         self._opened -= size
 
@@ -240,10 +249,9 @@ class McapFile:
                     if channel is None:
                         self.damage[f"messages of channel {key}, whose topic is not told"] += 1
                     elif topics is None or channel.topic.lstrip("/") in topics:
-                        data = records[at + 22 : end]
-                        if data.startswith(_ZSTD):  # rosbag2's compression of single messages
-                            data = unpack(data, "zstd", None)
-                        found.append(RawMessage(logged, *channel, data))
+                        if len(found) == MAX_MESSAGES:
+                            raise _DamageError(f"it holds more than {MAX_MESSAGES} messages; write it with smaller chunks")
+                        found.append(RawMessage(logged, *channel, records[at + 22 : end]))
                 elif opcode in (_SCHEMA, _CHANNEL):
                     self._define(opcode, records[at:end])
         except Exception as error:

@@ -225,7 +225,8 @@ def _layout_3(data: Mapping[str, Any]) -> _Layout:
 
 
 def _names(codecs: Any) -> list[str]:
-    found = [codec.get("id", codec.get("name")) if isinstance(codec, dict) else codec for codec in codecs] if codecs else []
+    listed = codecs if isinstance(codecs, list) else [codecs]
+    found = [codec.get("id", codec.get("name")) if isinstance(codec, dict) else codec for codec in listed]
     return [name if isinstance(name, str) else shown(name) for name in found]
 
 
@@ -255,19 +256,23 @@ class ZarrArray:
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         """Rows, as numpy's arrays give them. ZarrError for a chunk that is damaged."""
-        wanted = np.arange(*rows.indices(self.shape[0]))
+        wanted = range(*rows.indices(self.shape[0]))
         out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         if not out.size:
             return out
-        length = self._layout.chunks[0]
-        rest = [range(0, n, step) for n, step in zip(self.shape[1:], self._layout.chunks[1:], strict=True)]
-        for number in np.unique(wanted // length):
-            mine = wanted // length == number
-            for corner in itertools.product(*rest):
-                chunk = self._chunk((int(number), *(at // step for at, step in zip(corner, self._layout.chunks[1:], strict=True))))
-                place = tuple(slice(at, at + step) for at, step in zip(corner, self._layout.chunks[1:], strict=True))
-                inside = tuple(slice(0, n - at) for at, n in zip(corner, self.shape[1:], strict=True))
-                out[(mine, *place)] = chunk[(wanted[mine] - number * length, *inside)]
+        length, *lengths = self._layout.chunks
+        done = 0
+        while done < len(wanted):
+            number, first = divmod(wanted[done], length)
+            left = (length - 1 - first if wanted.step > 0 else first) // abs(wanted.step) + 1  # of the chunk's rows
+            last = min(done + left, len(wanted))
+            end = first + wanted.step * (last - done)
+            inside = slice(first, end if end >= 0 else None, wanted.step)
+            for numbers in itertools.product(*(range(-(-n // step)) for n, step in zip(self.shape[1:], lengths, strict=True))):
+                place = tuple(slice(i * step, (i + 1) * step) for i, step in zip(numbers, lengths, strict=True))
+                part = out[(slice(done, last), *place)]
+                part[...] = self._chunk((number, *numbers))[(inside, *(slice(n) for n in part.shape[1:]))]
+            done = last
         return out
 
     def _chunk(self, place: tuple[int, ...]) -> NDArray[Any]:

@@ -3,9 +3,12 @@
 By default a few hundred files of each kind; ``pytest --hypothesis-profile fuzz test/data/test_files_from_elsewhere.py`` tries many.
 """
 
+import contextlib
 import io
 import json
+import sqlite3
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,3 +256,84 @@ def test_any_metadata(tmp_path_factory: pytest.TempPathFactory, data: st.DataObj
     good.write_text(yaml.safe_dump({"rosbag2_bagfile_information": METADATA}))
     (bag / bags.METADATA_FILE).write_bytes(data.draw(changed(good)))
     read_all(bag)
+
+
+# ---- bombs: small files that would take gigabytes or for ever
+
+
+def mcap(*bodies: bytes) -> bytes:
+    begin = b"\x89MCAP0\r\n" + record(1, text("ros2") + text("x"))
+    begin += record(3, struct.pack("<H", 1) + text("std_msgs/msg/String") + text("ros2msg") + text(""))
+    begin += record(4, struct.pack("<HH", 1, 1) + text("a") + text("cdr") + struct.pack("<I", 0))
+    return begin + b"".join(bodies) + record(2, bytes(20)) + b"\x89MCAP0\r\n"
+
+
+def chunk(inner: bytes, size: int, name: str = "zstd") -> bytes:
+    return record(6, struct.pack("<QQQI", 0, 2**60, size, 0) + text(name) + struct.pack("<Q", len(inner)) + inner)
+
+
+def message(data: bytes, stamp: int) -> bytes:
+    return record(5, struct.pack("<HIQQ", 1, 0, stamp, stamp) + data)
+
+
+def mcap_bombs() -> dict[str, bytes]:
+    zeros = zstd.compress(bytes(2**26))
+    large = zstd.compress(message(bytes(2**26), 2**60))
+    size = 2**26 + 31
+    return {
+        "says more than it holds": mcap(chunk(zeros, 2**62)),
+        "holds more than it says": mcap(chunk(zeros * 80, 1000)),
+        "holds more than it says, lz4": mcap(chunk(lz4.frame.compress(bytes(2**27)), 1000, "lz4")),
+        "chunks that overlap": mcap(*[chunk(large, size)] * 70),
+        "messages that are packed": mcap(chunk(zstd.compress(message(zeros, 1) * 500), 500 * (31 + len(zeros)))),
+    }
+
+
+@pytest.mark.parametrize("name", ["says more than it holds", "holds more than it says", "holds more than it says, lz4"])
+def test_a_chunk_is_not_unpacked_beyond_its_size(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.mcap").write_bytes(mcap_bombs()[name])
+    refusals = bags.Refusals()
+    assert not list(bags.read_serialized(tmp_path / "a.mcap", refusals=refusals))
+    assert "unpacks to" in str(refusals.damage)
+
+
+def test_chunks_that_are_open_at_once_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "a.mcap").write_bytes(mcap_bombs()["chunks that overlap"])
+    with pytest.raises(BagError, match="bytes of its chunks overlap in time; sort it with 'mcap sort'"):
+        list(bags.read_serialized(tmp_path / "a.mcap"))
+
+
+def test_messages_are_unpacked_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "a.mcap").write_bytes(mcap_bombs()["messages that are packed"])
+    tracemalloc.start()
+    assert len(next(iter(bags.read_serialized(tmp_path / "a.mcap"))).data) == 2**26
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE VIEW topics AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS id FROM n",
+        "CREATE TABLE more (id INTEGER, data BLOB GENERATED ALWAYS AS (zeroblob(1000000000)) VIRTUAL)",
+        "CREATE TABLE more (id INTEGER, data BLOB as\n (zeroblob(1000000000)))",
+    ],
+)
+def test_a_database_that_computes_is_refused(tmp_path: Path, made: str) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db3")) as database:
+        database.execute(made)
+    with pytest.raises(BagError, match="is computed, rosbag2 stores tables only"):
+        list(bags.read_serialized(tmp_path / "a.db3"))
+
+
+def test_a_packed_file_is_not_unpacked_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.mcap.zstd").write_bytes(zstd.compress(bytes(2**28)))
+    with pytest.raises(BagError, match="unpacks to more than"):
+        list(bags.read_serialized(tmp_path / "a.mcap.zstd"))
+
+
+def test_aliases_in_metadata_are_bounded(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40))]
+    (tmp_path / "metadata.yaml").write_text("\n".join(lines))
+    (tmp_path / "a_0.mcap").write_bytes(mcap(message(b"", 1)))
+    assert "more than 100000 values" in str(read_metadata(tmp_path)["problems"])

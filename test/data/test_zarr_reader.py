@@ -88,6 +88,7 @@ class Touch:
             "packed by 'imagecodecs_jpeg2k'.*write it anew, packed by zstd",
         ),
         ({"compressor": "pickle"}, "is packed by 'pickle'"),
+        ({"filters": True}, r"is changed by the filters \['True'\]"),
         ({"shape": [10**9, 9], "chunks": [4096, 9]}, r"\(1000000000, 9\) has 36000000000 bytes, but \d+ lie on the disk"),
         ({"shape": [10**30, 9]}, "too large a number"),
         ({"shape": [10**7, 9], "chunks": [10**7, 9]}, "has chunks of 360000000 bytes, read are at most"),
@@ -218,6 +219,14 @@ def test_zip_files_are_read_within_bounds(store: Path, tmp_path: Path, contract:
     good.write_bytes(good.read_bytes()[:-30])
     with pytest.raises(SourceError, match="cannot be opened"):
         read(good)
+
+
+def test_rows_without_values_take_no_memory(store: Path) -> None:
+    change(store, "data/state", shape=[2**39, 0], chunks=[2**39, 1])
+    with pytest.raises(ZarrError, match="has chunks of"):
+        ZarrStore(store)["data/state"]
+    change(store, "data/state", shape=[2**39, 0], chunks=[1, 1])
+    assert ZarrStore(store)["data/state"][:].shape == (2**39, 0)
 
 
 def test_episode_ends_are_checked(store: Path) -> None:
