@@ -38,6 +38,8 @@ MAX_METADATA = 2**26  # bytes of one file of metadata; what is noted of 100,000 
 MAX_RATIO, MAX_RATIO_IMAGES, FREE = 100, 1000, 2**26
 """How many times as large as its chunks an array may be, and from how many bytes on. Recorded numbers are packed less than ten
 times, rendered images a hundred times, and what is all the same tens of thousands of times."""
+FREE_CHUNKS = 2**15
+"""How many chunks may be missing of an array of a few: zarr leaves out those of zeros only. Each takes time all the same."""
 _MAX_FILES = 2**26  # bytes of a zip file's table of contents
 _TYPES = {"bool": "b1", **{f"{kind}int{8 * n}": f"{kind or 'i'}{n}" for kind in ("", "u") for n in (1, 2, 4, 8)}}
 _TYPES |= {f"float{8 * n}": f"f{n}" for n in (2, 4, 8)}
@@ -96,7 +98,7 @@ class ZarrStore:
                 layout = _layout_3(metadata)
             else:
                 raise _Refused("is not there")
-            stored = self._files.stored(name)
+            stored, files = self._files.stored(name)
         except _Refused as error:
             raise ZarrError(f"{self.path}: '{name}' {error}") from error
         except OSError as error:
@@ -107,6 +109,8 @@ class ZarrStore:
                 f"{self.path}: '{name}' {array.dtype} {array.shape} has {array.nbytes} bytes, but {stored} lie on the disk, which "
                 f"no recording could be packed to; copy it again if it is cut short, and look whether it is all the same"
             )
+        if layout.count > FREE_CHUNKS + 2 * files:
+            raise ZarrError(f"{self.path}: '{name}' has {layout.count} chunks, but {files} are there; copy or download it again")
         return array
 
     def _metadata(self, key: str) -> dict[str, Any] | None:
@@ -147,6 +151,11 @@ class _Layout:
             raise _Refused(f"is packed by {shown(self.compressor)}, read are {', '.join(COMPRESSORS)}; {_REPACK}")
         if self.chunk_bytes > MAX_CHUNK:
             raise _Refused(f"has chunks of {self.chunk_bytes} bytes, read are at most {MAX_CHUNK}; {_REPACK}")
+
+    @property
+    def count(self) -> int:
+        """Number of chunks."""
+        return math.prod(-(-n // step) for n, step in zip(self.shape, self.chunks, strict=True) if step)
 
     @property
     def chunk_bytes(self) -> int:
@@ -333,9 +342,10 @@ class _Folder:
         folder = self._path / group
         return [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
 
-    def stored(self, name: str) -> int:
-        """Bytes of an array's chunks."""
-        return sum(path.stat().st_size for path in (self._path / name).rglob("*") if path.is_file())
+    def stored(self, name: str) -> tuple[int, int]:
+        """Bytes and number of the files of an array."""
+        sizes = [path.stat().st_size for path in (self._path / name).rglob("*") if path.is_file()]
+        return sum(sizes), len(sizes)
 
 
 class _Zip:
@@ -376,8 +386,9 @@ class _Zip:
     def names(self, group: str) -> list[str]:
         return list({name.removeprefix(f"{group}/").split("/")[0] for name in self._below(group)})
 
-    def stored(self, name: str) -> int:
-        return sum(self._open.getinfo(key).compress_size for key in self._below(name))
+    def stored(self, name: str) -> tuple[int, int]:
+        sizes = [self._open.getinfo(key).compress_size for key in self._below(name)]
+        return sum(sizes), len(sizes)
 
     def _below(self, group: str) -> Iterator[str]:
         return (name for name in self._open.namelist() if name.startswith(f"{group}/") and not name.endswith("/"))

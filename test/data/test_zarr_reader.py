@@ -91,6 +91,7 @@ class Touch:
         ({"filters": True}, r"is changed by the filters \['True'\]"),
         ({"shape": [10**9, 9], "chunks": [4096, 9]}, r"\(1000000000, 9\) has 36000000000 bytes, but \d+ lie on the disk"),
         ({"shape": [10**30, 9]}, "too large a number"),
+        ({"shape": [10**6, 9], "chunks": [1, 1]}, "'data/state' has 9000000 chunks, but 3 are there"),
         ({"shape": [10**7, 9], "chunks": [10**7, 9]}, "has chunks of 360000000 bytes, read are at most"),
         ({"shape": [-1, 9]}, r"has the shape \[-1, 9\], expected"),
         ({"shape": "24"}, "has '24' where a list of whole numbers is expected"),
