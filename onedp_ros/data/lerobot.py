@@ -15,6 +15,7 @@ import errno
 import functools
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +30,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from onedp_ros.contract import ACTION_NAMES, NANOSECONDS, STATE_NAMES, Contract, ContractError
+from onedp_ros.config import parse_json, read_bytes, read_json, shown
+from onedp_ros.contract import ACTION_NAMES, MAX_HZ, MAX_PIXELS, NANOSECONDS, STATE_NAMES, Contract, ContractError
 from onedp_ros.data.episodes import Dropped, Episode, Piece, Run, Source, SourceError, on_grid
 from onedp_ros.data.frames import Images
+from onedp_ros.data.zarr_reader import MAX_METADATA
 
 VERSION = "v3.0"
 CRF = 12  # of x264: what is lost is the halved resolution of colour
@@ -282,8 +285,10 @@ def sources(path: Path) -> list[Source]:
         SourceError: it is damaged, of another version, or its state or action is another; names the feature.
     """
     try:
-        info = json.loads((path / "meta/info.json").read_text(encoding="utf-8"))
+        info = read_json(path / "meta/info.json", finite=False)
         version, features = info["codebase_version"], info["features"]
+        if isinstance(info["fps"], bool) or not isinstance(info["fps"], (int, float)) or not 0 < info["fps"] <= MAX_HZ:
+            raise SourceError(f"{path}: fps is {shown(info['fps'])}, expected a number up to {MAX_HZ:g}; correct meta/info.json")
         if not version.startswith("v3."):
             raise SourceError(f"{path} is of LeRobot's version {version}, expected {VERSION}; convert it with LeRobot's own script")
         for name, names in _VECTORS.items():
@@ -294,14 +299,16 @@ def sources(path: Path) -> list[Source]:
                     f"rename or compute it with LeRobot, poses in the base frame in m"
                 )
         notes = path / "meta/onedp.json"
-        ours = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
+        ours = parse_json(read_bytes(notes, MAX_METADATA).decode(), str(notes), finite=False) if notes.exists() else {}
         files = sorted((path / "meta/episodes").glob("*/*.parquet"))
-        columns = [name for name in pq.read_schema(files[0]).names if not name.startswith("stats/")]
+        columns = [name for name in pq.read_schema(files[0]).names if not name.startswith(("stats/", "tasks"))]
         episodes = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, pa.ArrowException) as error:
+        if isinstance(error, SourceError):
+            raise
         raise SourceError(f"{path} is damaged ({type(error).__name__}: {error}); copy or download it again") from error
-    noted = ours.get("episodes", [])
-    if len(noted) != len(episodes):
+    noted = ours.get("episodes")
+    if not isinstance(noted, list) or len(noted) != len(episodes) or not all(isinstance(note, dict) for note in noted):
         noted = [{}] * len(episodes)
     contract = {"contract": ours["contract"]} if "contract" in ours else {}
     return [
@@ -316,7 +323,7 @@ def _read(
     index, steps = row["episode_index"], row["length"]
     name = f"{path}/episode_{index}"
     with _named(name):
-        file = path / info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        file = _file(path, info["data_path"], chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         features = {camera: _camera(path, info, camera) for camera in contract.cameras}
         table = pq.read_table(file, columns=[*_VECTORS, "frame_index"], filters=[("episode_index", "=", index)])
         frames = table["frame_index"].to_numpy()
@@ -344,8 +351,20 @@ def _named(name: str) -> Iterator[None]:
     """Errors of reading as SourceError."""
     try:
         yield
-    except (OSError, KeyError, cv2.error, pa.ArrowException) as error:
+    except SourceError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, cv2.error, pa.ArrowException) as error:
         raise SourceError(f"{name} cannot be read ({type(error).__name__}: {error}); copy or download it again") from error
+
+
+def _file(path: Path, template: Any, **values: Any) -> Path:
+    """A file of a data set, by the template in its info.json. SourceError when it lies elsewhere."""
+    if not isinstance(template, str) or not re.fullmatch(r"(?:[\w./-]|\{\w+(?::0?\d{1,2}d)?\})+", template, re.ASCII):
+        raise SourceError(f"{path}: the path {shown(template)} in meta/info.json is none of LeRobot's, such as {_DATA}")
+    name = template.format(**values)
+    if name.startswith("/") or ".." in Path(name).parts:
+        raise SourceError(f"{path}: the path {shown(template)} in meta/info.json leads out of the data set; move its files into it")
+    return path / name
 
 
 def _camera(path: Path, info: dict[str, Any], camera: str) -> dict[str, Any]:
@@ -368,13 +387,16 @@ def _read_video(path: Path, info: dict[str, Any], row: dict[str, Any], key: str)
     feature, place = info["features"][key], f"videos/{key}"
     size = dict(zip(feature["names"] or (), feature["shape"], strict=False))
     height, width = size["height"], size["width"]
-    file = path / info["video_path"].format(
-        video_key=key, chunk_index=row[f"{place}/chunk_index"], file_index=row[f"{place}/file_index"]
-    )
+    if not all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in (height, width)):  # they go to ffmpeg, too
+        raise SourceError(f"{path}: {key} is {shown(width)}x{shown(height)}, expected numbers of pixels; correct meta/info.json")
+    chunk_index, file_index = row[f"{place}/chunk_index"], row[f"{place}/file_index"]
+    file = _file(path, info["video_path"], video_key=key, chunk_index=chunk_index, file_index=file_index)
     begin = max(row[f"{place}/from_timestamp"] - 0.5 / info["fps"], 0.0)  # half a frame earlier: nothing hangs on rounding
     count = 0
     with _ffmpeg(
-        *("-threads", "1", "-ss", f"{begin:.6f}", "-i", str(file), "-frames:v", str(row["length"]), "-fps_mode", "passthrough"),
+        # As MP4 and from the file alone: ffmpeg would follow a playlist that is named so to any address.
+        *("-threads", "1", "-max_pixels", str(MAX_PIXELS**2), "-protocol_whitelist", "file", "-f", "mov"),
+        *("-ss", f"{begin:.6f}", "-i", f"file:{file}", "-frames:v", str(row["length"]), "-fps_mode", "passthrough"),
         *("-vf", f"scale={width}:{height}:{_SCALE},format=rgb24", "-f", "rawvideo", "-"),
     ) as process:
         while len(data := process.stdout.read(height * width * 3)) == height * width * 3:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from onedp_ros.contract import MAX_OPENING, NANOSECONDS, Camera, Contract, encode_action, encode_state
+from onedp_ros.config import parse_json, shown
+from onedp_ros.contract import MAX_HZ, MAX_OPENING, NANOSECONDS, Camera, Contract, encode_action, encode_state
 from onedp_ros.data.episodes import Dropped, Episode, Source, SourceError, on_grid
 from onedp_ros.data.frames import Images
+from onedp_ros.data.zarr_reader import FREE, MAX_RATIO, MAX_RATIO_IMAGES
 
 _BLOCK = 32  # images read at once
 NEAR = 0.2  # m from the end effector, within which absolute actions lie
@@ -44,12 +45,14 @@ def sources(path: Path) -> list[Source]:
     with _open(path) as file:
         try:
             demos = sorted(file["data"], key=lambda name: int(name.removeprefix("demo_")))
-            options = json.loads(file["data"].attrs["env_args"])
-        except (KeyError, ValueError) as error:
+            options = parse_json(str(file["data"].attrs["env_args"]), "its env_args", finite=False)
+            hz = options["env_kwargs"].get("control_freq") if isinstance(options.get("env_kwargs"), dict) else None
+            if hz is not None and not (isinstance(hz, (int, float)) and 0 < hz <= MAX_HZ):
+                raise ValueError(f"control_freq is {shown(hz)}")
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise SourceError(
                 f"{path} is not robomimic's ({error}), expected the groups data/demo_0, data/demo_1, … and the attribute env_args"
             ) from error
-    hz = options.get("env_kwargs", {}).get("control_freq")
     return [Source(path, f"{path}/{demo}", functools.partial(_read, path, demo, hz), {}) for demo in demos]
 
 
@@ -60,6 +63,26 @@ def _open(path: Path) -> Iterator[Any]:
             yield file
     except OSError as error:
         raise SourceError(f"{path} cannot be read, it is truncated or no HDF5 file ({error}); copy or download it again") from error
+
+
+def _dataset(group: h5py.Group, name: str, key: str) -> h5py.Dataset:
+    """Numbers that lie in the file itself. SourceError for those of another file, and for what is far larger than its chunks."""
+    place = group
+    for part in key.split("/"):
+        if isinstance(place.get(part, getlink=True), h5py.ExternalLink):
+            raise SourceError(f"{name}: {key} lies in another file; copy it into this one, with h5copy or h5repack")
+        place = place[part]
+    if not isinstance(place, h5py.Dataset) or place.dtype.kind not in "biuf":
+        raise SourceError(f"{name}: {key} holds no numbers; leave it out")
+    if place.external or place.is_virtual:
+        raise SourceError(f"{name}: {key} lies in another file; copy it into this one, with h5copy or h5repack")
+    ratio = MAX_RATIO if place.ndim < 3 else MAX_RATIO_IMAGES
+    if place.nbytes > FREE + ratio * place.id.get_storage_size():
+        raise SourceError(
+            f"{name}: {key} {place.shape} has {place.nbytes} bytes, but {place.id.get_storage_size()} lie on the disk, which no "
+            f"recording could be packed to; copy it again if it is cut short, and look whether it is all the same"
+        )
+    return place
 
 
 def _images(path: Path, dataset: str, camera: Camera) -> Iterator[NDArray[np.uint8]]:
@@ -75,7 +98,7 @@ def _read(path: Path, demo: str, hz: float | None, contract: Contract, folder: P
     def rows(key: str, width: int) -> NDArray[np.float64]:
         if key not in group:
             raise SourceError(f"{name} lacks {key}; make the observations with robomimic's dataset_states_to_obs.py")
-        values = np.asarray(group[key], dtype=np.float64)
+        values = np.asarray(_dataset(group, name, key)[()], dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != width:
             raise SourceError(f"{name}: {key} has the shape {values.shape}, expected (T, {width}): one arm")
         return values
@@ -101,7 +124,7 @@ def _read(path: Path, demo: str, hz: float | None, contract: Contract, folder: P
                 cameras = sorted(k for k in group["obs"] if k.endswith("_image"))
                 raise SourceError(f"{name} lacks obs/{key}, it has {cameras}; name the cameras in the task file as they are there")
             stream = functools.partial(_images, path, f"data/{demo}/obs/{key}", settings)
-            images[camera] = Images(stream, np.arange(len(group["obs"][key])))
+            images[camera] = Images(stream, np.arange(len(_dataset(group, name, f"obs/{key}"))))
     stamps = np.round(np.arange(len(actions)) * (NANOSECONDS / (hz or contract.control_hz))).astype(np.int64)
     state = np.stack([encode_state(*step) for step in zip(position, quaternion, fingers, strict=True)])
     target = Rotation.from_rotvec(actions[:, 3:6]).as_quat()

@@ -11,6 +11,7 @@ import zarr
 from scipy.spatial.transform import Rotation
 
 from onedp_ros.contract import Camera, Contract, decode_action
+from onedp_ros.data import robomimic
 from onedp_ros.data.convert import ConvertError, convert, main
 from onedp_ros.data.episodes import SourceError
 from onedp_ros.geometry import rotation_angle
@@ -164,6 +165,32 @@ def test_what_robomimic_lacks_is_named(lift: Contract, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(SourceError, match="truncated or no HDF5 file"):
         convert([file], tmp_path / "out.zarr", lift, progress=False)
+
+
+def test_robomimic_data_in_other_files_or_of_nothing_are_refused(lift: Contract, tmp_path: Path) -> None:
+    def refused(named: str) -> None:
+        with pytest.raises(SourceError, match=named):
+            robomimic.sources(file)[0].read(lift)
+
+    file = write_file(tmp_path / "demo.hdf5", {0: 12})
+    (tmp_path / "raw").write_bytes(bytes(12 * 7 * 8))
+    with h5py.File(file, "r+") as data:
+        demo = data["data/demo_0"]
+        demo.move("actions", "kept")
+        demo["actions"] = h5py.ExternalLink(str(tmp_path / "demo.hdf5"), "data/demo_0/kept")
+    refused("actions lies in another file; copy it into this one")
+    with h5py.File(file, "r+") as data:
+        del data["data/demo_0/actions"]
+        data["data/demo_0"].create_dataset("actions", (12, 7), "f8", external=[(str(tmp_path / "raw"), 0, 12 * 7 * 8)])
+    refused("actions lies in another file")
+    with h5py.File(file, "r+") as data:
+        del data["data/demo_0/actions"]
+        data["data/demo_0"].create_dataset("actions", (10**9, 7), "f8", chunks=(1000, 7))
+    refused(r"actions \(1000000000, 7\) has 56000000000 bytes, but 0 lie on the disk")
+    with h5py.File(file, "r+") as data:
+        del data["data/demo_0/actions"]
+        data["data/demo_0"]["actions"] = ["text"] * 12
+    refused("actions holds no numbers")
 
 
 # Diffusion Policy

@@ -280,6 +280,44 @@ def test_what_cannot_be_mapped_is_named(foreign: Path, contract: Contract, tmp_p
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"data_path": "../../etc/{chunk_index}"}, "leads out of the data set"),
+        ({"data_path": "/etc/passwd"}, "leads out of the data set"),
+        ({"data_path": "{chunk_index:>999999999}"}, "is none of LeRobot's"),
+        ({"data_path": "{chunk_index.__class__}"}, "is none of LeRobot's"),
+        ({"video_path": "../{video_key}.mp4"}, "leads out of the data set"),
+        ({"fps": "30"}, "fps is '30', expected a number"),
+    ],
+)
+def test_paths_in_a_data_set_stay_in_it(foreign: Path, contract: Contract, changes: dict[str, Any], named: str) -> None:
+    change(foreign, **changes)
+    with pytest.raises(SourceError, match=named):
+        read_whole(foreign, contract)
+
+
+def read_whole(path: Path, contract: Contract) -> None:
+    for source in lerobot.sources(path):
+        episodes, _ = source.read(contract)
+        for images in episodes[0].images.values():
+            assert len(list(images))
+
+
+def test_what_a_data_set_says_of_a_video_is_no_command_of_ffmpeg(foreign: Path, contract: Contract, tmp_path: Path) -> None:
+    wrist = {"dtype": "video", "names": ["channels", "height", "width"]}
+    change(foreign, features={"observation.images.wrist": {**wrist, "shape": [3, "96,movie=/etc/hosts", 128]}})
+    with pytest.raises(SourceError, match=r"wrist is 128x'96,movie=/etc/hosts', expected numbers of pixels"):
+        read_whole(foreign, contract)
+    change(foreign, features={"observation.images.wrist": {**wrist, "shape": [3, 96, 128]}})
+    read_whole(foreign, contract)
+    video = foreign / "videos/observation.images.wrist/chunk-000/file-000.mp4"
+    video.rename(tmp_path / "elsewhere.mp4")
+    video.write_text(f"#EXTM3U\n#EXTINF:9,\n{tmp_path / 'elsewhere.mp4'}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(SourceError, match="ffmpeg ended with"):
+        read_whole(foreign, contract)
+
+
 def test_truncated_video_and_rows_skip_their_episodes(foreign: Path, contract: Contract, tmp_path: Path) -> None:
     video = foreign / "videos/observation.images.wrist/chunk-000/file-000.mp4"
     whole = video.read_bytes()
