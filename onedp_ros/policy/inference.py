@@ -34,7 +34,7 @@ from onedp_ros.policy import engine_cache
 from onedp_ros.policy.checkpoint import load_policy, load_sampler
 from onedp_ros.policy.diffusion import generate
 from onedp_ros.policy.networks import NetworkConfig
-from onedp_ros.policy.policies import Policy, Sampler
+from onedp_ros.policy.policies import Policy, Sampler, network_input
 
 log = logging.getLogger(__name__)
 
@@ -211,14 +211,14 @@ def _networks(policy: Policy) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]
 
 
 class _Encoder(nn.Module):
-    """One camera's way from uint8 images to features, as a network of its own."""
+    """One camera's way from uint8 images to features, as a network of its own: tracing takes as long as it has parts."""
 
     def __init__(self, policy: Policy, camera: str) -> None:
         super().__init__()
-        self.policy, self.camera = policy, camera
+        self.encoder, self.crop = policy.encoders[camera], policy.contract.crop
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.policy.encode_image(self.camera, images)
+        return self.encoder(network_input(images, self.crop))
 
 
 class Predictor:

@@ -38,6 +38,15 @@ class Batch:
         return Batch(images, self.state.to(device, non_blocking=True), action)
 
 
+def network_input(images: Tensor, crop: tuple[int, int]) -> Tensor:
+    """Images uint8 (B, H, W, 3) -> their centres of size ``crop``, (B, 3, height, width) in [-1, 1]."""
+    height, width = crop
+    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+    cut = images[:, top : top + height, left : left + width]
+    # The permuted view of (B, H, W, C) is already in the channels-last order that convolutions like best.
+    return cut.permute(0, 3, 1, 2).float() * (2 / 255) - 1
+
+
 class Sampler(nn.Module):
     """What surrounds the networks of a policy: normalisation and sampling. The networks themselves may run on an inference engine.
 
@@ -112,11 +121,7 @@ class Policy(Sampler):
 
     def encode_image(self, camera: str, images: Tensor) -> Tensor:
         """Images of one camera, uint8 (B, H, W, 3) -> features (B, 64). What lies outside the contract's central crop is cut."""
-        height, width = self.contract.crop
-        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
-        crop = images[:, top : top + height, left : left + width]
-        # The permuted view of (B, H, W, C) is already in the channels-last order that convolutions like best.
-        return self.encoders[camera](crop.permute(0, 3, 1, 2).float() * (2 / 255) - 1)
+        return self.encoders[camera](network_input(images, self.contract.crop))
 
     def encode(self, batch: Batch) -> Tensor:
         """Windows -> conditions (B, n_obs 137)."""

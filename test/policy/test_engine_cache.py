@@ -12,7 +12,7 @@ import torch
 
 from onedp_ros.contract import Observation
 from onedp_ros.policy import engine_cache, inference
-from onedp_ros.policy.checkpoint import WEIGHTS, CheckpointError, save_policy
+from onedp_ros.policy.checkpoint import WEIGHTS, CheckpointError, load_sampler, save_policy
 from onedp_ros.policy.engine_cache import cache_folder, read, write
 from onedp_ros.policy.inference import OpenVinoEngine, load_predictor
 from onedp_ros.policy.networks import NetworkConfig
@@ -130,55 +130,59 @@ def test_the_second_start_restores_the_engine_and_predicts_the_same_bit_for_bit(
     assert np.array_equal(predictions(second), expected)
 
 
-def test_other_weights_threads_or_a_damaged_entry_are_compiled_again(checkpoint, small_contract, normalizer, caplog):
+@pytest.fixture
+def kept(checkpoint):
+    """An engine of the checkpoint that was kept: its predictor, and what asks for it as the next start does."""
     pytest.importorskip("openvino")
-    expected = predictions(load_predictor(checkpoint, engine="openvino", threads=1))
-    (entry,) = entries()
-    entry.write_bytes(entry.read_bytes()[:1000])
-    assert np.array_equal(predictions(load_predictor(checkpoint, engine="openvino", threads=1)), expected)
-    assert len(entries()) == 1 and entries()[0].stat().st_size > 1000, "mended"
+    predictor = load_predictor(checkpoint, engine="openvino", threads=1)
 
-    # whole by its digest, but no engine
-    key = inference._Kept(inference.load_sampler(checkpoint)[1], 1)._key | {"engine": "openvino"}
-    write(cache_folder(), key, b"from another program")
+    def restored(threads=1):
+        sampler, digests = load_sampler(checkpoint)
+        return inference._Kept(digests, threads).engine("openvino", sampler, print)
+
+    assert restored() is not None
+    return predictor, restored
+
+
+def test_what_cannot_be_used_is_not_restored_and_the_engine_made_again(
+    checkpoint, kept, small_contract, normalizer, caplog, monkeypatch
+):
+    predictor, restored = kept
+    expected = predictions(predictor)
+    assert restored(threads=2) is None, "another number of threads"
+
+    key = inference._Kept(load_sampler(checkpoint)[1], 1)._key | {"engine": "openvino"}
+    (entry,) = entries()
+    whole = entry.read_bytes()
     with caplog.at_level(logging.WARNING):
-        assert np.array_equal(predictions(load_predictor(checkpoint, engine="openvino", threads=1)), expected)
+        write(cache_folder(), key, b"whole by its digest, but of another program")
+        assert restored() is None
     assert "made again" in caplog.text
+
+    entry.write_bytes(whole)
+    assert restored() is not None
+    real = OpenVinoEngine.denoise
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenVinoEngine, "denoise", lambda *inputs: real(*inputs) + 1.0)
+        assert restored() is None, "no longer agrees with eager PyTorch"
+
+    entry.write_bytes(whole[:1000])
+    assert np.array_equal(predictions(load_predictor(checkpoint, engine="openvino", threads=1)), expected)
+    assert restored() is not None, "mended"
 
     torch.manual_seed(1)
     save_policy(checkpoint, Policy(small_contract, SMALL, normalizer, "onedp_s"), {})
-    other = load_predictor(checkpoint, engine="openvino", threads=1)
-    assert not np.array_equal(predictions(other), expected)
-    assert len(entries()) == 2
-
+    assert restored() is None, "other weights"
     weights = (checkpoint / WEIGHTS).read_bytes()
     (checkpoint / WEIGHTS).write_bytes(weights[:-100])
     with pytest.raises(CheckpointError, match="truncated"):
-        load_predictor(checkpoint, engine="openvino", threads=1)
-
-
-def test_an_engine_that_no_longer_agrees_is_made_again(checkpoint, monkeypatch):
-    pytest.importorskip("openvino")
-    load_predictor(checkpoint, engine="openvino", threads=1)
-    real = OpenVinoEngine.restore
-
-    class Drifted:
-        def __init__(self, *arguments):
-            self._engine, self.device = real(*arguments), torch.device("cpu")
-            self.encode = self._engine.encode
-
-        def denoise(self, *inputs):
-            return self._engine.denoise(*inputs) + 1.0
-
-    monkeypatch.setattr(OpenVinoEngine, "restore", Drifted)
-    assert load_predictor(checkpoint, engine="openvino", threads=1).parity <= inference.PARITY_BOUND
+        restored()
 
 
 def test_without_a_folder_of_its_own_the_policy_loads_all_the_same(checkpoint, caplog):
-    pytest.importorskip("openvino")
     cache_folder().chmod(0o755)
     with caplog.at_level(logging.WARNING):
-        load_predictor(checkpoint, engine="openvino", threads=1)
+        load_predictor(checkpoint, engine="torch", threads=1)
     assert "not kept" in caplog.text and "chmod 700" in caplog.text
 
 
