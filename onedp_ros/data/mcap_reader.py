@@ -25,6 +25,8 @@ MAGIC = b"\x89MCAP0\r\n"
 MAX_CHUNK = 2**27  # bytes, unpacked; rosbag2's chunks have 1 to 4 MiB
 MAX_OPEN = 2**28  # bytes of unpacked chunks that overlap in time
 MAX_MESSAGES = 2**19  # in a chunk
+MAX_RATIO, FREE = 1000, 2**28
+"""To how many times its size a file is unpacked in all, and to how many bytes in any case; rendered images take a hundredth."""
 _MESSAGE_SIZE = 250  # bytes that a message takes in memory besides its content
 
 _RECORD = struct.Struct("<BQ")  # opcode, length
@@ -90,6 +92,7 @@ class McapFile:
         self.metadata = ""
         self.read_to = 0
         self._opened = 0  # bytes of the blocks that are open
+        self._unpacked = 0  # bytes of all blocks so far
         self._schemas: dict[int, str] = {}
         self._channels: dict[int, _Channel] = {}
         with path.open("rb") as stream:
@@ -188,6 +191,7 @@ class McapFile:
         Raises:
             McapError: more than :data:`MAX_OPEN` bytes of chunks overlap in time.
         """
+        self._unpacked = 0
         with self.path.open("rb") as stream:
             blocks = [self._in_order(block, stream, topics) for block in self._blocks]
             for _, _, message in heapq.merge(*blocks):  # never compared by message: a place is of one block
@@ -204,6 +208,7 @@ class McapFile:
             stream.seek(block.begin)
             records = self._unpack(stream, block)
             size = len(records)
+            self._count(size)
             self._parse(records, topics, found)
         except _DamageError as error:
             self.damage[f"the {'chunk' if block.chunk else 'row of messages'} at byte {block.begin} cannot be read: {error}"] += 1
@@ -216,11 +221,20 @@ class McapFile:
             if message.data.startswith(_ZSTD):  # rosbag2's compression of single messages
                 try:
                     message = message._replace(data=unpack(message.data, "zstd", None))
+                    self._count(len(message.data))
+                except McapError:
+                    raise
                 except Exception as error:
                     self.damage[f"a message of {message.topic} cannot be unpacked: {error}"] += 1
                     continue
             yield message.logged, block.begin, message
         self._opened -= size
+
+    def _count(self, size: int) -> None:
+        """McapError when with ``size`` bytes more too much came out of the file."""
+        self._unpacked += size
+        if self._unpacked > FREE + MAX_RATIO * self.size:
+            raise McapError(f"it unpacks to more than {MAX_RATIO} times its size, as no recording does; copy it again")
 
     def _unpack(self, stream: IO[bytes], block: _Block) -> bytes:
         """The records of a block. _DamageError when they do not agree with what the chunk says of them."""
