@@ -57,11 +57,12 @@ class ChunkSchedule:
 
     Args:
         lead: how far ahead of the clock to sample, s; covers the way from here to the arm and the arm's lag behind its targets.
+            May be changed at any time.
         stale_after: s after its arrival a chunk is no longer followed.
     """
 
     def __init__(self, lead: float, stale_after: float) -> None:
-        self._lead, self._stale_after = round(lead * NANOSECONDS), round(stale_after * NANOSECONDS)
+        self.lead, self._stale_after = lead, round(stale_after * NANOSECONDS)
         self.chunk: ActionChunk | None = None
         self._arrived = 0
 
@@ -69,9 +70,13 @@ class ChunkSchedule:
         """Follow ``chunk``, which arrived at ``now`` (ns), from now on."""
         self.chunk, self._arrived = chunk, now
 
+    def clear(self) -> None:
+        """Follow no chunk until the next comes."""
+        self.chunk = None
+
     def sample(self, now: int) -> Target | None:
         """The target for ``now`` (ns), or None when stale: no chunk, none for ``stale_after``, or the last one has run out."""
         if self.chunk is None or not 0 <= now - self._arrived <= self._stale_after:
             return None
-        time = now + self._lead
+        time = now + round(self.lead * NANOSECONDS)
         return self.chunk.at(time) if time <= self.chunk.stamps[-1] else None

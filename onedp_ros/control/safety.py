@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections import Counter
+from collections import Counter, deque
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,13 +12,20 @@ from numpy.typing import ArrayLike, NDArray
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.control.chunk import ActionChunk, Target
 from onedp_ros.control.limits import SafetyLimits
-from onedp_ros.geometry import quaternion_from_rotation_vector, quaternion_multiply, rotation_difference
+from onedp_ros.geometry import quaternion_from_rotation_vector, quaternion_multiply, rotation_angle, rotation_difference
 
 Array = NDArray[np.float64]
 
 LONGEST_STEP = 0.05  # s: a longer pause between two targets does not allow a longer way
 SMOOTHING = 0.05  # s: time over which the speed is averaged that a stop begins with
 AT_REST = 1e-3  # m/s and rad/s
+SPAN = 0.02  # s over which a measured pose's speed is taken
+SLOW, SLOW_TURN = 0.02, 0.1  # m/s, rad/s: an arm that moves no faster is at rest
+LONGEST_BRAKE = 0.5  # s for which the measured pose is believed to be one that comes to rest
+
+# An FR3 moves at up to 3 m/s and turns at 2.5 rad/s. Poses that are farther apart than that are not those of one arm.
+FASTEST, FASTEST_TURN = 3.0, 10.0  # m/s, rad/s
+JITTER, JITTER_TURN = 0.01, 0.05  # m, rad
 
 
 def pose_fault(position: ArrayLike, quaternion: ArrayLike) -> str:
@@ -28,11 +36,29 @@ def pose_fault(position: ArrayLike, quaternion: ArrayLike) -> str:
     return "" if abs(float(np.linalg.norm(values[3:])) - 1.0) < 0.01 else "not_a_rotation"
 
 
+@dataclasses.dataclass(frozen=True)
+class MeasuredPose:
+    """Where the end effector was at ``stamp`` (ns): position (3,) m and unit quaternion xyzw (4,), base frame."""
+
+    stamp: int
+    position: NDArray[np.float64]
+    quaternion: NDArray[np.float64]
+
+
+def jump(before: MeasuredPose, after: MeasuredPose) -> str:
+    """What is impossible for an arm between two measured poses, in words; empty when nothing is."""
+    dt = abs(after.stamp - before.stamp) / NANOSECONDS
+    away, turn = math.dist(after.position, before.position), rotation_angle(after.quaternion, before.quaternion)
+    if away <= FASTEST * dt + JITTER and turn <= FASTEST_TURN * dt + JITTER_TURN:
+        return ""
+    return f"jumped by {away:.2f} m and {turn:.2f} rad within {dt:.3f} s"
+
+
 class SafetyGate:
     """Checks chunks and limits targets. ``rejected`` and ``limited`` count by reason.
 
     Whatever comes in, every target that comes out is finite, has a unit quaternion, lies in the workspace, and is no farther from
-    the one before than the speed limits allow.
+    the one before than the speed limits allow; but for a stop, which may come back to where the arm is.
     """
 
     def __init__(self, limits: SafetyLimits) -> None:
@@ -42,10 +68,14 @@ class SafetyGate:
         self._low, self._high = np.array(limits.workspace_min), np.array(limits.workspace_max)
         self._stamp: int | None = None
         self.target: Target | None = None
-        self._velocity, self._angular_velocity = np.zeros(3), np.zeros(3)
+        self._rest()
 
-    def start(self, position: ArrayLike, quaternion: ArrayLike, opening: float) -> Target:
-        """Begin at rest at the measured pose, (3,) m and (4,) xyzw: the first target.
+    def _rest(self) -> None:
+        self._velocity, self._angular_velocity = np.zeros(3), np.zeros(3)
+        self._settled, self._trail = True, deque[MeasuredPose]()
+
+    def start(self, position: ArrayLike, quaternion: ArrayLike, opening: float | None = None) -> Target:
+        """Begin at rest at the measured pose, (3,) m and (4,) xyzw: the first target. Without an opening that of the last target.
 
         Raises:
             ValueError: the pose is not finite, no rotation, or outside the workspace.
@@ -58,10 +88,11 @@ class SafetyGate:
                 f"end effector at {p.round(3).tolist()} m is outside the workspace {self._low.tolist()} to {self._high.tolist()}; "
                 f"move it inside, or widen the workspace in the robot's file"
             )
+        opening = self._last().opening if opening is None else opening
         self.target = Target(
             p.copy(), q / np.linalg.norm(q), min(max(float(opening), self.limits.opening[0]), self.limits.opening[1])
         )
-        self._velocity, self._angular_velocity = np.zeros(3), np.zeros(3)
+        self._rest()
         return self.target
 
     def check(self, chunk: ActionChunk, now: int) -> bool:
@@ -93,6 +124,8 @@ class SafetyGate:
     def limit(self, target: Target, dt: float) -> Target:
         """The target to send ``dt`` (s) after the last one: towards ``target`` (finite), within workspace and speeds."""
         last, dt = self._last(), min(max(dt, 0.0), LONGEST_STEP)
+        self._settled = False
+        self._trail.clear()
         inside = np.clip(target.position, self._low, self._high)
         self.limited["workspace"] += bool(np.any(np.abs(inside - target.position) > 1e-9))
         step, fast = _shortened(inside - last.position, self.limits.linear_speed * dt)
@@ -107,17 +140,43 @@ class SafetyGate:
             self._angular_velocity = self._angular_velocity + share * (turn / dt - self._angular_velocity)
         return self._advance(step, turn, opening)
 
-    def stop(self, dt: float) -> Target:
-        """The target to send ``dt`` (s) after the last one when there is nothing to follow: slows down, then stays."""
+    def stop(self, dt: float, measured: MeasuredPose | None = None) -> Target:
+        """The target to send ``dt`` (s) after the last one when there is nothing to follow: slows down, then stays.
+
+        Targets lead and the arm lags, so an arm that goes on to where the targets come to rest goes farther than it must. With the
+        newest ``measured`` pose the target is there, step by step, until the arm is at rest: its own limits then say how hard it
+        brakes, whatever its controller is.
+        """
         dt = min(max(dt, 0.0), LONGEST_STEP)
+        if measured is not None and not self._settled:
+            return self._follow_to_rest(measured)
+        self._trail.clear()
         self._velocity = _slowed(self._velocity, self.limits.linear_deceleration * dt)
         self._angular_velocity = _slowed(self._angular_velocity, self.limits.angular_deceleration * dt)
+        self._settled = self._settled or not self.moving
         return self._advance(self._velocity * dt, self._angular_velocity * dt, self._last().opening)
+
+    def _follow_to_rest(self, measured: MeasuredPose) -> Target:
+        trail = self._trail
+        if not trail or measured.stamp > trail[-1].stamp:
+            trail.append(measured)
+        seconds = [(measured.stamp - m.stamp) / NANOSECONDS for m in trail]
+        if seconds[0] >= SPAN:
+            before = [m for m, past in zip(trail, seconds, strict=True) if past >= SPAN][-1]
+            past = (measured.stamp - before.stamp) / NANOSECONDS
+            self._velocity = (measured.position - before.position) / past
+            self._angular_velocity = rotation_difference(measured.quaternion, before.quaternion) / past
+            slow = np.linalg.norm(self._velocity) < SLOW and np.linalg.norm(self._angular_velocity) < SLOW_TURN
+            if slow or seconds[0] > LONGEST_BRAKE:
+                self._rest()
+        position = np.clip(measured.position, self._low, self._high)
+        self.target = Target(position, measured.quaternion, self._last().opening)
+        return self.target
 
     @property
     def moving(self) -> bool:
         """Whether a stop is still under way."""
-        return bool(max(np.linalg.norm(self._velocity), np.linalg.norm(self._angular_velocity)) > AT_REST)
+        return bool(self._trail or max(np.linalg.norm(self._velocity), np.linalg.norm(self._angular_velocity)) > AT_REST)
 
     def _last(self) -> Target:
         if self.target is None:

@@ -2,41 +2,53 @@
 
 One thread: a fresh chunk sends at once; a timer sends when that was not for ``1 / target_rate``, so that the arm is told what
 comes next between late chunks too.
-Disabled, nothing is published. Enabling begins at rest at the measured pose. After a hold of some seconds the node disables itself.
+Enabling begins at rest at the measured pose. Disabling brakes the arm and then falls silent, as does the end of the process.
+After a hold of some seconds, or when it did not run for so long, the node disables itself.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Empty
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
+from onedp_ros import clock
+from onedp_ros.clock import PauseWatch
 from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.chunk import ChunkSchedule, Target
 from onedp_ros.control.limits import SafetyLimits
-from onedp_ros.control.safety import SafetyGate
+from onedp_ros.control.safety import MeasuredPose, SafetyGate, jump, pose_fault
 from onedp_ros.data.messages import chunk_from_message, pose_arrays, stamp_ns
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.input_watch import InputWatch
 from onedp_ros.nodes.messages import header, pose_message
-from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file, declare_speed
+from onedp_ros.nodes.parameters import declare, declare_contract, declare_dynamic, declare_robot_file, declare_speed
 from onedp_ros.nodes.polled import PolledSubscriber
 from onedp_ros.nodes.process import main_of
 
-POSE_TIMEOUT = 0.5  # s: a measured pose older than this is no place to begin from
+POSE_TIMEOUT = 0.5  # s: a measured pose older than this is not known
+BRAKING_AGE = 0.1  # s: nor may a stop be led by a measured pose older than this
 LONGEST_HOLD = 3.0  # s: an arm that has stood still for so long does not start by itself
+PAUSE, REQUEST_PAUSE = 1.0, 3.5  # s: after a pause so long, for that time, a request to enable may be one that waited through it
+DOUBT = 0.3  # s for which a measured pose that jumped is not believed
+LONGEST_STOP = 1.0  # s until a stop ends, whatever the measured pose says
+SILENT = ("disabled", "given up")  # states in which nothing is published
 
 
 class ActionNode(Node):
-    """action/chunk, the measured pose -> target_pose, gripper_target. Service ``~/enable`` (std_srvs/SetBool).
+    """action/chunk, the measured pose -> target_pose, gripper_target, target_stop. Service ``~/enable`` (std_srvs/SetBool).
+
+    A stop is said in two ways: by target_stop to nodes that know it, which then brake as hard as they may, and by targets that
+    come to rest with the arm, to controllers that only know targets.
 
     The hand is told nothing until a chunk says what it shall do, so that enabling never lets go of what it holds.
     """
@@ -45,21 +57,25 @@ class ActionNode(Node):
         super().__init__("action_node", **kwargs)
         self.contract = declare_contract(self)
         path, speed = declare_robot_file(self, "twin"), declare_speed(self)
-        target_rate = declare(self, "target_rate", 50.0, "Least targets a second; a fresh chunk gives one at once", 1.0, 1000.0)
-        lead = declare(self, "lead", 0.18, "How far ahead of the clock chunks are sampled, s", 0.0, 0.5)
+        target_rate = declare(self, "target_rate", 50.0, "Least targets a second; a fresh chunk gives one at once", 20.0, 1000.0)
+        self._lead = declare_dynamic(self, "lead", 0.18, "How far ahead of the clock chunks are sampled, s", 0.0, 0.5)
         self._enable_pending = declare(self, "enabled", False, "Enable at start, as soon as the measured pose is known")
 
         self._limits = SafetyLimits.from_yaml(path).slowed(speed)
         self._gate = SafetyGate(self._limits)
-        self._schedule = ChunkSchedule(lead, self._limits.stale_after)
-        self._pose: PoseStamped | None = None
-        self._pose_time = float("-inf")
+        self._schedule = ChunkSchedule(self._lead(), self._limits.stale_after)
+        self._pose: MeasuredPose | None = None
+        self._pose_frame = ""
+        self._jumped_at = float("-inf")
         self._enabled = False
         self._at_start = False  # whether that enabled it: then it waits for the policy to load
         self._followed = False  # whether a chunk has been followed since the arm was enabled
-        self._state = "disabled"
-        self._state_since = time.monotonic()
-        self._sent_time = 0.0
+        self._restart = False  # whether to begin anew at the measured pose, after a pause
+        self._state, self._state_since = "disabled", clock.now()
+        self._silence = "disabled"  # the state after a stop
+        self._gave_up = ""
+        self._sent_time = clock.now()
+        self._resumed_at, self._paused = float("-inf"), 0.0
         self._measured_stamp = 0
         self._chunks = self._targets = self._holds = 0
         self._refused: Counter[str] = Counter()
@@ -68,26 +84,53 @@ class ActionNode(Node):
 
         self._pose_publisher = self.create_publisher(PoseStamped, "target_pose", 1)
         self._gripper_publisher = self.create_publisher(JointState, "gripper_target", 1)
+        self._stop_publisher = self.create_publisher(Empty, "target_stop", 1)
         chunks = self.create_subscription(MultiDOFJointTrajectory, "action/chunk", self._on_chunk, 1)
         self._measured = PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose)
         self._chunk_watch, self._pose_watch = InputWatch(self, chunks), InputWatch(self, self._measured.subscription, POSE_TIMEOUT)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self._timer = self.create_timer(1.0 / target_rate, self._send)
         self._diagnostics = Diagnostics(self, self._report)
+        self._pauses = PauseWatch(self._limits.stale_after)
+
+    # what comes
 
     def _on_pose(self, message: PoseStamped) -> None:
-        if refusal := self._pose_watch.refusal(stamp_ns(message)):
+        stamp, (position, quaternion) = stamp_ns(message), pose_arrays(message.pose)
+        refusal = self._pose_watch.refusal(stamp) or pose_fault(position, quaternion)
+        if refusal:
             self._refused[f"pose_{refusal}"] += 1
             return
-        self._pose, self._pose_time = message, time.monotonic()
+        pose, before = MeasuredPose(stamp, position, quaternion / np.linalg.norm(quaternion)), self._pose
+        self._pose, self._pose_frame = pose, message.header.frame_id
+        if before is not None and (impossible := jump(before, pose)):
+            self._refused["pose_jump"] += 1
+            self._jumped_at = clock.now()
+            text = f"{self.contract.pose_topic} {impossible}; end what else publishes it, or wait for a reset to end"
+            self._warn(text)
+            if self._enabled:
+                self._stop("given up", text)  # the pass that looked for the pose sends the first target of it
+
+    def _pose_now(self) -> MeasuredPose | None:
+        """The measured pose, None when it is not known."""
+        self._measured.poll()
+        pose = self._pose
+        if pose is None or abs(self._now() - pose.stamp) > POSE_TIMEOUT * NANOSECONDS or clock.now() - self._jumped_at < DOUBT:
+            return None
+        return pose if self._pose_frame == self.contract.base_frame else None
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._notice_pause()
         self._enable_pending = self._at_start = False
         try:
             if not request.data:
-                self._enabled = False
-                self._enter("disabled")
+                self._stop("disabled")
+                self._send()
             elif not self._enabled:
+                if clock.now() - self._resumed_at < REQUEST_PAUSE:
+                    raise ValueError(
+                        f"action_node did not run for {self._paused:.1f} s, and this may be as old; ask again in some s"
+                    )
                 self._enable()
             response.success, response.message = True, "enabled" if request.data else "disabled"
         except ValueError as error:
@@ -96,22 +139,26 @@ class ActionNode(Node):
 
     def _enable(self) -> None:
         """Begin at rest at the measured pose. ValueError when it is not known or not a place to begin."""
-        topic = self.contract.pose_topic
-        self._measured.poll()
-        if self._pose is None or abs(self._now() - stamp_ns(self._pose)) > POSE_TIMEOUT * NANOSECONDS:
+        topic, pose = self.contract.pose_topic, self._pose_now()
+        if pose is None:
+            if self._pose is not None and self._pose_frame != self.contract.base_frame:
+                raise ValueError(f"{topic} is in frame '{self._pose_frame}', expected '{self.contract.base_frame}'")
+            finding = self._pose_watch.finding()
             raise ValueError(
-                f"no {topic} stamped within {POSE_TIMEOUT} s; start the robot's node, check the topic's name and the clocks"
+                finding[1]
+                if finding is not None
+                else f"{topic} jumped just now; ask again"
+                if clock.now() - self._jumped_at < DOUBT
+                else f"no {topic} stamped within {POSE_TIMEOUT} s; start the robot's node, check the topic's name and the clocks"
             )
-        if self._pose.header.frame_id != self.contract.base_frame:
-            raise ValueError(f"{topic} is in frame '{self._pose.header.frame_id}', expected '{self.contract.base_frame}'")
-        target = self._gate.start(*pose_arrays(self._pose.pose), MAX_OPENING)
-        self._enabled, self._followed, self._sent_time = True, False, time.monotonic()
+        target = self._gate.start(pose.position, pose.quaternion, MAX_OPENING)
+        self._schedule.clear()
+        self._enabled, self._followed, self._restart, self._sent_time = True, False, False, clock.now()
         self._enter("waiting")
         self._publish(target)
 
     def _enable_at_start(self) -> None:
-        self._measured.poll()
-        if self._pose is not None:
+        if self._pose_now() is not None:
             self._enable_pending, self._at_start = False, True
             try:
                 self._enable()
@@ -138,33 +185,111 @@ class ActionNode(Node):
             self._timer.reset()
             self._send()
 
+    # what goes
+
+    def _notice_pause(self) -> None:
+        """After a pause of the process or the machine (SIGSTOP, swap, suspension) nothing goes on from where it was before."""
+        gap = self._pauses.check()
+        if gap > PAUSE:
+            self._resumed_at, self._paused = clock.now(), gap
+        if not gap or not self._enabled:
+            return
+        self._schedule.clear()
+        self._restart = True
+        if gap > LONGEST_HOLD and not (self._state == "waiting" and self._at_start):
+            self._give_up(f"it did not run for {gap:.1f} s; see what stopped this process or machine")
+
     def _send(self) -> None:
+        self._notice_pause()
         if self._enable_pending:
             self._enable_at_start()
-        if not self._enabled:
+        pose = self._pose_now()
+        if self._state in SILENT:
             return
-        now, clock = self._now(), time.monotonic()
-        dt, self._sent_time = clock - self._sent_time, clock
-        wanted = self._schedule.sample(now)
+        now, time_now = self._now(), clock.now()
+        if self._restart and not self._begin_anew(pose):
+            return
+        dt, self._sent_time = time_now - self._sent_time, time_now
+        if not self._chunk_watch.alone() or not self._chunk_watch.publishers:
+            self._schedule.clear()
+        self._schedule.lead = self._lead()
+        wanted = self._schedule.sample(now) if self._enabled and pose is not None else None
         if wanted is not None:
             target = self._gate.limit(wanted, dt)
             self._followed = True
             self._enter("following")
         else:
-            target = self._gate.stop(dt)
-            if self._followed:
-                self._holds += self._state == "following"
-                self._enter("stopping" if self._gate.moving else "holding")
-            waits = self._state == "holding" or (self._state == "waiting" and not self._at_start)
-            if waits and clock - self._state_since > LONGEST_HOLD:
-                self._enabled = False
-                self._enter("given up")
+            fresh = pose is not None and now - pose.stamp < BRAKING_AGE * NANOSECONDS
+            target, before = self._gate.stop(dt, pose if fresh else None), self._state
+            if not self._hold():
                 return
+            if self._state == "stopping" and (before == "following" or not self._enabled):
+                self._stop_publisher.publish(Empty())
         self._publish(target)
         chunk = self._schedule.chunk
         if wanted is not None and chunk is not None and chunk.stamp != self._measured_stamp:
             self._measured_stamp = chunk.stamp
             self._latency.add((self._now() - chunk.stamp) / 1e6)
+
+    def _begin_anew(self, pose: MeasuredPose | None) -> bool:
+        """After a pause: at rest where the arm is now. False while that is not known; then nothing is sent, and the arm's own watch
+        over the stream of targets holds it."""
+        if self._followed:
+            self._enter("holding")
+        if pose is None:
+            self._hold()
+            return False
+        try:
+            self._gate.start(pose.position, pose.quaternion)
+        except ValueError as error:
+            self._give_up(str(error))
+            return False
+        self._restart = False
+        return True
+
+    def _hold(self) -> bool:
+        """Count a stop or a hold. False when it has come to its end, and nothing is to be sent any more."""
+        for_seconds = clock.now() - self._state_since
+        if not self._enabled:
+            if self._gate.moving and for_seconds < LONGEST_STOP:
+                return True
+            self._enter(self._silence)
+            return True  # the last target is where the arm rests
+        if self._followed:
+            self._holds += self._state == "following"
+            self._enter("stopping" if self._gate.moving else "holding")
+        waits = self._state == "holding" or (self._state == "waiting" and not self._at_start)
+        if waits and clock.now() - self._state_since > LONGEST_HOLD:
+            self._give_up(f"{LONGEST_HOLD:.0f} s {self._lack()}")
+            return False
+        return True
+
+    def _stop(self, silence: str, why: str = "") -> None:
+        """From the next pass on, bring the arm to rest and fall silent."""
+        self._gave_up, self._silence, self._enabled = why, silence, False
+        self._enter(silence if self._state in SILENT else "stopping")
+
+    def _give_up(self, why: str) -> None:
+        """Fall silent; the arm is at rest."""
+        self._enabled, self._gave_up = False, why
+        self._enter("given up")
+
+    def come_to_rest(self) -> None:
+        """Stop, since the process is to end."""
+        self._enable_pending = False
+        self._stop("disabled")
+        self._send()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is published any more."""
+        return self._state in SILENT
+
+    def _lack(self) -> str:
+        """What is missed, and what to do."""
+        if self._pose_now() is None:
+            return f"without {self.contract.pose_topic}; see the robot's node"
+        return "without a valid chunk; see policy_node"
 
     def _publish(self, target: Target) -> None:
         stamp = self._now()
@@ -176,35 +301,28 @@ class ActionNode(Node):
 
     def _enter(self, state: str) -> None:
         if state != self._state:
-            self._state, self._state_since = state, time.monotonic()
+            self._state, self._state_since = state, clock.now()
 
     def _warn(self, text: str) -> None:
-        self._problem = (time.monotonic(), text)
+        self._problem = (clock.now(), text)
         self.get_logger().warning(text, throttle_duration_sec=2.0)
 
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
 
     def _report(self) -> Report:
-        self._measured.poll()
-        now = time.monotonic()
+        pose_known = self._pose_now() is not None
+        now = clock.now()
         for_seconds = now - self._state_since
-        stopped = self._state in ("stopping", "holding")
+        stopped = self._enabled and self._state in ("stopping", "holding")
         level, text = worst(
             self._chunk_watch.finding(),
             self._pose_watch.finding(),
-            (DiagnosticStatus.ERROR, f"no valid chunk, arm {self._state} for {for_seconds:.1f} s; see policy_node")
-            if stopped
-            else None,
-            (
-                DiagnosticStatus.ERROR,
-                f"disabled itself after {LONGEST_HOLD:.0f} s without a valid chunk; see policy_node, then call ~/enable",
-            )
+            (DiagnosticStatus.ERROR, f"arm {self._state} for {for_seconds:.1f} s {self._lack()}") if stopped else None,
+            (DiagnosticStatus.ERROR, f"disabled itself: {self._gave_up}; then call ~/enable")
             if self._state == "given up"
             else None,
-            (DiagnosticStatus.WARN, f"{self.contract.pose_topic}: not heard; start the robot's node")
-            if now - self._pose_time > POSE_TIMEOUT
-            else None,
+            (DiagnosticStatus.WARN, f"{self.contract.pose_topic}: not heard; start the robot's node") if not pose_known else None,
             (DiagnosticStatus.WARN, self._problem[1]) if now - self._problem[0] < 2.0 else None,
             (DiagnosticStatus.WARN, "enabled, but no chunk yet; see policy_node")
             if self._state == "waiting" and for_seconds > 1.0
@@ -232,7 +350,7 @@ class ActionNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    return main_of(ActionNode, args)
+    return main_of(ActionNode, args, rest=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from geometry_msgs.msg import PoseStamped, WrenchStamped
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
-from std_msgs.msg import String
+from std_msgs.msg import Empty, String
 from std_srvs.srv import Trigger
 
 from onedp_ros import clock
@@ -84,6 +84,7 @@ class FrankaNode(LifecycleNode):
         self._mode_publisher = self.create_publisher(String, "franka/state/robot_mode", LASTING)
         targets = self.create_subscription(PoseStamped, "target_pose", self._on_target, NEWEST)
         openings = self.create_subscription(JointState, "gripper_target", self._on_gripper, NEWEST)
+        self.create_subscription(Empty, "target_stop", self._on_stop, NEWEST)
         self._target_watch, self._gripper_watch = (
             InputWatch(self, subscription, self.settings.arm.stale_after) for subscription in (targets, openings)
         )
@@ -188,6 +189,10 @@ class FrankaNode(LifecycleNode):
             p, q = message.pose.position, message.pose.orientation
             self._franka.target((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), arrived)
 
+    def _on_stop(self, _message: Empty) -> None:
+        if self._franka is not None:
+            self._franka.brake()
+
     def _on_gripper(self, message: JointState) -> None:
         self._paused()
         if self._franka is None:
@@ -241,6 +246,8 @@ class FrankaNode(LifecycleNode):
         if self._franka is not None and self._count % WATCH_EVERY == 0:
             self._target_watch.alone()  # so that one that takes over is told from a second one
             self._gripper_watch.alone()
+            if not self._target_watch.publishers and self._franka.arm.phase == "following":
+                self._franka.brake()  # nobody is left who could send the next
             before = self._franka.fault
             self._franka.watch()
             if self._franka.fault is not None and self._franka.fault is not before:

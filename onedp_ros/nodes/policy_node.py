@@ -34,6 +34,7 @@ from onedp_ros.contract import NANOSECONDS, STATE_NAMES, ContractError, Observat
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.data.messages import observation_from_messages
 from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.input_watch import InputWatch
 from onedp_ros.nodes.lifecycle import LifecycleNode, wait_for
 from onedp_ros.nodes.messages import chunk_message
 from onedp_ros.nodes.parameters import declare, declare_contract, declare_dynamic, declare_unconfigured
@@ -85,6 +86,7 @@ class PolicyNode(LifecycleNode):
         self._running: Future[None] | None = None
         self._predictor: Any = None
         self._subscribers: list[Any] = []
+        self._watches: list[InputWatch] = []
         self._publisher: Any = None
         self._ticker: Any = None
         self._free = self.create_guard_condition(self._on_free)
@@ -142,6 +144,7 @@ class PolicyNode(LifecycleNode):
         topics.append((JointState, "observation/state"))
         qos = QoSProfile(depth=QUEUE, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._subscribers = [Subscriber(self, kind, topic, qos_profile=qos) for kind, topic in topics]
+        self._watches = [InputWatch(self, subscriber.sub) for subscriber in self._subscribers]
         self._synchronizer = TimeSynchronizer(self._subscribers, QUEUE)
         self._synchronizer.registerCallback(self._on_set)
         p = self._predictor
@@ -209,7 +212,7 @@ class PolicyNode(LifecycleNode):
     def _release(self) -> None:
         for subscriber in self._subscribers:
             self.destroy_subscription(subscriber.sub)
-        self._subscribers = []
+        self._subscribers, self._watches = [], []
         if self._publisher is not None:
             self.destroy_lifecycle_publisher(self._publisher)
         self._publisher = self._predictor = None
@@ -220,6 +223,9 @@ class PolicyNode(LifecycleNode):
     # executor's thread
 
     def _on_set(self, *messages: Any) -> None:
+        if not all([watch.alone() for watch in self._watches]):
+            self._rejected["several_publishers"] += 1
+            return
         try:
             images = dict(zip(self.contract.cameras, messages[:-1], strict=True))
             observation = observation_from_messages(self.contract, images, messages[-1])
@@ -326,6 +332,7 @@ class PolicyNode(LifecycleNode):
             fine = f"loading {self._used['model']}: {doing[1]}, {now - doing[0]:.1f} s so far"
         level, text = worst(
             (DiagnosticStatus.ERROR, f"not configured: {self._fault}") if self._fault else None,
+            *(watch.finding() for watch in self._watches),
             (DiagnosticStatus.ERROR, "no observation/state with images of its stamp; see observation_node") if hungry else None,
             (DiagnosticStatus.ERROR, self._problem[1]) if now - self._problem[0] < 2.0 else None,
             (

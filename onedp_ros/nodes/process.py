@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
@@ -24,23 +26,35 @@ NOTICE = 0.2  # s
 SHUTDOWN = 1.0  # s after which a process ends that was told to and is still loading or predicting
 CLEAN_UP = 3.5  # s that a node then has to bring its arm to rest and to give back what it holds: launch waits for 5 s in all
 LISTENERS = 2.0  # s to find out who listens to a node that failed at its start
+REST = 1.0  # s that a node that commands an arm has before that to bring it to rest by its targets
 
 
-def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) -> int:
-    """Run one node until SIGINT or SIGTERM. Exit status: 0 when told to end, 1 when the node failed."""
+def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, rest: bool = False) -> int:
+    """Run one node until SIGINT or SIGTERM. Exit status: 0 when told to end, 1 when the node failed.
+
+    Args:
+        rest: the node commands an arm and is told before the end, while it can publish: its executor calls ``come_to_rest()``, and
+            the end waits up to :data:`REST` s for ``at_rest``.
+    """
     name = Path(sys.argv[0]).stem
     try:
         shm.prepare([name], os.environ)
     except RuntimeError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    rclpy.init(args=None if args is None else list(args))
+    ends = _Ends() if rest else None
+    rclpy.init(
+        args=None if args is None else list(args),
+        signal_handler_options=None if ends is None else rclpy.signals.SignalHandlerOptions.NO,
+    )
     context = rclpy.get_default_context()
     status, ending = [0], threading.Event()
     threading.Thread(target=_insist, args=(context, ending, status), daemon=True).start()
     node = None
     try:
         node = make_node()
+        if ends is not None:
+            ends.watch(node)
         executor = LeanExecutor()
         executor.add_node(node)
         executor.spin()
@@ -61,6 +75,34 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None) ->
             node.destroy_node()
         _shut_down()
     return status[0]
+
+
+class _Ends:
+    """SIGINT and SIGTERM for a node that first comes to rest. The interpreter's own handlers wait for the call that the main thread
+    is in; what they write to a socket does not."""
+
+    def __init__(self) -> None:
+        self._told, told = socket.socketpair()
+        told.setblocking(False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        self._keep, self._node, self._guard = told, None, None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def watch(self, node: Any) -> None:
+        """The node that is told."""
+        self._guard = node.create_guard_condition(node.come_to_rest)
+        self._node = node
+
+    def _run(self) -> None:
+        self._told.recv(1)
+        deadline = time.monotonic() + REST
+        if self._node is not None:
+            self._guard.trigger()
+            while not self._node.at_rest and time.monotonic() < deadline:
+                time.sleep(0.005)
+        _shut_down()
 
 
 def report_failure(node: Node | None, error: Exception) -> None:

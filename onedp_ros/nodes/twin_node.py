@@ -7,13 +7,13 @@ process draws and publishes the camera frames, so that physics never waits for r
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import queue
 import signal
 import sys
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -25,10 +25,14 @@ from rcl_interfaces.msg import IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_msgs.msg import Empty
 from std_srvs.srv import SetBool, Trigger
 
+from onedp_ros import clock
+from onedp_ros.clock import PauseWatch
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.messages import stamp_ns
+from onedp_ros.geometry import rotation_angle
 from onedp_ros.graph import enclave
 from onedp_ros.nodes.diagnostics import Diagnostics, Rate, counted, worst
 from onedp_ros.nodes.input_watch import InputWatch
@@ -43,9 +47,12 @@ from onedp_ros.twin.pnp_milk import Expert, PnpMilk
 RELIABLE = QoSProfile(depth=5)  # a RealSense's, so that RViz and others that ask for it by default get the images
 OPTICAL_FRAME = "{}_camera_color_optical_frame"  # as a RealSense's
 LINKS = {"hand": "fr3_hand"}  # MuJoCo's bodies by the names of franka_description
+LONGEST_PAUSE = 3.0  # s: an expert that stood still for longer does not go on by itself
+RESUME_DISTANCE, RESUME_ANGLE = 0.10, 0.5  # m, rad: following begins with a target as near as that to the arm
 STALE_AFTER = 0.25  # s without a target: slow to a stop and hold
 LATE = 0.1  # s that physics may lag behind the clock before it gives the lost time up
 RECENT = 5.0  # s that lost time is shown
+SETTLING = 0.3  # s that an arm that brakes takes to settle
 DEAF = 0.3  # s after a reset in which targets are not followed: they are meant for where the arm was
 
 
@@ -94,6 +101,7 @@ class TwinNode(Node):
         self.declare_parameter("seed", 100000, ParameterDescriptor(description=description, integer_range=[seeds]))
         self._base_frame = contract.base_frame
         self._lock = threading.Lock()
+        self._pauses = PauseWatch(LONGEST_PAUSE)
         self._target: tuple[np.ndarray, np.ndarray] | None = None
         self._opening: float | None = None
         self._target_time = 0.0
@@ -115,9 +123,11 @@ class TwinNode(Node):
         self._commands = [
             PolledSubscriber(self, PoseStamped, "target_pose", 1, self._on_target),
             PolledSubscriber(self, JointState, "gripper_target", 1, self._on_gripper),
+            PolledSubscriber(self, Empty, "target_stop", 1, self._on_stop),
         ]
-        self._watches = [InputWatch(self, command.subscription, STALE_AFTER) for command in self._commands]
+        self._watches = [InputWatch(self, command.subscription, STALE_AFTER) for command in self._commands[:2]]
         self._refused: Counter[str] = Counter()
+        self._far_at = self._settled_at = float("-inf")
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/success", self._on_success)
         self.create_service(SetBool, "~/expert", self._on_expert)
@@ -168,7 +178,7 @@ class TwinNode(Node):
     # thread of physics
 
     def _on_target(self, message: PoseStamped) -> None:
-        if self._expert is not None or time.monotonic() < self._deaf_until:
+        if self._expert is not None or clock.now() < self._deaf_until:
             return
         p, q = message.pose.position, message.pose.orientation
         position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
@@ -180,10 +190,33 @@ class TwinNode(Node):
         if refusal := self._watches[0].refusal(stamp_ns(message)):
             self._refused[refusal] += 1
             return
-        self._target, self._target_time = (position, quaternion / length), time.monotonic()
+        cell = self._stepped.cell
+        if clock.now() < self._settled_at or (cell.stopping and not cell.filter.at_rest):
+            self._refused["braking"] += 1
+            return
+        if self._target is None and (
+            math.dist(position, cell.filter.position) > RESUME_DISTANCE
+            or rotation_angle(quaternion / length, cell.filter.quaternion) > RESUME_ANGLE
+        ):
+            self._refused["far"] += 1
+            self._far_at = clock.now()
+            return
+        self._target, self._target_time = (position, quaternion / length), clock.now()
+        cell.stopping = False
+
+    def _on_stop(self, _message: Empty) -> None:
+        if self._expert is None:
+            self._settled_at = clock.now() + SETTLING
+            self._brake()
+
+    def _brake(self) -> None:
+        """Slow down as fast as the servo may, and stay. Targets are followed again when the arm is at rest."""
+        if self._target is not None:
+            self._holds += 1
+            self._target, self._stepped.cell.stopping = None, True
 
     def _on_gripper(self, message: JointState) -> None:
-        if self._expert is not None or time.monotonic() < self._deaf_until:
+        if self._expert is not None or clock.now() < self._deaf_until:
             return
         opening = opening_of(message)
         if opening is None:
@@ -235,8 +268,12 @@ class TwinNode(Node):
 
     def _advance(self) -> None:
         """Take the newest command and go on to the next state sample or exposure."""
+        if self._pauses.check():
+            with self._lock:
+                self._expert = None  # nobody may expect any more that it goes on
         for subscriber in self._commands:
             subscriber.poll()
+        self._watches[0].alone()
         with self._lock:
             reset, self._reset = self._reset, None
             asked, self._asked = self._asked, None
@@ -249,18 +286,18 @@ class TwinNode(Node):
         if expert is not None and reset is None and self._stepped.stamp >= self._expert_due:
             self._demonstrate(expert)
         target, opening = self._target, self._opening
-        stale = time.monotonic() - self._target_time > STALE_AFTER
+        stale = clock.now() - self._target_time > STALE_AFTER
         if reset is not None:
-            self._deaf_until = time.monotonic() + DEAF
+            self._deaf_until = clock.now() + DEAF
             self._place()
             reset.set()
             return
         cell = self._stepped.cell
-        if target is not None and stale:  # brake along the filter's path and stay there
-            self._holds += 1
-            brake = cell.filter.velocity / (2 * cell.filter.limits.gain)
-            self._hold = (cell.filter.position + brake, cell.filter.quaternion)
-            self._target = target = None
+        if target is not None and (stale or (expert is None and not self._watches[0].publishers)):
+            self._brake()
+            target = None
+        if target is None and cell.stopping:
+            self._hold = (cell.filter.position, cell.filter.quaternion)
         position, quaternion = self._hold if target is None else target
         self._stepped.command(position, quaternion, cell.target_opening if opening is None else opening)
         self._stepped.advance()
@@ -273,15 +310,16 @@ class TwinNode(Node):
             self._closing.wait(ahead)
         elif ahead < -LATE:
             self._lost -= ahead
-            self._lost_at = time.monotonic()
+            self._lost_at = clock.now()
             self._epoch -= round(ahead * NANOSECONDS)
 
     def _demonstrate(self, expert: Expert) -> None:
         """The expert's next target, commanded and published as an operator's."""
         assert self._target_publishers is not None
         self._expert_due = self._stepped.stamp + self._control_step
+        self._stepped.cell.stopping = False
         position, quaternion, opening = expert.act(self._stepped.cell)
-        self._target, self._target_time, self._opening = (position, quaternion), time.monotonic(), opening
+        self._target, self._target_time, self._opening = (position, quaternion), clock.now(), opening
         stamp = self._epoch + self._stepped.stamp
         self._target_publishers[0].publish(pose_message(position, quaternion, stamp, self._base_frame))
         self._target_publishers[1].publish(JointState(header=header(stamp), name=["gripper"], position=[opening]))
@@ -331,8 +369,11 @@ class TwinNode(Node):
             return DiagnosticStatus.ERROR, "camera process died: is OpenGL (EGL) installed? see the log above", values
         level, text = worst(
             *(None if self._expert is not None else watch.finding() for watch in self._watches),
+            (DiagnosticStatus.WARN, "the target is too far from the arm to begin with; disable and enable action_node")
+            if clock.now() - self._far_at < RECENT
+            else None,
             (DiagnosticStatus.WARN, "physics loses time: the machine is overloaded")
-            if time.monotonic() - self._lost_at < RECENT
+            if clock.now() - self._lost_at < RECENT
             else None,
             fine="running",
         )

@@ -65,6 +65,11 @@ class Arm:
         self._target["position"], self._target["quaternion"] = position, q / np.linalg.norm(q)
         self._latest["target"].write(self._target)
 
+    def stop(self) -> None:
+        """Take the target back: the arm brakes as hard as its limits allow, and stays."""
+        self._target["stamp"] = 0
+        self._latest["target"].write(self._target)
+
     def recover(self) -> None:
         """Ask to recover from a fault: error recovery of the robot, a new connection, or a new process, whatever it takes."""
         self._request["serial"] += 1

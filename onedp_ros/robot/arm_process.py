@@ -72,6 +72,7 @@ class ArmProcess:
     def __init__(self, descriptor: int, parent: int, address: str, settings: RobotSettings, enforce: bool, cpu: int) -> None:
         self._memory = memory.arm_memory(descriptor)
         self._latest = self._memory.latest
+        self._stopping_gains = settings.impedance.stopping
         self._address, self._settings, self._enforce, self._cpu = address, settings, enforce, cpu
         self._parent = parent
         self._report = Report()
@@ -255,7 +256,8 @@ class ArmProcess:
         q, jacobian = self._joints()
         position, quaternion = map(np.array, pose_from_columns(state.O_T_EE))
         reference = self._follower.filter
-        spring = impedance_torque(self._settings.impedance, reference, position, quaternion, jacobian, dq, posture - q)
+        gains = self._settings.impedance if self._follower.state == "following" else self._stopping_gains
+        spring = impedance_torque(gains, reference, position, quaternion, jacobian, dq, posture - q)
         return np.minimum(np.maximum(spring + self._model.coriolis(state), -TORQUE_LIMITS), TORQUE_LIMITS)
 
     # what is said

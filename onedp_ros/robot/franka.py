@@ -21,6 +21,7 @@ from onedp_ros.robot.settings import RobotSettings
 
 READY_TIME = CONNECT_TIME + 2.0  # s until arm and hand are connected, their processes' start included
 START_TIME = 3.0  # s until control has begun
+SETTLING, REST_TIME = 0.3, 1.0  # s that an arm that brakes takes to settle, and after which it must be at rest
 PERIOD = 0.005  # s between looks while waiting
 AUTO_RECOVERY_PAUSE = 10.0  # s: a fault that comes back sooner is not recovered from by itself
 
@@ -52,7 +53,7 @@ class Franka:
         self.active = False
         self.refused: Counter[str] = Counter()
         self.recoveries = 0
-        self._recovered_at = float("-inf")
+        self._recovered_at = self._braked_at = float("-inf")
         self._marker = Path(tempfile.gettempdir()) / f"onedp_ros_{os.getuid()}_{address.replace('/', '_')}.active"
         self._marked = False
 
@@ -129,11 +130,22 @@ class Franka:
             arrived: when it came, ns of :func:`.clock.now_ns`; default: now.
         """
         reason = pose_fault(position, quaternion) or ("inactive" if not self.active else "") or ("fault" if self.fault else "")
+        reason = reason or ("braking" if self._braking() else "")
         if reason:
             self.refused[reason] += 1
         else:
             self.arm.send(position, quaternion, clock.now_ns() if arrived is None else arrived)
         return reason
+
+    def brake(self) -> None:
+        """Slow down and stay. Targets are refused until the arm is at rest."""
+        if self.active and self.fault is None:
+            self._braked_at = clock.now()
+            self.arm.stop()
+
+    def _braking(self) -> bool:
+        since = clock.now() - self._braked_at
+        return since < SETTLING or (since < REST_TIME and self.arm.phase == "stopping")
 
     def opening(self, opening: float) -> None:
         """A wished opening between the fingers, m; left where a fault is or nothing is active."""

@@ -43,7 +43,8 @@ class Task(Protocol):
 
 
 class Cell:
-    """The state of the cell and its 1 kHz servo. ``time`` is simulated seconds since :meth:`reset`."""
+    """The state of the cell and its 1 kHz servo. ``time`` is simulated seconds since :meth:`reset`; while ``stopping`` the arm
+    brakes, whatever its target is."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -54,6 +55,7 @@ class Cell:
         self._jacobian = np.zeros((6, self.model.nv))
         self.filter = TargetFilter(ServoLimits())
         self._gains = ImpedanceGains()
+        self.stopping = False
         self._scratch = mujoco.MjData(self.model)
 
     def reset(self, rng: np.random.Generator) -> None:
@@ -70,6 +72,7 @@ class Cell:
         self.target_position, self.target_quaternion = self.position, self.quaternion
         self.filter.reset(self.target_position, self.target_quaternion)
         self.target_opening = self._opening = opening
+        self.stopping = False
 
     @property
     def time(self) -> float:
@@ -104,13 +107,17 @@ class Cell:
     def step(self, milliseconds: int) -> None:
         """Advance servo and physics."""
         data, model = self.data, self.model
+        gains = self._gains.stopping if self.stopping else self._gains
         for _ in range(milliseconds):
-            self.filter.step(self.target_position, self.target_quaternion, TIMESTEP)
+            if self.stopping:
+                self.filter.brake(TIMESTEP)
+            else:
+                self.filter.step(self.target_position, self.target_quaternion, TIMESTEP)
             step = HAND_SPEED * TIMESTEP
             self._opening += min(max(self.target_opening - self._opening, -step), step)
             mujoco.mj_jacSite(model, data, self._jacobian[:3], self._jacobian[3:], self._tool)
             data.qfrc_applied[:7] = impedance_torque(
-                self._gains,
+                gains,
                 self.filter,
                 self.position,
                 self.quaternion,

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from onedp_ros.control.chunk import ActionChunk, ChunkSchedule, Target
 from onedp_ros.control.limits import SafetyLimits
-from onedp_ros.control.safety import LONGEST_STEP, SafetyGate
+from onedp_ros.control.safety import LONGEST_STEP, MeasuredPose, SafetyGate, jump
+from onedp_ros.control.servo import ServoLimits, TargetFilter
 from onedp_ros.geometry import gripper_down, rotation_angle
 from onedp_ros.resources import resource
+from onedp_ros.robot.settings import RobotSettings
 
 LIMITS = SafetyLimits.from_yaml(resource("config", "robot", "twin.yaml"))
 MS = 1_000_000
@@ -131,6 +133,80 @@ def test_stop_slows_down_steadily_and_holds():
     assert len(speeds) == pytest.approx(speed / (LIMITS.linear_deceleration * dt), abs=3)
     held = gate.stop(dt)
     np.testing.assert_array_equal(gate.stop(dt).position, held.position)
+
+
+def servo_limits(robot: str) -> ServoLimits:
+    return RobotSettings.from_yaml(resource("config", "robot", "franka.yaml")).servo if robot == "franka" else ServoLimits()
+
+
+@pytest.mark.parametrize("robot", ["franka", "twin"])
+@pytest.mark.parametrize("turning", [False, True])
+@pytest.mark.parametrize("delay", [5, 15])  # ms, there and back
+def test_a_stop_brings_the_arm_to_rest_within_its_braking_distance(robot, turning, delay):
+    limits, gate, lead, sent_every = servo_limits(robot), started(), 0.18, 20
+    arm, trail, targets = TargetFilter(limits), [], []
+    arm.reset(HOME, DOWN)
+    speed = 0.8 if turning else 0.3
+    most = limits.angular_acceleration if turning else limits.linear_acceleration
+
+    def wanted(t: float) -> Target:
+        far = speed * (t + lead)
+        return Target(HOME, gripper_down(far), 0.05) if turning else Target(HOME + np.array([0.0, far - 0.2, 0.0]), DOWN, 0.05)
+
+    stopping = 1200  # ms
+    for ms in range(2200):
+        trail.append(MeasuredPose(STAMP + ms * MS, arm.position, arm.quaternion))
+        if ms % sent_every == 0:
+            measured = trail[max(ms - delay, 0)]
+            target = gate.limit(wanted(ms / 1000), 0.02) if ms < stopping else gate.stop(0.02, measured)
+            targets.append((ms + delay, target))
+        newest = [target for at, target in targets if at <= ms][-1:]
+        if newest:
+            arm.step(newest[0].position, newest[0].quaternion, 0.001)
+
+    def away(pose: MeasuredPose, other: MeasuredPose) -> float:
+        return (
+            rotation_angle(pose.quaternion, other.quaternion) if turning else float(np.linalg.norm(pose.position - other.position))
+        )
+
+    speeds = np.array([away(b, a) / 0.01 for a, b in zip(trail[stopping - 10 :], trail[stopping:], strict=False)])
+    assert speeds[0] == pytest.approx(speed, rel=0.05)
+    distances = [away(pose, trail[stopping]) for pose in trail[stopping:]]
+    assert max(distances) < speed**2 / (2 * most) + (0.03 if turning else 0.01)
+    assert np.nonzero(speeds > 0.03 * speed)[0][-1] / 1000 < speed / most + 0.1
+    assert not gate.moving
+    held = gate.stop(0.02, trail[-1])
+    np.testing.assert_array_equal(gate.stop(0.02, trail[stopping]).position, held.position)
+    assert held.opening == 0.05
+
+
+def test_a_stop_without_a_measured_pose_slows_the_targets_down():
+    gate = started()
+    for i in range(40):
+        gate.limit(Target(HOME + np.array([0.003 * (i + 1), 0, 0]), DOWN, 0.02), 0.008)
+    gate.stop(0.008, MeasuredPose(STAMP, HOME, DOWN))
+    assert gate.moving
+    for _ in range(40):
+        gate.stop(0.008)
+    assert not gate.moving
+
+
+def test_a_stop_does_not_follow_a_measured_pose_for_ever():
+    gate = started()
+    gate.limit(Target(HOME + np.array([0.003, 0, 0]), DOWN, 0.02), 0.008)
+    last = HOME
+    for i in range(200):
+        last = gate.stop(0.01, MeasuredPose(STAMP + i * 10 * MS, HOME + np.array([0.001 * i, 0, 0]), DOWN)).position
+    assert not gate.moving and last[0] - HOME[0] < 0.06
+
+
+@pytest.mark.parametrize(
+    ("away", "turned", "ms", "words"),
+    [(0.3, 0.0, 5, "0.30 m"), (0.3, 0.0, 20, "0.30 m"), (0.0, 1.0, 20, "1.00 rad"), (0.012, 0.05, 5, ""), (0.5, 1.0, 500, "")],
+)
+def test_measured_poses_that_are_not_one_arms_are_told(away, turned, ms, words):
+    said = jump(MeasuredPose(STAMP, HOME, DOWN), MeasuredPose(STAMP + ms * MS, HOME + np.array([0, away, 0]), gripper_down(turned)))
+    assert (words in said) if words else not said
 
 
 def test_needs_a_start():

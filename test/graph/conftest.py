@@ -45,8 +45,8 @@ ROTATION = np.array([1, 0, 0, 0, -1, 0], dtype=np.float32)
 
 
 class Source:
-    """Two cameras at 33 Hz, staggered, whose pictures differ in their first row, and a robot at 200 Hz whose hand moves along x by
-    0.1 m/s from where it was at ``zero``.
+    """Two cameras at 33 Hz, staggered, whose pictures differ in their first row, and a robot at 200 Hz whose hand moves to and fro
+    along x at 0.1 m/s from where it was at ``zero``.
 
     Change the attributes to spoil what is published; ``offset`` (ns) shifts all stamps.
     """
@@ -72,7 +72,7 @@ class Source:
         self._thread.start()
 
     def position(self, stamp: int) -> np.ndarray:
-        return np.array([0.4 + 0.1 * ((stamp - self.zero) / NANOSECONDS % 2.0), 0.0, 0.3])
+        return np.array([0.4 + 0.1 * abs(((stamp - self.zero) / NANOSECONDS + 2.0) % 4.0 - 2.0), 0.0, 0.3])
 
     def close(self) -> None:
         self._closing.set()

@@ -112,10 +112,10 @@ def test_without_chunks_it_slows_to_a_stop_holds_and_goes_on_with_the_next(rig, 
     before = len(arm.targets)
     rig.until(lambda: len(arm.targets) > before + 20, "targets that hold")
     assert {t.pose.position.x for t in arm.targets[before:]} == {held.x}
-    assert held.x > START[0]
+    assert held.x == pytest.approx(START[0]), "where the arm is"
     assert rig.value(NODE, "holds") == 1
-    steps = np.abs(np.diff([t.pose.position.x for t in arm.targets]))
-    assert steps.max() <= 0.8 * 0.05 + 1e-9, "no step beyond the speed limit"
+    steps = np.diff([t.pose.position.x for t in arm.targets])
+    assert steps.max() <= 0.8 * 0.05 + 1e-9, "no step beyond the speed limit, but the one back to the arm"
     arm.drive(lambda: rig.level(NODE, DiagnosticStatus.OK, "following"), "following again")
 
 
@@ -148,11 +148,14 @@ def test_disabled_it_publishes_nothing(rig, arm):
     arm.enable()
     arm.drive(lambda: len(arm.targets) > 10, "targets")
     assert arm.enable(False).success
+    rig.status.clear()
+    rig.until(lambda: arm.measure() or rig.level(NODE, DiagnosticStatus.OK, "disabled"), "the state")
     disabled = arm.now()
-    rig.until(lambda: rig.level(NODE, DiagnosticStatus.OK, "disabled"), "the state")
     chunks = rig.value(NODE, "chunks")
     arm.drive(lambda: rig.value(NODE, "chunks") > chunks + 10, "more chunks")
     assert max(stamp_ns(t) for t in arm.targets) < disabled
+    last = arm.targets[-1].pose.position
+    np.testing.assert_allclose([last.x, last.y, last.z], START, atol=1e-6, err_msg="not where the arm is")
 
 
 def test_refuses_to_be_enabled_without_a_measured_pose_or_outside_the_workspace(rig, arm):
@@ -210,6 +213,43 @@ def test_a_second_publisher_of_chunks_is_refused_with_the_first_and_the_arm_held
     assert len({t.pose.position.x for t in arm.targets[before:]}) == 1
     rig.node.destroy_publisher(other)
     arm.drive(lambda: rig.level(NODE, DiagnosticStatus.OK, "following"), "following again")
+
+
+def test_lead_changes_in_motion_without_a_jump_and_within_its_range(rig, arm):
+    arm.enable()
+    arm.drive(lambda: len(arm.grips) > 20, "targets")
+    before = len(arm.targets)
+    assert rig._nodes[0].set_parameters([rig.parameter("lead", 0.4)])[0].successful
+
+    def ahead():
+        target = arm.targets[-1]
+        return target.pose.position.x - START[0] > SPEED * ((stamp_ns(target) - arm.zero) / NANOSECONDS + 0.3)
+
+    arm.drive(ahead, "targets that are 0.4 s ahead")
+    steps = np.abs(np.diff([t.pose.position.x for t in arm.targets[before - 1 :]]))
+    assert steps.max() <= 0.8 * 0.05 + 1e-9
+    for wrong in (0.6, -0.1, float("nan")):
+        assert not rig._nodes[0].set_parameters([rig.parameter("lead", wrong)])[0].successful
+    arm.drive(ahead, "going on")
+
+
+def test_a_measured_pose_that_jumps_disables(rig, arm):
+    arm.enable()
+    arm.drive(lambda: len(arm.grips) > 20, "targets")
+    arm.position = START + np.array([0.0, 0.3, 0.0])
+    arm.drive(lambda: rig.error(NODE, "current_pose jumped by 0.30 m"), "the error")
+    y = np.array([t.pose.position.y for t in arm.targets])
+    assert np.abs(y).max() < 0.001, "the false pose was not gone to"
+    before = len(arm.targets)
+    chunks = rig.value(NODE, "chunks")
+    arm.drive(lambda: rig.value(NODE, "chunks") > chunks + 20, "chunks")
+    assert len(arm.targets) == before
+
+
+def test_without_a_measured_pose_the_arm_is_held(rig, arm):
+    arm.enable()
+    arm.drive(lambda: len(arm.grips) > 20, "targets")
+    rig.until(lambda: arm.chunk(arm.now() - 20_000_000) or rig.error(NODE, "without current_pose"), "the hold")
 
 
 def test_with_two_publishers_of_the_measured_pose_it_is_not_enabled(rig, arm):

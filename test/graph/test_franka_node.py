@@ -10,6 +10,7 @@ from lifecycle_msgs.srv import ChangeState
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
+from stopping import Driving, check_stop
 
 from onedp_ros.geometry import gripper_down
 from onedp_ros.nodes.action_node import ActionNode
@@ -214,6 +215,24 @@ def test_settings_are_parameters_and_senseless_ones_are_named(rig, fake):
     described = node.describe_parameter("impedance.linear_stiffness")
     assert (described.floating_point_range[0].from_value, described.floating_point_range[0].to_value) == (10.0, 3000.0)
     assert "FR3's own" in described.additional_constraints
+
+
+@pytest.mark.parametrize("mode", ["cartesian_pose", "cartesian_impedance"])
+def test_disabled_in_motion_the_arm_rests_within_its_braking_distance(rig, fake, tmp_path, monkeypatch, mode):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    arm = Arm(rig, fake, mode=mode)
+    rig.until(lambda: arm.poses and rig.level(NODE, b"\x00", "holding"), "a node that holds the arm")
+    rig.node.destroy_publisher(arm.target)
+    rig.node.destroy_publisher(arm.gripper)
+    rig.add(ActionNode, robot="franka")
+    with Driving(rig, arm.poses) as driving:
+        for _ in range(2):
+            driving.drive()
+            check_stop(driving, lambda: driving.ask(False), arm.node.settings.servo.linear_acceleration)
+        rest = arm.position()
+        before = len(arm.poses)
+        rig.until(lambda: len(arm.poses) > before + 100, "chunks to go on in vain")
+        assert np.linalg.norm(arm.position() - rest) < 0.001
 
 
 def test_action_node_enables_at_the_arm_and_the_arm_follows_its_hold(rig, arm):

@@ -210,11 +210,15 @@ def test_observations_that_stop_or_never_come_are_named(rig):
     assert rig.value(NODE, "ticks_starved") > 0
 
 
-@pytest.mark.parametrize("spoil", ["nan", "bytes"])
-def test_nan_in_the_observed_state_and_images_cut_short_are_refused(rig, spoil):
+@pytest.mark.parametrize("spoil", ["nan", "bytes", "second publisher"])
+def test_nan_in_the_observed_state_images_cut_short_and_a_second_publisher_are_refused(rig, spoil):
     contract: Contract = task_contract("pnp_milk")
     images = {n: rig.node.create_publisher(Image, f"observation/{n}/image", qos_profile_sensor_data) for n in contract.cameras}
     states = rig.node.create_publisher(JointState, "observation/state", qos_profile_sensor_data)
+    reason = "observation_against_the_contract"
+    if spoil == "second publisher":
+        reason = "several_publishers"
+        rig.node.create_publisher(JointState, "observation/state", qos_profile_sensor_data)
     loader = Loader()
     active(rig, loader)
     warmed = len(loader.predictor.windows)
@@ -228,7 +232,7 @@ def test_nan_in_the_observed_state_and_images_cut_short_are_refused(rig, spoil):
             publisher.publish(image)
         bad = float("nan") if spoil == "nan" else 0.0
         states.publish(JointState(header=header(stamp), name=list(STATE_NAMES), position=[0.4, bad, *[0.0] * 7]))
-        return rig.value(NODE, "rejected.observation_against_the_contract") > 0
+        return rig.value(NODE, f"rejected.{reason}") > 0
 
     rig.until(publish, "the refusal to be counted")
     assert len(loader.predictor.windows) == warmed

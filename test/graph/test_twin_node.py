@@ -1,6 +1,7 @@
 """The twin as a robot and two cameras."""
 
 import itertools
+import signal
 import time
 
 import cv2
@@ -11,14 +12,19 @@ from pictures import picture
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_srvs.srv import Trigger
+from stopping import Driving, Process, check_stop
 
 from onedp_ros.contract import NANOSECONDS
+from onedp_ros.control.safety import SafetyLimits
 from onedp_ros.data.messages import stamp_ns
 from onedp_ros.geometry import gripper_down
+from onedp_ros.nodes.action_node import ActionNode
 from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.twin_node import TwinNode
+from onedp_ros.resources import resource
 
+ROBOT = SafetyLimits.from_yaml(resource("config", "robot", "twin.yaml"))
 NODE = "twin_node"
 
 
@@ -164,6 +170,70 @@ def test_commands_of_1970_and_of_two_publishers_move_neither_arm_nor_hand(rig, t
         rig.until(bad, "the refusals")
     assert np.linalg.norm(twin.position() - rest) < 0.002
     assert sum(twin.joints[-1].position[-2:]) > 0.07
+
+
+def test_the_warning_of_an_overload_ends_with_it(rig, twin, monkeypatch):
+    monkeypatch.setattr("onedp_ros.nodes.twin_node.RECENT", 1.0)
+    twin.node._epoch -= NANOSECONDS  # as if physics had stood still for a second
+    rig.until(lambda: rig.level(NODE, b"\x01", "overloaded"), "the warning")
+    rig.until(lambda: rig.level(NODE, b"\x00", "running"), "its end")
+    assert rig.value(NODE, "time_lost_s") >= 0.9
+
+
+def test_targets_far_from_an_arm_at_rest_are_not_followed(rig, twin):
+    rest = twin.position()
+    far = rest + np.array([0.0, 0.3, 0.0])
+    rig.until(lambda: twin.send(far, gripper_down(0.0)) or rig.level(NODE, b"\x01", "too far"), "the warning")
+    assert np.linalg.norm(twin.position() - rest) < 0.002
+
+
+@pytest.mark.parametrize("signal_number", [None, signal.SIGINT])
+def test_disabled_in_motion_and_at_the_end_of_action_node_the_arm_brakes(rig, twin, signal_number):
+    for publisher in (twin.target, twin.gripper):
+        rig.node.destroy_publisher(publisher)
+    with Process("action_node") as process, Driving(rig, twin.poses) as driving:
+        for _ in range(2 if signal_number is None else 1):
+            driving.drive()
+            stop = (lambda: process.send_signal(signal_number)) if signal_number else (lambda: driving.ask(False))
+            check_stop(driving, stop, ROBOT.linear_deceleration)
+        if signal_number:
+            assert process.wait(2.0) == 0
+
+
+def test_when_the_policy_dies_or_falls_silent_the_arm_brakes(rig, twin):
+    for publisher in (twin.target, twin.gripper):
+        rig.node.destroy_publisher(publisher)
+    rig.add(ActionNode)
+    with Driving(rig, twin.poses) as driving:
+        driving.drive()
+        check_stop(driving, driving.fall_silent, ROBOT.linear_deceleration, after=ROBOT.stale_after)
+        driving.drive()
+        check_stop(driving, driving.die, ROBOT.linear_deceleration)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_after_a_pause_of_action_node_nothing_goes_on_from_before(rig, twin, seconds):
+    for publisher in (twin.target, twin.gripper):
+        rig.node.destroy_publisher(publisher)
+    with Process("action_node") as process, Driving(rig, twin.poses) as driving:
+        driving.drive()
+        process.send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        request = driving.ask(True) if seconds > 3.0 else None
+        rig.until(lambda: time.monotonic() - begin > seconds, "the pause")
+        if seconds < 3.0:
+            driving.fall_silent()  # what has been sent until now is old
+        rest = twin.position()
+        process.send_signal(signal.SIGCONT)
+        if request is not None:
+            rig.until(request.done, "the answer")
+            assert not request.result().success or "ask again" in request.result().message
+            rig.until(lambda: rig.error("action_node", "did not run for"), "the reason")
+        else:
+            rig.until(lambda: rig.error("action_node", "holding"), "the hold")
+        begin = time.monotonic()
+        rig.until(lambda: time.monotonic() - begin > 1.0, "a second")
+        assert np.linalg.norm(twin.position() - rest) < 0.005
 
 
 def test_compressed_frames_make_sets_and_broken_ones_are_named(rig):
