@@ -1,4 +1,4 @@
-"""A policy's stand-in that drives an arm to and fro at a speed, and how the arm comes to rest after that."""
+"""A policy's stand-in that drives an arm to and fro at a pace, and how the arm comes to rest after that."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from onedp_ros.data.messages import pose_arrays, stamp_ns
 from onedp_ros.nodes.messages import chunk_message
 from onedp_ros.resources import task_contract
 
-SPEED = 0.3  # m/s
 RANGE = 0.2  # m to either side, along y
-REST = 0.02  # m/s; slower, a spring settles by some millimetres
+REST = 0.03  # m/s; slower, a spring settles by some millimetres
 CONTRACT = task_contract("pnp_milk")
 
 
 class Process(subprocess.Popen):
     """A node in a process of its own, in the rig's domain (``ROS_DOMAIN_ID``)."""
 
-    def __init__(self, node):
-        super().__init__([sys.executable, "-m", f"onedp_ros.nodes.{node}"])
+    def __init__(self, node, **parameters):
+        given = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
+        super().__init__([sys.executable, "-m", f"onedp_ros.nodes.{node}", "--ros-args", *given])
 
     def __exit__(self, *details):
         self.kill()
         super().__exit__(*details)
 
 
-def check_stop(driving, stop, deceleration, after=0.0):
-    """Whether the arm rests within its braking distance and time, and 1 cm and 0.1 s. It may go on for ``after`` s first."""
+def check_stop(driving, stop, deceleration, after=0.0, margin=0.01, time_margin=0.1):
+    """Whether the arm rests within its braking distance and time, and a margin (m, s). It may go on for ``after`` s first."""
     speed = driving.speed()
     distance, seconds = driving.way_to_rest(stop)
-    assert distance < speed * after + speed**2 / (2 * deceleration) + 0.01, (speed, distance, seconds)
-    assert seconds < after + speed / deceleration + 0.1, (speed, distance, seconds)
+    assert distance < speed * after + speed**2 / (2 * deceleration) + margin, (speed, distance, seconds)
+    assert seconds < after + speed / deceleration + time_margin, (speed, distance, seconds)
 
 
 class Driving:
     """Chunks, 60 a second and each 20 ms old, for a graph with action_node and an arm; and the arm's poses."""
 
-    def __init__(self, rig, poses):
-        self.rig, self.poses = rig, poses
+    def __init__(self, rig, poses, pace=0.3):
+        self.rig, self.poses, self._pace = rig, poses, pace
         self.targets = rig.listen(PoseStamped, "target_pose")
         self.silent = False
         self._publisher = rig.node.create_publisher(MultiDOFJointTrajectory, "action/chunk", 1)
@@ -70,7 +70,7 @@ class Driving:
                 begin, position, quaternion, side = self._leg
                 stamp = time.time_ns() - 20_000_000
                 stamps = CONTRACT.action_stamps(stamp)
-                shift = SPEED * np.maximum((stamps - begin) / NANOSECONDS, 0.0)
+                shift = self._pace * np.maximum((stamps - begin) / NANOSECONDS, 0.0)
                 positions = position + np.outer(side * shift, [0, 1, 0])
                 positions[:, 1] = np.clip(positions[:, 1], -0.35, 0.35)
                 fields = {"quaternions": np.tile(quaternion, (16, 1)), "openings": np.full(16, 0.08)}
@@ -107,7 +107,7 @@ class Driving:
             self.rig.node.destroy_publisher(self._publisher)
 
     def drive(self):
-        """Enable, and return when the arm moves at SPEED."""
+        """Enable, and return when the arm moves at the pace (m/s)."""
         self._leg = None
         self.silent = False
         self.enable()
@@ -117,9 +117,9 @@ class Driving:
 
         def steady():
             y = self.poses[-1].pose.position.y
-            return len(self.poses) > begin + 100 and abs(self.speed() - SPEED) < 0.05 and abs(y) < RANGE + 0.07
+            return len(self.poses) > begin + 100 and abs(self.speed() - self._pace) < 0.05 and abs(y) < RANGE + 0.07
 
-        self.rig.until(steady, f"an arm at {SPEED} m/s")
+        self.rig.until(steady, f"an arm at {self._pace} m/s")
 
     def way_to_rest(self, stop):
         """Call ``stop()`` and wait for the arm to rest: how far it went (m) and how long it took (s)."""

@@ -218,11 +218,11 @@ def test_after_a_pause_of_action_node_nothing_goes_on_from_before(rig, twin, sec
     with Process("action_node") as process, Driving(rig, twin.poses) as driving:
         driving.drive()
         process.send_signal(signal.SIGSTOP)
+        if seconds < 3.0:
+            driving.fall_silent()  # what has been sent until now will be old
         begin = time.monotonic()
         request = driving.ask(True) if seconds > 3.0 else None
         rig.until(lambda: time.monotonic() - begin > seconds, "the pause")
-        if seconds < 3.0:
-            driving.fall_silent()  # what has been sent until now is old
         rest = twin.position()
         process.send_signal(signal.SIGCONT)
         if request is not None:
