@@ -111,15 +111,23 @@ class Driving:
         self._leg = None
         self.silent = False
         self.enable()
-        position, quaternion = pose_arrays(self.poses[-1].pose)
-        self._leg = time.time_ns(), position, quaternion, -1 if position[1] > 0 else 1
+        self._turn()
         begin = len(self.poses)
 
         def steady():
+            nonlocal begin
             y = self.poses[-1].pose.position.y
+            if len(self.poses) > begin + 100 and self.speed() < 0.02:  # at the end of the leg: too late, on a busy machine
+                self._turn()
+                begin = len(self.poses)
             return len(self.poses) > begin + 100 and abs(self.speed() - self._pace) < 0.05 and abs(y) < RANGE + 0.07
 
         self.rig.until(steady, f"an arm at {self._pace} m/s")
+
+    def _turn(self):
+        """Lead to the other side from where the arm is."""
+        position, quaternion = pose_arrays(self.poses[-1].pose)
+        self._leg = time.time_ns(), position, quaternion, -1 if position[1] > 0 else 1
 
     def way_to_rest(self, stop):
         """Call ``stop()`` and wait for the arm to rest: how far it went (m) and how long it took (s)."""
