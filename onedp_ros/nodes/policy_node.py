@@ -175,7 +175,7 @@ class PolicyNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._running is not None:
+        if self._running is not None and not self._running.cancel():
             wait([self._running])  # it publishes; one that loads cannot be interrupted and is not waited for
         super().destroy_node()
 
