@@ -5,6 +5,7 @@ import pytest
 from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import GetParameters
 from std_srvs.srv import SetBool
 from test_parameters import set_parameter
 
@@ -59,6 +60,15 @@ def test_each_moves_by_its_own_policy_and_changes_of_one_leave_the_other(rig, bu
         assert facts("/a/policy_node")["model"] == str(bundles["a"]) and facts("/b/policy_node")["model"] == str(bundles["b"])
         shared = {topic for topic, _ in rig.node.get_topic_names_and_types() if not topic.startswith(("/a/", "/b/"))}
         assert shared <= {"/diagnostics", "/rosout", "/parameter_events"}
+
+        # a's lead in motion
+        assert set_parameter(rig, "/a/action_node", "lead", 0.05).successful
+        assert not set_parameter(rig, "/a/action_node", "lead", 5.0).successful
+        leads = [
+            ask(rig, GetParameters, f"/{robot}/action_node/get_parameters", GetParameters.Request(names=["lead"])) for robot in "ab"
+        ]
+        assert [lead.values[0].double_value for lead in leads] == [0.05, 0.18]
+        assert facts("/a/action_node")["enabled"] == facts("/b/action_node")["enabled"] == "True"
 
         # b's model, while a goes on
         chunks = rig.value("/a/policy_node", "chunks")
