@@ -88,7 +88,6 @@ def press(watch, driver, button, state):
     assert watch.spin_until(lambda: watch.values("recorder_node").get("state") == state, 10.0), watch.complaints()
 
 
-@pytest.mark.xfail(strict=False, reason="a machine that is too slow for the twin and a browser at once drops frames")
 def test_a_person_with_a_phone_picks_the_milk_and_the_recording_is_good(alone, browser, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # for the certificate
     cell = Cell(PnpMilk())
@@ -135,11 +134,14 @@ def test_a_person_with_a_phone_picks_the_milk_and_the_recording_is_good(alone, b
     report, _ = inspect_bag(bag)
     assert report["metadata"]["success"] is True and report["metadata"]["operator"] == "Ada"
     assert (report["problems"], report["not_converted"]) == ([], None)
-    assert report["sync_ms"]["wrist-front"]["p95"] <= 17.0 + 1e-6
-    cameras = [t for t in report["topics"].values() if t["images"]]
-    assert len(cameras) == 2 and max(t["longest_gap_frames"] for t in cameras) <= 8, report[
-        "topics"
-    ]  # the twin draws late on a busy machine
     assert report["ranges"]["target"]["opening"] == [0.0, pytest.approx(MAX_OPENING)]
     converted = convert([bag], tmp_path / "data.zarr", progress=False)
-    assert converted.episodes == 1 and converted.steps > 100
+    assert converted.steps > 100
+    cameras = [t for t in report["topics"].values() if t["images"]]
+    assert len(cameras) == 2
+    if min(t["hz"] for t in cameras) < 29.5:
+        pytest.skip("picked and recorded; but the machine is too slow for the twin and a browser at once, and frames are missing")
+    assert report["fits"], report
+    assert report["sync_ms"]["wrist-front"]["p95"] <= 17.0 + 1e-6
+    assert max(t["longest_gap_frames"] for t in cameras) <= 2, report["topics"]
+    assert converted.episodes == 1
