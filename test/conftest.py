@@ -1,6 +1,7 @@
 """Fuzzing is the same in every run and has no deadlines: speed is measured by ``onedp bench``, not here."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,9 @@ settings.load_profile("onedp")  # unless the command line names another
 # engines that tests compile are not kept among the user's own, but for all tests of one run and its processes
 _CACHE = tempfile.TemporaryDirectory(prefix="onedp_ros_tests_")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in the background; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_TIME = ("graph", "robot", "teleop")  # folders whose tests run processes against the clock
 

@@ -255,8 +255,9 @@ def impedance_torque(
     jacobian: Array,
     joint_velocity: Array,
     posture_error: Array,
+    mass: Array | None = None,
 ) -> NDArray[np.floating[Any]]:
-    """Joint torques (7,) Nm, without gravity and Coriolis: ``Jᵀ(K clip(e) + D(ẋ_ref - Jq̇)) + N(posture)``.
+    """Joint torques (7,) Nm, without gravity and Coriolis: ``Jᵀ(K clip(e) + D(ẋ_ref - Jq̇)) + N(posture) + M J⁺ẍ_ref``.
 
     Args:
         reference: the filtered target, pose and velocity.
@@ -264,6 +265,7 @@ def impedance_torque(
         jacobian: (6, 7), linear rows first, base frame.
         joint_velocity: (7,) rad/s.
         posture_error: (7,) rad, preferred minus measured joint angles; acts in the null space only.
+        mass: of the joints, (7, 7) kg m²: then the arm keeps to the reference's accelerations, else it lags behind as a spring does.
     """
     wrench = np.empty(6)
     twist = jacobian @ joint_velocity
@@ -273,5 +275,10 @@ def impedance_torque(
     wrench[3:] += gains.angular_damping * (reference.angular_velocity - twist[3:])
     posture = gains.posture_stiffness * posture_error - gains.posture_damping * joint_velocity
     # null-space projector N = I - Jᵀ (J Jᵀ + λI)⁻¹ J
-    _, leak, _ = dposv(jacobian @ jacobian.T + DAMPING, jacobian @ posture)
-    return np.minimum(np.maximum(jacobian.T @ (wrench - leak) + posture, -TORQUE_LIMITS), TORQUE_LIMITS)
+    gram = jacobian @ jacobian.T + DAMPING
+    _, leak, _ = dposv(gram, jacobian @ posture)
+    torque = jacobian.T @ (wrench - leak) + posture
+    if mass is not None:
+        _, push, _ = dposv(gram, np.concatenate([reference.acceleration, reference.angular_acceleration]))
+        torque += mass @ (jacobian.T @ push)
+    return np.minimum(np.maximum(torque, -TORQUE_LIMITS), TORQUE_LIMITS)

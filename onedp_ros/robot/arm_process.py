@@ -256,8 +256,10 @@ class ArmProcess:
         q, jacobian = self._joints()
         position, quaternion = map(np.array, pose_from_columns(state.O_T_EE))
         reference = self._follower.filter
-        gains = self._settings.impedance if self._follower.state == "following" else self._stopping_gains
-        spring = impedance_torque(gains, reference, position, quaternion, jacobian, dq, posture - q)
+        gains, mass = self._settings.impedance, None
+        if self._follower.state != "following":  # a policy knows how the arm lags behind; a stop may not
+            gains, mass = self._stopping_gains, np.array(self._model.mass(state)).reshape(7, 7)
+        spring = impedance_torque(gains, reference, position, quaternion, jacobian, dq, posture - q, mass)
         return np.minimum(np.maximum(spring + self._model.coriolis(state), -TORQUE_LIMITS), TORQUE_LIMITS)
 
     # what is said

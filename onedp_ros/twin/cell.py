@@ -52,7 +52,7 @@ class Cell:
         self.data = mujoco.MjData(self.model)
         self._tool = self.model.site("tool").id
         self._hand = self.model.body("hand").id
-        self._jacobian = np.zeros((6, self.model.nv))
+        self._jacobian, self._mass = np.zeros((6, self.model.nv)), np.zeros((self.model.nv, self.model.nv))
         self.filter = TargetFilter(ServoLimits())
         self._gains = ImpedanceGains()
         self.stopping = False
@@ -111,6 +111,7 @@ class Cell:
         for _ in range(milliseconds):
             if self.stopping:
                 self.filter.brake(TIMESTEP)
+                mujoco.mj_fullM(model, self._mass, data.qM)
             else:
                 self.filter.step(self.target_position, self.target_quaternion, TIMESTEP)
             step = HAND_SPEED * TIMESTEP
@@ -124,6 +125,7 @@ class Cell:
                 self._jacobian[:, :7],
                 data.qvel[:7],
                 HOME - data.qpos[:7],
+                self._mass[:7, :7] if self.stopping else None,
             )
             data.ctrl[0] = 255.0 * self._opening / MAX_OPENING
             mujoco.mj_step(model, data)

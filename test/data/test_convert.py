@@ -203,7 +203,6 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("format", "how"), [("zarr", signal.SIGKILL), ("lerobot", signal.SIGKILL), ("lerobot", signal.SIGINT)])
-@pytest.mark.flaky(reruns=2)  # races with processes
 def test_interrupted_conversion_goes_on_and_its_result_equals_an_uninterrupted_one(
     record: Record, tmp_path: Path, format: str, how: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, WrenchStamped
 from mcap.reader import make_reader
 from mcap_ros2.reader import read_ros2_messages
+from pictures import picture
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -126,7 +127,7 @@ def test_an_episode_holds_every_message_that_was_published_while_it_was_recorded
     for topic, stamp, message in read_bag(bag):
         got.setdefault(topic, []).append(stamp)
         if topic.endswith("image_raw"):
-            assert set(message.data.tobytes()) == {source.frames["wrist" if topic == WRIST else "front", stamp]}
+            assert message.data.tobytes() == picture(source.frames["wrist" if topic == WRIST else "front", stamp]).tobytes()
     frames = source.frames.copy()
     sent |= {WRIST: [s for n, s in frames if n == "wrist"], FRONT: [s for n, s in frames if n == "front"]}
     sent |= {"target_pose": operator.stamps, "gripper_target": operator.stamps}
@@ -183,8 +184,8 @@ def test_an_episode_that_cannot_be_discarded_does_not_end_the_recorder(rig, oper
     monkeypatch.setattr("onedp_ros.data.bag_writer.shutil.rmtree", refuse)
     answer = ask("discard")
     assert not answer.success
-    assert "episode_000000.partial cannot be removed" in answer.message and "Read-only" in answer.message
-    rig.until(lambda: rig.error(NODE, "remove it by hand"), "the error")
+    assert "episode_000000.partial could not be discarded" in answer.message and "Read-only" in answer.message
+    rig.until(lambda: rig.error(NODE, "its folder is to be writable"), "the error")
     monkeypatch.undo()
     start("after it")
     assert ask("stop").success
