@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onedp_ros.camera_check import CameraCheck
 from onedp_ros.contract import (
     NANOSECONDS,
     Contract,
@@ -229,7 +230,7 @@ class _Reading:
         self.refusals = Refusals()
         self.heard: Counter[str] = Counter()
         self.runs = [_Run()]
-        self.assembler = ObservationAssembler(contract)
+        self.assembler, self.check = ObservationAssembler(contract), CameraCheck(contract)
         self._lags: dict[str, array[int]] = {}
         self._transports: dict[str, str] = {}
         self._last_target = 0
@@ -269,7 +270,10 @@ class _Reading:
             if self._jumps() > before:
                 run = self._begin_run()
         for observation in self.assembler.pop():
-            run.add(observation, self.store)
+            faults = self.check.faults(observation)  # what the live node withholds from a policy teaches it nothing
+            self.assembler.dropped.update(f"{camera} picture {reason}" for camera, (reason, _) in faults.items())
+            if not faults:
+                run.add(observation, self.store)
 
     def _jumps(self) -> int:
         return sum(count for reason, count in self.assembler.dropped.items() if reason.endswith("jumped back"))

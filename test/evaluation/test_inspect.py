@@ -20,7 +20,7 @@ from rosbags.typesys import Stores, get_typestore
 from onedp_ros.contract import NANOSECONDS, Contract, encode_action
 from onedp_ros.data.bag_writer import EpisodeWriter
 from onedp_ros.data.bags import read_bag
-from onedp_ros.data.convert import convert
+from onedp_ros.data.convert import ConvertError, convert
 from onedp_ros.evaluation.bag_reading import KEPT_FRAMES, BagReading
 from onedp_ros.evaluation.inspect import InspectError, inspect_bag, inspect_dataset, inspect_set, main, ranges
 from onedp_ros.geometry import gripper_down
@@ -34,7 +34,8 @@ Record = Callable[..., Path]
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
-    """Record an arm that rises by 0.1 m/s, seen by two 30 Hz cameras, ``stagger`` ns apart, whose frame k is missing if ``lost``.
+    """Record an arm that rises by 0.1 m/s, seen by two 30 Hz cameras, ``stagger`` ns apart, whose frame k is missing if ``lost``,
+    and black if ``blind``.
 
     Targets come at 50 Hz, 0.05 m above the arm, and turn by 0.5 rad/s; the opening is commanded to close after a second.
     """
@@ -43,6 +44,7 @@ def record(tmp_path: Path) -> Record:
         name: str = "episode",
         seconds: float = 2.0,
         lost: Callable[[str, int], bool] = lambda camera, k: False,
+        blind: Callable[[str, int], bool] = lambda camera, k: False,
         size: tuple[int, int] = (120, 160),
         stagger: int = HALF_FRAME,
         finish: bool = True,
@@ -67,6 +69,9 @@ def record(tmp_path: Path) -> Record:
                 writer.add_target(stamp, position + np.array([0, 0, 0.05]), gripper_down(0.5 * since), 0.08 if since < 1 else 0.0)
             else:
                 image = np.full((*size, 3), (k % 256, 100, 50), np.uint8)
+                image[size[0] // 2 :] = 255
+                if blind(kind, k):
+                    image[:] = 0
                 writer.add_image(kind, stamp, image)
         if not finish:
             writer.abort()
@@ -121,6 +126,18 @@ def test_lost_frames_show_as_gaps_and_in_the_synchrony(record: Record) -> None:
     assert report["topics"]["wrist_camera/color/image_raw"]["gaps"] == 0
     assert report["sync_ms"]["wrist-front"]["max"] == pytest.approx(3.5 * 33.333, abs=0.1)
     assert report["pieces"] == 2 and report["dropped"]["no front frame within slop"] > 0
+
+
+def test_a_camera_that_sees_nothing_is_named_and_teaches_nothing(record: Record, tmp_path: Path) -> None:
+    bag = record(blind=lambda camera, k: camera == "front" and 20 <= k < 40)
+    report, _ = inspect_bag(bag)
+    assert report["dropped"]["front picture featureless"] == 40 and report["pieces"] == 2
+    assert any("40 front picture featureless" in warning for warning in report["warnings"])
+    converted = convert([bag], tmp_path / "data.zarr", workers=1, progress=False)
+    assert converted.dropped == report["dropped"] and list(converted.warnings.values()) == [report["warnings"]]
+    blind = record("blind", blind=lambda camera, k: camera == "wrist")
+    with pytest.raises(ConvertError, match="wrist picture featureless"):
+        convert([blind], tmp_path / "none.zarr", workers=1, progress=False)
 
 
 def test_synchrony_is_told_by_the_frames_of_both_cameras(record: Record) -> None:
