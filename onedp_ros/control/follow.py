@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from onedp_ros.control.joints import JointGuard, JointMargins
 from onedp_ros.control.limits import STALE_AFTER, WORKSPACE
@@ -81,8 +81,20 @@ class TargetFollower:
         )
         self.far = 0
 
-    def start(self, position: Sequence[float], quaternion: Sequence[float], now: int) -> None:
-        """Hold at a pose, (3,) m and (4,) xyzw. Targets stamped before ``now`` (ns) will not be followed."""
+    def start(
+        self,
+        position: Sequence[float],
+        quaternion: Sequence[float],
+        now: int,
+        motion: Callable[[], tuple[ArrayLike, ArrayLike, ArrayLike]] | None = None,
+    ) -> None:
+        """Hold at a pose, (3,) m and (4,) xyzw. Targets stamped before ``now`` (ns) will not be followed.
+
+        Args:
+            motion: gives the pose, as above, and the twist (6,), m/s and rad/s, of an arm that lags behind the reference, as
+                behind a spring; a stop begins there. None: the arm is where the reference is.
+        """
+        self._motion = motion
         self.filter.reset(position, quaternion)
         self._seen, self._cycle = now, 0
         self._ticks = self._looked = self._since = 0
@@ -147,6 +159,8 @@ class TargetFollower:
             self._take(position, quaternion)
         elif not fresh and self.state == "following":
             self.state, changed = "stopping", True
+            if self._motion is not None:
+                self.filter.take_over(*self._motion())
         if turn == 1:  # a look is spread over four cycles
             self._seen_joints = self._joints()
             self._looked, self._since = self._ticks, self._ticks - self._looked
@@ -201,7 +215,8 @@ class TargetFollower:
 
     def _share_out(self) -> None:
         """Ask what the joints can follow of what the filter wants now."""
-        velocity, spin = self._wanted(1.0) if self.state == "following" else (STILL, STILL)
+        stopping = self.state == "stopping"
+        velocity, spin = (STILL, STILL) if stopping else self._wanted(1.0)
         push, twist = self.filter.pushes(velocity, spin)
-        self.share, share, drag = self._guard.shares(self.filter.twist, velocity + spin, push + twist)
+        self.share, share, drag = self._guard.shares(self.filter.twist, velocity + spin, push + twist, stopping)
         self._push = share, drag

@@ -26,6 +26,9 @@ JOINT_JERK = 5000.0  # rad/s³
 TORQUE_LIMITS = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])  # Nm
 TORQUE_RATE = 1000.0  # Nm/s
 
+STOPPING = (
+    0.8  # of what the joints may accelerate, for a stop: in a straight line, where the robot's own joints do as foreseen here
+)
 BRAKING = 0.5  # of the joints' decelerations that a Cartesian motion is trusted with
 BENDING = 0.25  # of what the joints may accelerate, for the change of the arm's posture
 DRAG = 20.0  # 1/s, at most
@@ -86,7 +89,9 @@ class JointGuard:
         worst = linear * np.sqrt(ONES @ square[:3]) + angular * np.sqrt(ONES @ square[3:])
         return min(1.0, self._margins.jerk * JOINT_JERK / float(worst.max()))
 
-    def shares(self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float]) -> tuple[float, float, float]:
+    def shares(
+        self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float], stopping: bool = False
+    ) -> tuple[float, float, float]:
         """What keeps all joints within limits: the shares, 0 to 1, of a wanted velocity and of an acceleration, and a drag (1/s).
 
         Near a singularity hardly any change of direction is left; the drag then slows the present velocity down, whose joint speeds
@@ -98,8 +103,10 @@ class JointGuard:
         Args:
             now: present velocity, (6,) m/s and rad/s, as is ``wanted``.
             acceleration: (6,) m/s² and rad/s².
+            stopping: with all that the joints can be trusted with.
         """
-        margins, most = self._margins, self._margins.acceleration * JOINT_ACCELERATION
+        margins = self._margins
+        most = JOINT_ACCELERATION * (max(STOPPING, margins.acceleration) if stopping else margins.acceleration)
         share = push = 1.0
         fastest = 1e-9
         for joint, (inverse, change) in enumerate(zip(self._inverse, self._change, strict=True)):

@@ -75,6 +75,12 @@ class TargetFilter:
         self._quaternion: Sequence[float] = np.asarray(quaternion, np.float64).tolist()
         self._velocity = self._acceleration = self._spin = self._spin_up = STILL
 
+    def take_over(self, position: ArrayLike, quaternion: ArrayLike, twist: ArrayLike) -> None:
+        """Go on from a measured pose, (3,) m and (4,) xyzw, and twist (6,), m/s and rad/s, at the present accelerations."""
+        self._position, self._quaternion = tuple(np.asarray(position).tolist()), np.asarray(quaternion).tolist()
+        x, y, z, a, b, c = np.asarray(twist).tolist()
+        self._velocity, self._spin = (x, y, z), (a, b, c)
+
     @property
     def position(self) -> Array:
         """(3,) m."""
@@ -212,16 +218,15 @@ def _bounded(vector: Array, most: float) -> Array:
     return vector if length <= most else vector * (most / length)
 
 
-LINEAR_DAMPING = Range(10.0, 300.0, "Ns/m", "less swings on, more is too much for a loop of 1 kHz")
-
-
 @dataclasses.dataclass(frozen=True)
 class ImpedanceGains:
     """Stiffness (N/m, Nm/rad), damping (Ns/m, Nms/rad), null-space gains (Nm/rad, Nms/rad) and error clips (m, rad)."""
 
     linear_stiffness: float = within(Range(10.0, 3000.0, "N/m", "as of the FR3's own Cartesian impedance"), default=1500.0)
     angular_stiffness: float = within(Range(1.0, 300.0, "Nm/rad", "as of the FR3's own Cartesian impedance"), default=60.0)
-    linear_damping: float = within(LINEAR_DAMPING, default=120.0)
+    linear_damping: float = within(
+        Range(10.0, 300.0, "Ns/m", "less swings on, more is too much for a loop of 1 kHz"), default=120.0
+    )
     angular_damping: float = within(
         Range(1.0, 30.0, "Nms/rad", "less swings on, more is too much for a loop of 1 kHz"), default=8.0
     )
@@ -229,11 +234,6 @@ class ImpedanceGains:
     posture_damping: float = within(Range(0.1, 10.0, "Nms/rad", "less swings on, more is too much at 1 kHz"), default=2.0)
     linear_clip: float = within(Range(0.001, 0.1, "m", "less does not overcome friction, more presses hard"), default=0.03)
     angular_clip: float = within(Range(0.01, 1.0, "rad", "less does not overcome friction, more turns hard"), default=0.3)
-
-    @property
-    def stopping(self) -> ImpedanceGains:
-        """For an arm that is to stop and stay: with the greatest damping, so that it keeps to a reference that brakes."""
-        return dataclasses.replace(self, linear_damping=LINEAR_DAMPING.high, angular_damping=max(self.angular_damping, 20.0))
 
     def __post_init__(self) -> None:
         check_fields(self, "impedance")
@@ -265,7 +265,7 @@ def impedance_torque(
         jacobian: (6, 7), linear rows first, base frame.
         joint_velocity: (7,) rad/s.
         posture_error: (7,) rad, preferred minus measured joint angles; acts in the null space only.
-        mass: of the joints, (7, 7) kg m²: then the arm keeps to the reference's accelerations, else it lags behind as a spring does.
+        mass: of the joints, (7, 7) kg m²; with it the arm follows the reference without the lag of its spring.
     """
     wrench = np.empty(6)
     twist = jacobian @ joint_velocity

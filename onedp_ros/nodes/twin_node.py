@@ -213,7 +213,8 @@ class TwinNode(Node):
         """Slow down as fast as the servo may, and stay. Targets are followed again when the arm is at rest."""
         if self._target is not None:
             self._holds += 1
-            self._target, self._stepped.cell.stopping = None, True
+            self._target = None
+            self._stepped.cell.brake()
 
     def _on_gripper(self, message: JointState) -> None:
         if self._expert is not None or clock.now() < self._deaf_until:

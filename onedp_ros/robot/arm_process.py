@@ -72,7 +72,6 @@ class ArmProcess:
     def __init__(self, descriptor: int, parent: int, address: str, settings: RobotSettings, enforce: bool, cpu: int) -> None:
         self._memory = memory.arm_memory(descriptor)
         self._latest = self._memory.latest
-        self._stopping_gains = settings.impedance.stopping
         self._address, self._settings, self._enforce, self._cpu = address, settings, enforce, cpu
         self._parent = parent
         self._report = Report()
@@ -198,7 +197,10 @@ class ArmProcess:
         state, period = control.readOnce()
         self._measured = state
         # The motion generator starts where the robot was last told to be, within a millimetre of where it is.
-        follower.start(*pose_from_columns(state.O_T_EE_c if mode == memory.POSE else state.O_T_EE), now())
+        if mode == memory.POSE:
+            follower.start(*pose_from_columns(state.O_T_EE_c), now())
+        else:
+            follower.start(*pose_from_columns(state.O_T_EE), now(), self._motion)
         far, cycles, lost = report.far - follower.far, report.cycles, report.lost
         posture = np.array(state.q)
         taken = asked = resting = cycle = 0
@@ -252,13 +254,17 @@ class ArmProcess:
         state = self._measured
         return state.q, np.array(self._model.zero_jacobian(state)).reshape(7, 6).T
 
+    def _motion(self) -> tuple[Any, Any, Any]:
+        """Position (3,) m, quaternion (4,) xyzw and twist (6,) m/s, rad/s of the arm in this cycle."""
+        return *pose_from_columns(self._measured.O_T_EE), self._joints()[1] @ np.array(self._measured.dq)
+
     def _torque(self, state: Any, dq: Any, posture: Any) -> Any:
         q, jacobian = self._joints()
         position, quaternion = map(np.array, pose_from_columns(state.O_T_EE))
         reference = self._follower.filter
         gains, mass = self._settings.impedance, None
-        if self._follower.state != "following":  # a policy knows how the arm lags behind; a stop may not
-            gains, mass = self._stopping_gains, np.array(self._model.mass(state)).reshape(7, 7)
+        if self._follower.state == "stopping":  # a policy knows how the arm lags behind; a stop may not
+            mass = np.array(self._model.mass(state)).reshape(7, 7)
         spring = impedance_torque(gains, reference, position, quaternion, jacobian, dq, posture - q, mass)
         return np.minimum(np.maximum(spring + self._model.coriolis(state), -TORQUE_LIMITS), TORQUE_LIMITS)
 

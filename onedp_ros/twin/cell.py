@@ -43,8 +43,8 @@ class Task(Protocol):
 
 
 class Cell:
-    """The state of the cell and its 1 kHz servo. ``time`` is simulated seconds since :meth:`reset`; while ``stopping`` the arm
-    brakes, whatever its target is."""
+    """The state of the cell and its 1 kHz servo. ``time`` is simulated seconds since :meth:`reset`; while ``stopping``, since
+    :meth:`brake`, the arm slows down and stays, whatever its target is."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -100,6 +100,16 @@ class Cell:
         self.target_position, self.target_quaternion = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
         self.target_opening = min(max(float(opening), 0.0), MAX_OPENING)
 
+    def brake(self) -> None:
+        """Slow down from where the arm is, as fast as the servo may, and stay."""
+        self.stopping = True
+        self.filter.take_over(self.position, self.quaternion, self._tool_jacobian() @ self.data.qvel[:7])
+
+    def _tool_jacobian(self) -> Array:
+        """The tool's Jacobian (6, 7), linear rows first, base frame."""
+        mujoco.mj_jacSite(self.model, self.data, self._jacobian[:3], self._jacobian[3:], self._tool)
+        return self._jacobian[:, :7]
+
     def push(self, force: Array, torque: Array) -> None:
         """Disturb the hand with a force (3,) N and torque (3,) Nm in the base frame until the next call."""
         self.data.xfrc_applied[self._hand] = np.concatenate([force, torque])
@@ -107,7 +117,6 @@ class Cell:
     def step(self, milliseconds: int) -> None:
         """Advance servo and physics."""
         data, model = self.data, self.model
-        gains = self._gains.stopping if self.stopping else self._gains
         for _ in range(milliseconds):
             if self.stopping:
                 self.filter.brake(TIMESTEP)
@@ -116,13 +125,12 @@ class Cell:
                 self.filter.step(self.target_position, self.target_quaternion, TIMESTEP)
             step = HAND_SPEED * TIMESTEP
             self._opening += min(max(self.target_opening - self._opening, -step), step)
-            mujoco.mj_jacSite(model, data, self._jacobian[:3], self._jacobian[3:], self._tool)
             data.qfrc_applied[:7] = impedance_torque(
-                gains,
+                self._gains,
                 self.filter,
                 self.position,
                 self.quaternion,
-                self._jacobian[:, :7],
+                self._tool_jacobian(),
                 data.qvel[:7],
                 HOME - data.qpos[:7],
                 self._mass[:7, :7] if self.stopping else None,
