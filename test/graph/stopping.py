@@ -35,11 +35,8 @@ class Process(subprocess.Popen):
         super().__exit__(*details)
 
 
-def check_stop(driving, stop, deceleration, after=0.0, margin=0.01, time_margin=0.3):
-    """Whether the arm rests within its braking distance and time, and a margin (m, s). It may go on for ``after`` s first.
-
-    The margin of time is wide, since a busy machine wakes processes late.
-    """
+def check_stop(driving, stop, deceleration, after=0.0, margin=0.01, time_margin=0.1):
+    """Whether the arm rests within its braking distance and time, and a margin (m, s). It may go on for ``after`` s first."""
     speed = driving.speed()
     distance, seconds = driving.way_to_rest(stop)
     assert distance < speed * after + speed**2 / (2 * deceleration) + margin, (speed, distance, seconds)
