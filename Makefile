@@ -6,8 +6,10 @@ PYTHON := .venv/bin/python
 demo: venv
 	.venv/bin/onedp demo
 
+# First what may share the machine, a process a core; then what runs against the clock.
 test: lint fake-franka browser
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not real_time" -n auto --dist loadfile
+	$(PYTHON) -m pytest -m real_time
 
 lint: venv
 	$(PYTHON) -m ruff check

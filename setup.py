@@ -109,6 +109,7 @@ setup(
             "playwright",
             "pytest",
             "pytest-rerunfailures",
+            "pytest-xdist",
             "ruff",
         ],
     },

@@ -24,9 +24,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 REAL_TIME = ("graph", "robot", "teleop")  # folders whose tests run processes against the clock
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "real_time: runs against the clock: alone on the machine, and again where the machine stalled"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A machine without a real-time kernel may stall for longer than a robot or a camera's queue forgives; not three times in a
     row. What ran again is named at the end."""
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] in REAL_TIME:
+            item.add_marker("real_time")
+        if item.get_closest_marker("real_time"):
             item.add_marker(pytest.mark.flaky(reruns=2))

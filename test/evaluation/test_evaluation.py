@@ -110,6 +110,7 @@ def test_wilson_interval() -> None:
     assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == pytest.approx(1.0)
 
 
+@pytest.mark.real_time
 def test_bench_rows_take_turns_and_count_evaluations() -> None:
     rows = bench.measure("compact", repeats=2, threads=1)
     assert {"torch", "openvino"} <= {r["engine"] for r in rows}
@@ -119,13 +120,13 @@ def test_bench_rows_take_turns_and_count_evaluations() -> None:
     assert eager["dp_ddim10"] > eager["onedp_s"]
 
 
-@pytest.mark.flaky(reruns=2)  # a machine that stalls for longer than the queue loses frames
+@pytest.mark.real_time
 def test_frames_arrive_with_the_shared_memory_profile() -> None:
     rows = {r["profile"]: r for r in bench.frames(seconds=0.5, width=160, height=120)}
     assert rows["shared memory"]["received"] == rows["shared memory"]["sent"] == 60
 
 
-@pytest.mark.flaky(reruns=2)
+@pytest.mark.real_time
 def test_the_starts_bench_takes_first_and_next_in_turn() -> None:
     pytest.importorskip("rclpy")
     result = start.run("openvino", repeats=1)
@@ -134,6 +135,7 @@ def test_the_starts_bench_takes_first_and_next_in_turn() -> None:
     assert f"{following}" in start.table(result)
 
 
+@pytest.mark.real_time
 def test_the_recorders_bench_counts_what_is_not_in_the_bag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     read_bag, camera = recorder.read_bag, CONTRACT.cameras["front"].topic
 
