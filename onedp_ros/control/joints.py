@@ -45,8 +45,9 @@ def joint_speed_limit(joint: int, distance: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class JointMargins:
-    """Shares of the joints' limits of speed, acceleration and jerk that a motion may use; ``range`` (rad): kept from the ends of
-    their ranges; ``elbow`` (rad): least bend of joint 4, since a stretched arm can neither go on nor brake."""
+    """Shares of the joints' limits of speed, acceleration and jerk that a motion may use (a stop: :data:`STOPPING`); ``range``
+    (rad): kept from the ends of their ranges; ``elbow`` (rad): least bend of joint 4, since a stretched arm can neither go on nor
+    brake."""
 
     speed: float = within(Range(0.01, 1.0, "", "a fraction of the FR3's limit"), default=0.5)
     acceleration: float = within(Range(0.05, 1.0, "", "a fraction of the FR3's limit; less hardly brakes"), default=0.4)
