@@ -74,7 +74,7 @@ setup(
         "opencv-python-headless<4.12",
         "openvino",
         "psutil",
-        "pyarrow<26",  # 26 needs NumPy 2
+        "pyarrow>=14.0.1,<26",  # 26 needs NumPy 2
         "pylibfranka",
         "pyspacemouse",
         "PyYAML",

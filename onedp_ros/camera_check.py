@@ -1,7 +1,8 @@
 """Whether cameras still see: pictures that are black, of one colour, or no longer change are worse than none.
 
 Such a camera goes on sending under new stamps, and a policy goes on moving the arm by what it once saw. The verdict depends on the
-observations alone, not on a clock, so that a replay withholds what the live node withheld.
+observations alone, not on a clock, so that a replay withholds what the live node withheld, but for pictures that had frozen before
+the recording began.
 """
 
 from __future__ import annotations

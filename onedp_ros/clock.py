@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+SHORTEST_PAUSE = 0.1  # s between two steps, whatever a robot's file says: schedulers are late by some of it
+
 
 def now_ns() -> int:
     """Since the machine's start, ns."""

@@ -310,7 +310,7 @@ class Normalizer:
 
     @classmethod
     def fit(cls, state: Floats, action: Floats) -> Normalizer:
-        """States (N, 9) and actions (N, 10) of a data set -> the normaliser of its range."""
+        """States (N, 9) and actions (N, 10) of a data set -> the normaliser of its range. ContractError: an implausible range."""
         state_offset, state_scale = np.zeros(state.shape[1]), np.ones(state.shape[1])
         action_offset, action_scale = np.zeros(action.shape[1]), np.ones(action.shape[1])
         for offset, scale, data in ((state_offset, state_scale, state), (action_offset, action_scale, action)):
@@ -318,7 +318,8 @@ class Normalizer:
             offset[:3], scale[:3] = (low + high) / 2, np.maximum((high - low) / 2, 0.01)
         state_offset[7:], state_scale[7:] = MAX_OPENING / 4, MAX_OPENING / 4
         action_offset[9], action_scale[9] = MAX_OPENING / 2, MAX_OPENING / 2
-        return cls(*(a.astype(np.float32) for a in (state_offset, state_scale, action_offset, action_scale)))
+        made = cls(*(a.astype(np.float32) for a in (state_offset, state_scale, action_offset, action_scale)))
+        return cls.from_dict(made.to_dict())  # which refuses what could not be loaded again
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Sequence[float]]) -> Normalizer:

@@ -16,6 +16,7 @@ from typing import Any
 
 from onedp_ros.resources import named_file, read_task, resource
 from onedp_ros.robot import MODES
+from onedp_ros.shm import PROFILES
 
 ROBOTS = ("twin", "franka", "crisp")
 ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
@@ -24,7 +25,6 @@ PACKAGE = "onedp_ros"
 NETWORKS = ("localhost", "subnet")
 RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 PEERS = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER")
-PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 FOLDER = Path("/dev/shm")
 SETTLED = 10.0  # s: a lock file as old as that has been locked, if its owner lives
 DEFAULT_SEGMENT = 524_288  # bytes, Fast DDS's own choice
-PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # that of Jazzy first
 PARTICIPANTS = {"twin_node": 2}  # processes of a node that has more than one
 _LOCK = re.compile(r"fastrtps_[0-9a-f]{16}_el")
 

@@ -23,7 +23,8 @@ SPAN = 0.02  # s over which a measured pose's speed is taken
 SLOW, SLOW_TURN = 0.02, 0.1  # m/s, rad/s: an arm that moves no faster is at rest
 LONGEST_BRAKE = 0.5  # s for which the measured pose is believed to be one that comes to rest
 
-# An FR3 moves at up to 3 m/s and turns at 2.5 rad/s. Poses that are farther apart than that are not those of one arm.
+# Poses that are farther apart than these speeds allow are not those of one arm. An FR3 moves at up to 3 m/s; it turns at 2.5 rad/s,
+# but its wrist alone is faster.
 FASTEST, FASTEST_TURN = 3.0, 10.0  # m/s, rad/s
 JITTER, JITTER_TURN = 0.01, 0.05  # m, rad
 

@@ -27,8 +27,8 @@ STRONGEST_PUSH = 100.0  # N
 class ServoLimits:
     """Bounds of the filtered motion: m/s, m/s², m/s³ and rad/s, rad/s², rad/s³; ``gain`` (1/s) is how fast an error closes.
 
-    The defaults are about a third of the FR3 data sheet's Cartesian limits (https://frankarobotics.github.io/docs, "Robot and
-    interface specifications").
+    The defaults are a tenth to two thirds of the FR3 data sheet's Cartesian limits (https://frankarobotics.github.io/docs, "Robot
+    and interface specifications").
     """
 
     gain: float = within(Range(1.0, 50.0, "1/s", "less lags by seconds, more is too fast for a loop of 1 kHz"), default=12.0)
@@ -49,10 +49,11 @@ class ServoLimits:
         check_fields(self, "servo")
         for kind in ("linear", "angular"):
             speed, most, jerk = (getattr(self, f"{kind}_{name}") for name in ("speed", "acceleration", "jerk"))
-            if (stop := speed / most + most / jerk) > LONGEST_STOP:
+            if (stop := speed / most + most / jerk + 2.0 / self.gain) > LONGEST_STOP:
                 raise ValueError(
-                    f"servo.{kind}_speed is {speed:g}, {kind}_acceleration {most:g} and {kind}_jerk {jerk:g}, so that a stop takes "
-                    f"{stop:.2g} s, expected {LONGEST_STOP:g} s at most (speed/acceleration + acceleration/jerk)"
+                    f"servo.{kind}_speed is {speed:g}, {kind}_acceleration {most:g}, {kind}_jerk {jerk:g} and gain {self.gain:g}, "
+                    f"so that a stop takes {stop:.2g} s, expected {LONGEST_STOP:g} s at most (speed/acceleration + "
+                    f"acceleration/jerk + 2/gain)"
                 )
 
 

@@ -42,6 +42,7 @@ TYPES = get_typestore(Stores.ROS2_JAZZY)
 _PACKAGES = ("onedp_ros", "mujoco", "numpy", "rosbags")
 _STORAGE = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
 _MAX_RATIO = 1000  # to which a file is unpacked; rendered images take a hundredth at least
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # at the end of a rollback journal that names another
 _BEGINNINGS = {  # of files that are no bags, and what to do with them
     b"\x89HDF\r\n\x1a\n": "it is an HDF5 file; 'onedp convert' reads robomimic's, named .hdf5",
     b"#ROSBAG V": "it is a bag of ROS 1; make one of ROS 2 of it with rosbags-convert (pip install rosbags)",
@@ -245,7 +246,7 @@ def _information(file: Path) -> dict[str, Any]:
         raise BagError(f"{file} is damaged ({error}); 'ros2 bag reindex' makes another metadata.yaml") from error
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
+KINDS: dict[str, type | tuple[type, ...]] = {
     "contract": dict,
     "success": bool,
     "problems": list,
@@ -278,7 +279,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         return {**ending, "problems": [f"{reason}; what its recorder noted is lost, give the task with --task"]}
     notes = {}
     for key, value in found.items():
-        ours = isinstance(value, _KINDS.get(key, object))
+        ours = isinstance(value, KINDS.get(key, object))
         notes[key if ours else f"{key} (of another recorder)"] = value
     return {**notes, **ending}
 
@@ -396,8 +397,9 @@ def read_serialized(
 def _check_sqlite(file: Path) -> None:
     """ValueError for a database that computes what rosbag2 stores: views and generated columns may be endless."""
     with contextlib.closing(sqlite3.connect(f"file:{urllib.parse.quote(str(file.resolve()))}?immutable=1", uri=True)) as database:
-        for kind, name, made in database.execute("SELECT type, name, sql FROM sqlite_master"):
-            if kind not in ("table", "index") or re.search(r"\bvirtual\b|\bas\s*\(", made or "", re.IGNORECASE):
+        for kind, name, made in database.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
+            computed = kind not in ("table", "index") or re.search(r"\bvirtual\b", made or "", re.IGNORECASE)
+            if computed or database.execute("SELECT 1 FROM pragma_table_xinfo(?) WHERE hidden", (name,)).fetchone():
                 raise ValueError(f"its {kind} {shown(name)} is computed, rosbag2 stores tables only; record or copy the bag again")
 
 
@@ -432,7 +434,10 @@ def _unpacked(file: Path) -> Iterator[Path]:
                         raise ValueError(f"it unpacks to more than {_MAX_RATIO} times its size, as no recording does")
         else:  # SQLite's log of a recording that was killed; the original stays as it is
             for path in (file, *beside):
-                shutil.copy(path, folder)
+                copied = Path(shutil.copy(path, folder))
+                # One that names a journal above it, as of several databases, has SQLite delete the file of that name.
+                if copied.suffix == ".db3-journal" and copied.read_bytes().endswith(_JOURNAL_MAGIC):
+                    raise ValueError("its journal belongs to several databases, as no recording's does; copy the bag again")
             with contextlib.closing(sqlite3.connect(plain)) as database:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         yield plain

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from onedp_ros.contract import NANOSECONDS, Contract, ContractError
 from onedp_ros.data import lerobot, quality, replay_buffer, robomimic
-from onedp_ros.data.bags import PARTIAL, BagError, find_bags, kept, read_metadata, sync, versions
+from onedp_ros.data.bags import KINDS, PARTIAL, BagError, find_bags, kept, read_metadata, sync, versions
 from onedp_ros.data.episodes import Piece, Source, SourceError, read_episodes
 from onedp_ros.resources import task_contract
 
@@ -267,8 +267,10 @@ def _encode(format: str, source: Source, contract: Contract, folder: Path) -> st
         _read(format, source, contract, unfinished)
     except (BagError, SourceError, ContractError) as error:
         reason = str(error)
-    except (OSError, MemoryError):  # of the place that is written to
+    except OSError:  # of the place that is written to
         raise
+    except MemoryError:
+        reason = "it needs more memory than there is; leave it out"
     except Exception as error:  # one that cannot be used must not cost the others
         reason = f"it cannot be used ({type(error).__name__}: {error}); leave it out"
     else:
@@ -300,7 +302,8 @@ def _read(format: str, source: Source, contract: Contract, folder: Path) -> None
 
 def _line(source: Source, folder: Path) -> dict[str, Any]:
     line = json.loads((folder / "line.json").read_text(encoding="utf-8"))
-    return {"source": source.name, **{key: source.notes[key] for key in _NOTES if key in source.notes}, **line}
+    notes = {key: source.notes[key] for key in _NOTES if isinstance(source.notes.get(key), KINDS.get(key, (int, list)))}
+    return {"source": source.name, **notes, **line}
 
 
 def _entries(source: Source, line: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ _DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 _CHUNK = 1000  # files in a folder
+_MAX_EPISODES, _MAX_ROWS = 100_000, 10_000_000  # of a data set, and of a file: a few kilobytes may hold any number of equal rows
 _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _VECTORS = {"observation.state": STATE_NAMES, "action": ACTION_NAMES}
@@ -302,6 +303,8 @@ def sources(path: Path) -> list[Source]:
         ours = parse_json(read_bytes(notes, MAX_METADATA).decode(), str(notes), finite=False) if notes.exists() else {}
         files = sorted((path / "meta/episodes").glob("*/*.parquet"))
         columns = [name for name in pq.read_schema(files[0]).names if not name.startswith(("stats/", "tasks"))]
+        if (rows := sum(pq.read_metadata(file).num_rows for file in files)) > _MAX_EPISODES:
+            raise SourceError(f"{path} has {rows} episodes, expected {_MAX_EPISODES} at most; divide it with LeRobot")
         episodes = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
     except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, pa.ArrowException) as error:
         if isinstance(error, SourceError):
@@ -325,9 +328,11 @@ def _read(
     with _named(name):
         file = _file(path, info["data_path"], chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         features = {camera: _camera(path, info, camera) for camera in contract.cameras}
+        if (rows := pq.read_metadata(file).num_rows) > _MAX_ROWS:
+            raise SourceError(f"{name}: {file} has {rows} rows, expected {_MAX_ROWS} at most; divide the data set with LeRobot")
         table = pq.read_table(file, columns=[*_VECTORS, "frame_index"], filters=[("episode_index", "=", index)])
         frames = table["frame_index"].to_numpy()
-        if not np.array_equal(frames, np.arange(steps)):
+        if len(frames) != steps or not np.array_equal(frames, np.arange(steps)):
             raise SourceError(f"{name}: {file} holds {len(frames)} steps of it, expected {steps}; copy or download it again")
         state, action = (np.array(table[key].to_pylist(), dtype=np.float32) for key in _VECTORS)
 

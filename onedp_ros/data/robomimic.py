@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from onedp_ros.data.episodes import Dropped, Episode, Source, SourceError, on_gr
 from onedp_ros.data.frames import Images
 from onedp_ros.data.zarr_reader import FREE, MAX_RATIO, MAX_RATIO_IMAGES
 
-_BLOCK = 32  # images read at once
+_BLOCK, _BLOCK_BYTES = 32, 2**26  # images read at once
+_MAX_CHUNK = 2**26  # bytes of a chunk, which is read as a whole
 NEAR = 0.2  # m from the end effector, within which absolute actions lie
 
 
@@ -44,7 +46,7 @@ def sources(path: Path) -> list[Source]:
     """
     with _open(path) as file:
         try:
-            demos = sorted(file["data"], key=lambda name: int(name.removeprefix("demo_")))
+            demos = sorted(_own(file, str(path), "data", h5py.Group), key=lambda name: int(name.removeprefix("demo_")))
             options = parse_json(str(file["data"].attrs["env_args"]), "its env_args", finite=False)
             hz = options["env_kwargs"].get("control_freq") if isinstance(options.get("env_kwargs"), dict) else None
             if hz is not None and not (isinstance(hz, (int, float)) and 0 < hz <= MAX_HZ):
@@ -65,17 +67,32 @@ def _open(path: Path) -> Iterator[Any]:
         raise SourceError(f"{path} cannot be read, it is truncated or no HDF5 file ({error}); copy or download it again") from error
 
 
-def _dataset(group: h5py.Group, name: str, key: str) -> h5py.Dataset:
-    """Numbers that lie in the file itself. SourceError for those of another file, and for what is far larger than its chunks."""
-    place = group
+def _own(place: h5py.Group, name: str, key: str, kind: type) -> Any:
+    """What lies at ``key`` below a group, in the file itself. SourceError for another kind, and for what links lead to."""
     for part in key.split("/"):
-        if isinstance(place.get(part, getlink=True), h5py.ExternalLink):
-            raise SourceError(f"{name}: {key} lies in another file; copy it into this one, with h5copy or h5repack")
+        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) and part in place else None
+        if not isinstance(link, h5py.HardLink):
+            why = "is missing" if link is None else "is a link; copy into its place what it leads to, with h5copy or h5repack"
+            raise SourceError(f"{name}: {key} {why}")
         place = place[part]
-    if not isinstance(place, h5py.Dataset) or place.dtype.kind not in "biuf":
+    if not isinstance(place, kind):
+        raise SourceError(f"{name}: {key} is no {kind.__name__.lower()}; leave it out")
+    return place
+
+
+def _dataset(group: h5py.Group, name: str, key: str, shape: tuple[int, ...]) -> h5py.Dataset:
+    """Numbers (T, *shape) that lie in the file itself; -1: any. SourceError for those of another file, and for what is far larger
+    than what lies on the disk, or than its chunks."""
+    place = _own(group, name, key, h5py.Dataset)
+    if place.dtype.kind not in "biuf":
         raise SourceError(f"{name}: {key} holds no numbers; leave it out")
     if place.external or place.is_virtual:
         raise SourceError(f"{name}: {key} lies in another file; copy it into this one, with h5copy or h5repack")
+    if place.ndim != 1 + len(shape) or any(w not in (-1, h) or h < 1 for w, h in zip(shape, place.shape[1:], strict=True)):
+        expected = ", ".join("any" if width < 0 else str(width) for width in shape)
+        raise SourceError(f"{name}: {key} has the shape {place.shape}, expected (T, {expected}), of one arm")
+    if place.chunks and math.prod(place.chunks) * place.dtype.itemsize > _MAX_CHUNK:
+        raise SourceError(f"{name}: {key} has chunks of the shape {place.chunks}, too large to be read; rewrite it with h5repack")
     ratio = MAX_RATIO if place.ndim < 3 else MAX_RATIO_IMAGES
     if place.nbytes > FREE + ratio * place.id.get_storage_size():
         raise SourceError(
@@ -88,8 +105,9 @@ def _dataset(group: h5py.Group, name: str, key: str) -> h5py.Dataset:
 def _images(path: Path, dataset: str, camera: Camera) -> Iterator[NDArray[np.uint8]]:
     with _open(path) as file:
         images = file[dataset]
-        for first in range(0, len(images), _BLOCK):
-            yield from map(camera.fit, images[first : first + _BLOCK])
+        block = max(1, min(_BLOCK, _BLOCK_BYTES // images[:0].dtype.itemsize // math.prod(images.shape[1:])))
+        for first in range(0, len(images), block):
+            yield from map(camera.fit, images[first : first + block])
 
 
 def _read(path: Path, demo: str, hz: float | None, contract: Contract, folder: Path | None = None) -> tuple[list[Episode], Dropped]:
@@ -98,13 +116,13 @@ def _read(path: Path, demo: str, hz: float | None, contract: Contract, folder: P
     def rows(key: str, width: int) -> NDArray[np.float64]:
         if key not in group:
             raise SourceError(f"{name} lacks {key}; make the observations with robomimic's dataset_states_to_obs.py")
-        values = np.asarray(_dataset(group, name, key)[()], dtype=np.float64)
-        if values.ndim != 2 or values.shape[1] != width:
-            raise SourceError(f"{name}: {key} has the shape {values.shape}, expected (T, {width}): one arm")
+        values = np.asarray(_dataset(group, name, key, (width,))[()], dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise SourceError(f"{name}: {key} holds values that are not finite; it is damaged, leave it out")
         return values
 
     with _open(path) as file:
-        group = file["data"][demo]
+        group = _own(file, name, f"data/{demo}", h5py.Group)
         actions = rows("actions_abs" if "actions_abs" in group else "actions", 7)
         position, quaternion = rows("obs/robot0_eef_pos", 3), rows("obs/robot0_eef_quat", 4)
         fingers = np.abs(rows("obs/robot0_gripper_qpos", 2))  # robosuite's second finger counts downwards
@@ -124,7 +142,10 @@ def _read(path: Path, demo: str, hz: float | None, contract: Contract, folder: P
                 cameras = sorted(k for k in group["obs"] if k.endswith("_image"))
                 raise SourceError(f"{name} lacks obs/{key}, it has {cameras}; name the cameras in the task file as they are there")
             stream = functools.partial(_images, path, f"data/{demo}/obs/{key}", settings)
-            images[camera] = Images(stream, np.arange(len(_dataset(group, name, f"obs/{key}"))))
+            pictures = _dataset(group, name, f"obs/{key}", (-1, -1, 3))
+            if len(pictures) != len(actions):
+                raise SourceError(f"{name} has {len(actions)} actions and {len(pictures)} images of {key}; leave it out")
+            images[camera] = Images(stream, np.arange(len(pictures)))
     stamps = np.round(np.arange(len(actions)) * (NANOSECONDS / (hz or contract.control_hz))).astype(np.int64)
     state = np.stack([encode_state(*step) for step in zip(position, quaternion, fingers, strict=True)])
     target = Rotation.from_rotvec(actions[:, 3:6]).as_quat()

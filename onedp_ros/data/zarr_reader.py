@@ -388,7 +388,7 @@ class _Zip:
 
     def stored(self, name: str) -> tuple[int, int]:
         sizes = [self._open.getinfo(key).compress_size for key in self._below(name)]
-        return sum(sizes), len(sizes)
+        return min(sum(sizes), self._path.stat().st_size), len(sizes)  # what its directory says may be untrue
 
     def _below(self, group: str) -> Iterator[str]:
         return (name for name in self._open.namelist() if name.startswith(f"{group}/") and not name.endswith("/"))

@@ -236,6 +236,7 @@ def distill(
     networks = nn.ModuleDict({"generator": policy} | ({"score": score} if score is not None else {}))
     teacher_weights = read_config(teacher_path)["weights_sha256"]
     made_of = dataclasses.asdict(config) | {"method": method, "teacher": teacher_weights, "data": dataset.stamp}
+    made_of["processes"] = accelerator.num_processes
     step, seconds = 0, 0.0
     if resume and (out / STATE).exists():
         step, seconds = load_state(out / STATE, networks, distillation.optimizers, ema, made_of, device)
@@ -280,7 +281,6 @@ def distill(
             accelerator.log(values, step)
         if (step % config.save_every == 0 or step == end) and accelerator.is_main_process:
             seconds = time.monotonic() - begin
-            save_state(out / STATE, step, seconds, networks, distillation.optimizers, ema, made_of)
             ema.store(policy.parameters())
             ema.copy_to(policy.parameters())
             errors["trained"] = watch(policy, method)
@@ -303,6 +303,8 @@ def distill(
             }
             save_ema(out, policy, ema, result)
             write_atomically(out / "distill.json", (json.dumps(result, indent=2) + "\n").encode())
+            # last, so that a run that dies in between does these steps, and what they write, again
+            save_state(out / STATE, step, seconds, networks, distillation.optimizers, ema, made_of)
     batches.close()
     bar.close()
     accelerator.end_training()

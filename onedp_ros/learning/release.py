@@ -57,7 +57,7 @@ def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Se
         f"| contract | in `{CONFIG}`; a node with another one refuses to start |",
         f"| training | {steps} gradient steps, {seconds / 60:.0f} min wall-clock |",
     ]
-    if "share_of_pretraining" in training:
+    if training.get("share_of_pretraining") is not None:
         lines.append(f"| distillation / pre-training | {training['share_of_pretraining']:.3f} of the gradient steps |")
     lines += [
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import logging
 import time
@@ -150,6 +151,7 @@ def train(
     ema.to(accelerator.device)
 
     made_of = dataclasses.asdict(config) | {"network": network.to_dict(), "data": dataset.stamp}
+    made_of["processes"] = accelerator.num_processes
     step, seconds = 0, 0.0
     if resume and (out / STATE).exists():
         step, seconds = load_state(out / STATE, policy, {"adam": optimizer}, ema, made_of, accelerator.device)
@@ -188,7 +190,6 @@ def train(
             accelerator.log({"loss": value, "grad_norm": float(norm), "learning_rate": schedule.get_last_lr()[0]}, step)
         if (step % config.save_every == 0 or step == end) and accelerator.is_main_process:
             seconds = time.monotonic() - begin
-            save_state(out / STATE, step, seconds, policy, {"adam": optimizer}, ema, made_of)
             result = {
                 "gradient_steps": step + earlier.get("gradient_steps", 0),
                 "planned_steps": config.steps,
@@ -203,6 +204,8 @@ def train(
             }
             save_ema(out, policy, ema, result)
             write_atomically(out / "train.json", (json.dumps(result, indent=2) + "\n").encode())
+            # last, so that a run that dies in between does these steps, and what they write, again
+            save_state(out / STATE, step, seconds, policy, {"adam": optimizer}, ema, made_of)
     batches.close()
     bar.close()
     accelerator.end_training()
@@ -233,9 +236,18 @@ def save_state(
     for name, optimizer in optimizers.items():
         for i, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{i}.{slot}": value for slot, value in slots.items()}
-    header = {"step": step, "seconds": seconds, "ema_step": ema.optimization_step, "made_of": dict(made_of)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(tensors, metadata={"run": json.dumps(header)}))
+    header = {"step": step, "seconds": seconds, "ema_step": ema.optimization_step, "made_of": dict(made_of)}
+    run = json.dumps(header)
+    write_atomically(path, save(tensors, metadata={"run": run, "sha256": _digest(run, tensors)}))
+
+
+def _digest(run: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(run.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_state(
@@ -247,11 +259,14 @@ def load_state(
         CheckpointError: a damaged file, or a run with other settings, another network or other data; names it.
     """
     try:
-        with safe_open(path, "pt", device=str(device.type)) as file:
-            header = json.loads(file.metadata()["run"])
-            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, "pt", device="cpu") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["sha256"] != _digest(metadata["run"], tensors):
+            raise ValueError("its digest differs")
+        header = json.loads(metadata["run"])
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged ({error}); begin anew with another --out") from error
+        raise CheckpointError(f"{path} is damaged or of an earlier version ({error}); begin anew with another --out") from error
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     for name, value in json.loads(json.dumps(dict(made_of))).items():
         if header["made_of"].get(name) != value and name not in ("save_every", "steps"):
             raise CheckpointError(f"{path}: {name} was {header['made_of'].get(name)}, now {value}; resume as it was begun")

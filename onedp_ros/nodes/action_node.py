@@ -22,7 +22,7 @@ from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros import clock
-from onedp_ros.clock import PauseWatch
+from onedp_ros.clock import SHORTEST_PAUSE, PauseWatch
 from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.chunk import ChunkSchedule, Target
 from onedp_ros.control.limits import SafetyLimits
@@ -91,7 +91,7 @@ class ActionNode(Node):
         self.create_service(SetBool, "~/enable", self._on_enable)
         self._timer = self.create_timer(1.0 / target_rate, self._send)
         self._diagnostics = Diagnostics(self, self._report)
-        self._pauses = PauseWatch(self._limits.stale_after)
+        self._pauses = PauseWatch(max(self._limits.stale_after, SHORTEST_PAUSE))
 
     # what comes
 
@@ -196,7 +196,7 @@ class ActionNode(Node):
             return
         self._schedule.clear()
         self._restart = True
-        if gap > LONGEST_HOLD and not (self._state == "waiting" and self._at_start):
+        if gap > LONGEST_HOLD:
             self._give_up(f"it did not run for {gap:.1f} s; see what stopped this process or machine")
 
     def _send(self) -> None:

@@ -70,9 +70,11 @@ class FrankaGripper:
             self.problem = "the gripper's action server is not there; start franka_gripper, or set the parameter gripper"
             return
         self._sent, self._busy_since = wish, time.monotonic()
-        client.send_goal_async(goal).add_done_callback(self._on_answer)
+        client.send_goal_async(goal).add_done_callback(functools.partial(self._on_answer, self._busy_since))
 
-    def _on_answer(self, future: Any) -> None:
+    def _on_answer(self, since: float, future: Any) -> None:
+        if since != self._busy_since:  # of a command that was given up
+            return
         try:
             handle = future.result()
             if not handle.accepted:
@@ -81,7 +83,7 @@ class FrankaGripper:
             self._sent, self._busy_since = "", time.monotonic() - FINISH + RETRY
             self.problem = f"the gripper refused a command: {error}"
             return
-        handle.get_result_async().add_done_callback(functools.partial(self._on_result, self._busy_since))
+        handle.get_result_async().add_done_callback(functools.partial(self._on_result, since))
 
     def _lost(self, why: str) -> None:
         """Nobody knows what became of the last command: what is wished next is sent anew."""

@@ -82,7 +82,9 @@ class LeanExecutor(SingleThreadedExecutor):
             messages = []
             for subscription in self._hot:
                 if subscription.handle.pointer in ready["subscription"]:
-                    while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
+                    for _ in range(max(subscription.qos_profile.depth, 1)):  # else a fast publisher would leave no time for others
+                        if (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is None:
+                            break
                         messages.append((taken[1]["received_timestamp"], subscription, taken[0]))
         messages.sort(key=itemgetter(0))
         for guard in woken:

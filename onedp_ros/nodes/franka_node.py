@@ -48,7 +48,7 @@ class FrankaNode(LifecycleNode):
     """target_pose, gripper_target -> the arm; joint_states, current_pose, franka/state/wrench and franka/state/robot_mode from it.
 
     Services ``~/recover`` (after a fault: mends what can be mended and controls again, at rest) and ``~/home_gripper``
-    (std_srvs/Trigger). All of the robot file is also parameters, such as ``impedance.linear_stiffness``.
+    (std_srvs/Trigger). What the robot file says of the arm is also parameters, such as ``impedance.linear_stiffness``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -96,9 +96,14 @@ class FrankaNode(LifecycleNode):
     def start(self) -> None:
         """Configure and activate. Fault when that fails; the node stays and says why."""
         self._pauses = PauseWatch(LONGEST_PAUSE)
-        for transition in (self.trigger_configure, self.trigger_activate):
-            if transition() != TransitionCallbackReturn.SUCCESS:
-                raise Fault(self._failed, ("not_configured",))
+        success = TransitionCallbackReturn.SUCCESS
+        if self.trigger_configure() == success:
+            if self.trigger_activate() == success:
+                return
+            failed = self._failed
+            self.trigger_cleanup()  # so that ~/recover begins anew
+            self._failed = failed
+        raise Fault(self._failed, ("not_configured",))
 
     # transitions
 
@@ -261,7 +266,7 @@ class FrankaNode(LifecycleNode):
             return
         state = self._franka.arm.state()
         stamp = int(state["stamp"])
-        if stamp == self._stamp:
+        if stamp in (0, self._stamp):
             return
         self._stamp = stamp
         self._states.tick()

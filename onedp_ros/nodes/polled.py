@@ -33,14 +33,14 @@ class PolledSubscriber:
     def __init__(
         self, node: Node, message_type: Any, topic: str, depth: int, callback: Callable[..., None], raw: bool = False
     ) -> None:
-        self._node, self._callback, self._raw = node, callback, raw
+        self._node, self._callback, self._raw, self._depth = node, callback, raw, max(depth, 1)
         qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
         self.subscription = node.create_subscription(message_type, topic, callback, qos, callback_group=_NeverExecuted(), raw=raw)
 
     def poll(self) -> None:
         """Hand out what has come since the last call, oldest first."""
         handle = self.subscription.handle
-        while True:
+        for _ in range(self._depth):  # else a publisher that is faster than this loop would hold it
             with handle:
                 taken = handle.take_message(self.subscription.msg_type, self._raw)
             if taken is None:

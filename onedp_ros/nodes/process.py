@@ -47,6 +47,8 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, re
         args=None if args is None else list(args),
         signal_handler_options=None if ends is None else rclpy.signals.SignalHandlerOptions.NO,
     )
+    if ends is not None and ends.told:  # before there was a context to shut down
+        _shut_down()
     context = rclpy.get_default_context()
     status, ending = [0], threading.Event()
     threading.Thread(target=_insist, args=(context, ending, status), daemon=True).start()
@@ -88,6 +90,7 @@ class _Ends:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
         self._keep, self._node, self._guard = told, None, None
+        self.told = False
         threading.Thread(target=self._run, daemon=True).start()
 
     def watch(self, node: Any) -> None:
@@ -96,13 +99,15 @@ class _Ends:
         self._node = node
 
     def _run(self) -> None:
-        self._told.recv(1)
-        deadline = time.monotonic() + REST
-        if self._node is not None:
-            self._guard.trigger()
-            while not self._node.at_rest and time.monotonic() < deadline:
-                time.sleep(0.005)
-        _shut_down()
+        while True:
+            self._told.recv(1)
+            self.told = True
+            deadline = time.monotonic() + REST
+            if self._node is not None:
+                self._guard.trigger()
+                while not self._node.at_rest and time.monotonic() < deadline:
+                    time.sleep(0.005)
+            _shut_down()
 
 
 def report_failure(node: Node | None, error: Exception) -> None:

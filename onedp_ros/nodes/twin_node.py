@@ -278,6 +278,8 @@ class TwinNode(Node):
         with self._lock:
             reset, self._reset = self._reset, None
             asked, self._asked = self._asked, None
+            if self._target_publishers is None:  # it was dropped while it was asked for again
+                self._expert = None
             expert = self._expert
             if expert is None:
                 self._resting, self._target_publishers = self._target_publishers or self._resting, None

@@ -241,13 +241,13 @@ def _check_header(file: Path) -> int:
             header = parse_json(stream.read(length).decode(), str(file))
         header.pop("__metadata__", None)
         values, end = 0, 0
-        for name, tensor in header.items():
+        for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             kind, shape, (first, last) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
             if kind not in TYPES:
                 raise ConfigError(f"{file}: '{shown(name)[1:-1]}' is of type {shown(kind)}, expected one of {', '.join(TYPES)}")
-            if last - first != math.prod(shape) * (4 if kind == "F32" else 2) or min(first, *shape, 0) < 0:
+            if first != end or last - first != math.prod(shape) * (4 if kind == "F32" else 2) or min(*shape, 0) < 0:
                 raise ConfigError(f"{file}: '{shown(name)[1:-1]}' has the shape {shown(shape)}, which is not what lies in the file")
-            values, end = values + math.prod(shape), max(end, last)
+            values, end = values + math.prod(shape), last
         if end != size - 8 - length:
             raise ConfigError(f"{file} ({size} bytes) is truncated or not safetensors")
         return values

@@ -16,7 +16,7 @@ from onedp_ros.robot.settings import RobotSettings
 START_TIME = 15.0  # s until the arm's process must have loaded its libraries
 CONNECT_TIME = 3.5  # s from then until it must be connected
 HANG_TIME = 3.0  # s without a sign of life after that; libfranka itself gives up after 1 s
-END_TIME = 0.8  # s that the arm gets to come to rest and end
+END_TIME = 2.0  # s that the arm gets to come to rest and end
 MODES = {"cartesian_pose": memory.POSE, "cartesian_impedance": memory.IMPEDANCE}
 
 

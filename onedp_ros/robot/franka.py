@@ -50,7 +50,7 @@ class Franka:
         self.mode = settings.arm.mode
         self.arm, self.hand = Arm(address, settings, enforce, cpu), Hand(address, settings.gripper)
         self.fault: Fault | None = None
-        self.active = False
+        self.active = self._recovering = False
         self.refused: Counter[str] = Counter()
         self.recoveries = 0
         self._recovered_at = self._braked_at = float("-inf")
@@ -68,9 +68,10 @@ class Franka:
             self.fault = Fault(text, ("left_active",))
 
     def activate(self) -> None:
-        """Begin to control, at rest at the measured pose. What prevents it becomes ``fault``."""
-        self.active = self._marked = True
+        """Begin to control, at rest at the measured pose. What prevents it becomes ``fault``; OSError when the mark of an arm under
+        control cannot be written: then nothing is active."""
         self._marker.touch()
+        self.active = self._marked = True
         self._control()
 
     def _control(self) -> None:
@@ -116,7 +117,7 @@ class Franka:
 
     def give_up(self, fault: Fault) -> None:
         """Stand still until :meth:`recover`, for a reason that arm and hand do not know of."""
-        if self.active and self.fault is None:
+        if self.active and (self.fault is None or self._recovering):
             self._stop(fault)
 
     def _stop(self, fault: Fault) -> None:
@@ -154,14 +155,23 @@ class Franka:
 
     def recover(self) -> None:
         """Mend what can be mended and, when active, control again, at rest. Fault when something remains."""
-        self.arm.control("rest")
-        self.arm.recover()
-        self.hand.recover()
+        before, self._recovering = self.fault, True
         try:
+            self.arm.control("rest")
+            self.arm.recover()
+            self.hand.recover()
             self._await_both(lambda: not self.arm.recovering and self.arm.phase == "idle")
         except Fault as fault:
             self.fault = fault
             raise
+        except OSError as error:  # no process can be started
+            text = f"a process of the arm or the hand cannot be started: {error}; see the machine's limits"
+            self.fault = Fault(text, ("no_process",))
+            raise self.fault from error
+        finally:
+            self._recovering = False
+        if self.fault is not before and self.fault is not None:  # something made it give up meanwhile
+            raise self.fault
         self.fault = None
         if self.active:
             self._control()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onedp_ros.clock import SHORTEST_PAUSE
 from onedp_ros.config import read_yaml
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.control.chunk import Target
@@ -38,7 +39,6 @@ AHEAD, AHEAD_ANGLE = 0.04, 0.25  # m, rad that the hands may be ahead of the tar
 OPEN = 0.9 * MAX_OPENING  # m: a hand that is less open may hold something, and stays closed
 TURN = Range(-2 * math.pi, 2 * math.pi, "rad", "more is more than a turn; is it in degrees?")
 IDLE = 0.02  # share: a device at rest
-SHORTEST_PAUSE = 0.1  # s between two steps, whatever the robot's file says: schedulers are late by some of it
 SETTLING = 0.25  # s after a pause of this process in which reports of a device may come that waited for its end
 
 

@@ -319,6 +319,7 @@ def test_messages_are_unpacked_one_by_one(tmp_path: Path) -> None:
         "CREATE VIEW topics AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS id FROM n",
         "CREATE TABLE more (id INTEGER, data BLOB GENERATED ALWAYS AS (zeroblob(1000000000)) VIRTUAL)",
         "CREATE TABLE more (id INTEGER, data BLOB as\n (zeroblob(1000000000)))",
+        "CREATE TABLE more (id INTEGER, data BLOB generated always as /* */ (zeroblob(1000000000)))",
     ],
 )
 def test_a_database_that_computes_is_refused(tmp_path: Path, made: str) -> None:
@@ -326,6 +327,21 @@ def test_a_database_that_computes_is_refused(tmp_path: Path, made: str) -> None:
         database.execute(made)
     with pytest.raises(BagError, match="is computed, rosbag2 stores tables only"):
         list(bags.read_serialized(tmp_path / "a.db3"))
+
+
+def test_a_journal_that_names_another_deletes_nothing(tmp_path: Path) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("kept")
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db3")) as database:
+        database.execute("CREATE TABLE topics (id INTEGER)")
+    name, magic = str(victim).encode(), bytes.fromhex("d9d505f920a163d7")
+    parts = [2, name, len(name), sum(name), magic]
+    record = b"".join(part if isinstance(part, bytes) else part.to_bytes(4, "big") for part in parts)
+    header = magic + b"".join(n.to_bytes(4, "big") for n in (0, 0, 2, 512, 4096))
+    (tmp_path / "a.db3-journal").write_bytes(header.ljust(512, b"\0") + record)
+    with pytest.raises(BagError, match="its journal belongs to several databases"):
+        list(bags.read_serialized(tmp_path / "a.db3"))
+    assert victim.read_text() == "kept"
 
 
 def test_a_packed_file_is_not_unpacked_without_end(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_robomimic_data_in_other_files_or_of_nothing_are_refused(lift: Contract,
         demo = data["data/demo_0"]
         demo.move("actions", "kept")
         demo["actions"] = h5py.ExternalLink(str(tmp_path / "demo.hdf5"), "data/demo_0/kept")
-    refused("actions lies in another file; copy it into this one")
+    refused("actions is a link; copy into its place what it leads to")
     with h5py.File(file, "r+") as data:
         del data["data/demo_0/actions"]
         data["data/demo_0"].create_dataset("actions", (12, 7), "f8", external=[(str(tmp_path / "raw"), 0, 12 * 7 * 8)])
@@ -191,6 +191,33 @@ def test_robomimic_data_in_other_files_or_of_nothing_are_refused(lift: Contract,
         del data["data/demo_0/actions"]
         data["data/demo_0"]["actions"] = ["text"] * 12
     refused("actions holds no numbers")
+    with h5py.File(file, "r+") as data:
+        del data["data/demo_0/actions"]
+        data["data/demo_0"].create_dataset("actions", (12, 7), "f8", chunks=(2**21, 7), maxshape=(None, 7), compression="gzip")
+    refused(r"actions has chunks of the shape \(2097152, 7\), too large")
+    with h5py.File(file, "r+") as data:
+        del data["data/demo_0/actions"]
+        data["data/demo_0"]["actions"] = np.full((12, 7), np.nan)
+    refused("actions holds values that are not finite")
+    with h5py.File(file, "r+") as data:
+        del data["data/demo_0/actions"]
+        data["data/demo_0"].move("kept", "actions")
+        data["data/demo_0/obs"].move("agentview_image", "kept")
+        data["data/demo_0/obs"].create_dataset("agentview_image", (2**40, 0, 0, 3), "u1", maxshape=(None, None, None, 3))
+    refused(r"obs/agentview_image has the shape")
+    with h5py.File(file, "r+") as data:
+        data.move("data/demo_0/obs", "elsewhere")
+        data["data/demo_0/obs"] = h5py.SoftLink("/elsewhere")
+    refused("obs/robot0_eef_pos is a link")
+    with h5py.File(file, "r+") as data:
+        del data["data/demo_0"]
+        data["data/demo_0"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "/data/demo_0")
+    refused("data/demo_0 is a link")
+    with h5py.File(file, "r+") as data:
+        attributes = dict(data["data"].attrs)
+        del data["data"]
+        data.create_dataset("data", (2**40,), "u1", chunks=(2**20,)).attrs.update(attributes)
+    refused("data is no group")
 
 
 # Diffusion Policy

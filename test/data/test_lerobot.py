@@ -332,6 +332,17 @@ def test_truncated_video_and_rows_skip_their_episodes(foreign: Path, contract: C
         convert([foreign], tmp_path / "none.zarr", contract, workers=1, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("limit", "named"), [("_MAX_EPISODES", "episodes, expected 1 at most"), ("_MAX_ROWS", "rows, expected 1 at most")]
+)
+def test_rows_are_counted_before_they_are_read(
+    foreign: Path, contract: Contract, monkeypatch: pytest.MonkeyPatch, limit: str, named: str
+) -> None:
+    monkeypatch.setattr(lerobot, limit, 1)
+    with pytest.raises(SourceError, match=named):
+        read_whole(foreign, contract)
+
+
 def test_contracts_that_lerobot_cannot_express_are_refused(buffer: Path, contract: Contract, tmp_path: Path) -> None:
     odd = Contract.from_dict({**contract.to_dict(), "cameras": {"wrist": {"topic": "w", "height": 45, "width": 60}}})
     with pytest.raises(ContractError, match="the wrist camera's image is 60x45, a video needs even numbers; write zarr"):

@@ -217,6 +217,11 @@ def test_zip_files_are_read_within_bounds(store: Path, tmp_path: Path, contract:
         read(write("bomb.zarr.zip", {"data/state/0.0": b"\0" * 2**26}, zipfile.ZIP_DEFLATED))
     with pytest.raises(SourceError, match=r"\.zattrs has more than \d+ bytes"):
         read(write("settings.zarr.zip", {".zattrs": b" " * (2**26 + 1)}, zipfile.ZIP_DEFLATED))
+    whole = good.read_bytes()
+    at = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"data/state/0.0"))  # its entry in the zip's own directory
+    lie = tmp_path / "lie.zarr.zip"
+    lie.write_bytes(whole[: at + 20] + (2**31).to_bytes(4, "little") + whole[at + 24 :])
+    assert ZarrStore(lie)._files.stored("data/state")[0] <= len(whole)
     good.write_bytes(good.read_bytes()[:-30])
     with pytest.raises(SourceError, match="cannot be opened"):
         read(good)

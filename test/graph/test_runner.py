@@ -400,3 +400,25 @@ def test_teacher_weights_serve_every_sampler(monkeypatch):
         ("models", "pnp_milk", "teacher"),
         ("models", "pnp_milk", "onedp_d"),
     ]
+
+
+def test_a_signal_that_comes_before_ros_is_there_ends_a_node_that_rests_first(tmp_path):
+    script = """
+        import os, signal, sys, rclpy
+        from onedp_ros.nodes import process
+        from onedp_ros.nodes.action_node import ActionNode
+        init = rclpy.init
+        def late(**options):
+            os.kill(os.getpid(), signal.SIGINT)
+            while not told[0].told:
+                pass
+            init(**options)
+        told, make = [], process._Ends
+        process._Ends = lambda: told.append(make()) or told[0]
+        rclpy.init = late
+        sys.exit(process.main_of(ActionNode, rest=True))
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], timeout=60, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr

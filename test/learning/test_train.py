@@ -94,10 +94,34 @@ def test_two_processes_share_the_batch(replay, tmp_path, small_contract):
     assert load_policy(tmp_path / "two").contract == small_contract
 
 
-def test_a_damaged_state_is_named(replay, teacher):
-    (teacher / STATE).write_bytes((teacher / STATE).read_bytes()[:1000])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:1000],
+        lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),
+        lambda whole: whole.replace(b'\\"ema_step\\": ', b'\\"ema_step\\":9', 1),
+    ],
+    ids=["cut", "tensor", "header"],
+)
+def test_a_damaged_state_is_named(replay, teacher, damage):
+    whole = (teacher / STATE).read_bytes()
+    assert damage(whole) != whole
+    (teacher / STATE).write_bytes(damage(whole))
     with pytest.raises(CheckpointError, match=STATE):
         train(replay, teacher, SMALL, CONFIG, resume=True)
+
+
+def test_a_run_that_died_before_its_state_was_written_ends_in_the_same_bits(replay, teacher, tmp_path, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "died"
+    train(replay, out, SMALL, CONFIG, stop_at=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("onedp_ros.learning.train.save_state", die)
+        train(replay, out, SMALL, CONFIG, resume=True)
+    train(replay, out, SMALL, CONFIG, resume=True)
+    assert equal(weights(out), weights(teacher))
 
 
 def test_training_goes_on_from_a_checkpoint_and_counts_its_steps(replay, teacher, tmp_path):

@@ -226,6 +226,14 @@ def test_a_header_that_is_none_is_named(checkpoint, begin):
         load_policy(checkpoint)
 
 
+def test_weights_that_lie_over_each_other_are_refused(checkpoint):
+    tensors = {f"unet.{i}": {"dtype": "F32", "shape": [25], "data_offsets": [0, 100]} for i in range(1000)}
+    header = json.dumps(tensors).encode()
+    (checkpoint / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 100)
+    with pytest.raises(DamagedCheckpointError, match="is not what lies in the file"):
+        load_policy(checkpoint)
+
+
 @given(st.data())
 def test_any_damage_of_weights_is_found(tmp_path_factory, data):
     """Of the header above all: its digest agrees, as in a file that somebody made."""

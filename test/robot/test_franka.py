@@ -338,3 +338,29 @@ def test_realtime_scheduling_that_is_not_allowed_is_refused_in_words(cell):
             assert "granted" in arm.notes[0] and "SCHED_FIFO 80" in arm.notes[0] and "refused SCHED" not in arm.notes[0]
     finally:
         arm.close()
+
+
+def test_an_arm_whose_mark_cannot_be_written_is_not_controlled(cell, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    franka = Franka(cell.fake.address, SETTINGS, enforce=False)
+    cell.frankas.append(franka)
+    franka.connect()
+    with pytest.raises(FileNotFoundError):
+        franka.activate()
+    assert not franka.active
+    franka.recover()
+    assert franka.arm.phase == "idle"
+
+
+def test_what_makes_it_give_up_while_it_recovers_is_not_forgotten(cell):
+    franka = cell.franka()
+    cell.fake.tell("reflex")
+    until(lambda: franka.watch() or franka.fault is not None, "the reflex")
+    pause = Fault("it stood still", ("paused",))
+    franka._idle = lambda: franka.give_up(pause)
+    with pytest.raises(Fault, match="it stood still"):
+        franka.recover()
+    assert franka.arm.phase == "idle" and franka.fault is pause
+    franka._idle = lambda: None
+    franka.recover()
+    assert franka.arm.phase == "holding"
