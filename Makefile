@@ -8,8 +8,8 @@ demo: venv
 
 # First what may share the machine, a process a core; then what runs against the clock.
 test: lint fake-franka browser
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not real_time" -n auto --dist loadfile
-	$(PYTHON) -m pytest -m real_time
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not real_time" -n auto --dist loadfile; first=$$?; \
+	$(PYTHON) -m pytest -m real_time && exit $$first
 
 lint: venv
 	$(PYTHON) -m ruff check

@@ -46,12 +46,12 @@ def sources(path: Path) -> list[Source]:
     """
     with _open(path) as file:
         try:
-            demos = sorted(_own(file, str(path), "data", h5py.Group), key=lambda name: int(name.removeprefix("demo_")))
+            demos = sorted(_own(file, "the file", "data", h5py.Group), key=lambda name: int(name.removeprefix("demo_")))
             options = parse_json(str(file["data"].attrs["env_args"]), "its env_args", finite=False)
             hz = options["env_kwargs"].get("control_freq") if isinstance(options.get("env_kwargs"), dict) else None
             if hz is not None and not (isinstance(hz, (int, float)) and 0 < hz <= MAX_HZ):
                 raise ValueError(f"control_freq is {shown(hz)}")
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, SourceError) as error:
             raise SourceError(
                 f"{path} is not robomimic's ({error}), expected the groups data/demo_0, data/demo_1, … and the attribute env_args"
             ) from error
