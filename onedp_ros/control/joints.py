@@ -26,9 +26,8 @@ JOINT_JERK = 5000.0  # rad/s³
 TORQUE_LIMITS = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])  # Nm
 TORQUE_RATE = 1000.0  # Nm/s
 
-STOPPING = (
-    0.8  # of what the joints may accelerate, for a stop: in a straight line, where the robot's own joints do as foreseen here
-)
+# Of what the joints may accelerate, for a stop: it goes on in a straight line, where the robot's own joints do as foreseen here.
+STOPPING = 0.8
 BRAKING = 0.5  # of the joints' decelerations that a Cartesian motion is trusted with
 BENDING = 0.25  # of what the joints may accelerate, for the change of the arm's posture
 DRAG = 20.0  # 1/s, at most

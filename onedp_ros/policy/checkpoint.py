@@ -245,7 +245,7 @@ def _check_header(file: Path) -> int:
             kind, shape, (first, last) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
             if kind not in TYPES:
                 raise ConfigError(f"{file}: '{shown(name)[1:-1]}' is of type {shown(kind)}, expected one of {', '.join(TYPES)}")
-            if first != end or last - first != math.prod(shape) * (4 if kind == "F32" else 2) or min(*shape, 0) < 0:
+            if first != end or last - first != math.prod(shape) * (4 if kind == "F32" else 2) or min([*shape, 0]) < 0:
                 raise ConfigError(f"{file}: '{shown(name)[1:-1]}' has the shape {shown(shape)}, which is not what lies in the file")
             values, end = values + math.prod(shape), last
         if end != size - 8 - length:

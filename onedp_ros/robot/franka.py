@@ -19,9 +19,7 @@ from onedp_ros.robot.faults import Fault
 from onedp_ros.robot.hand import Hand
 from onedp_ros.robot.settings import RobotSettings
 
-READY_TIME = (
-    CONNECT_TIME + 5.0
-)  # s until arm and hand are connected, the start of their processes included, which takes 1 s or more
+READY_TIME = CONNECT_TIME + 5.0  # s until arm and hand are connected, with the start of their processes, 1 s or more
 START_TIME = 3.0  # s until control has begun
 SETTLING, REST_TIME = 0.3, 1.0  # s that an arm that brakes takes to settle, and after which it must be at rest
 PERIOD = 0.005  # s between looks while waiting
