@@ -219,8 +219,9 @@ def test_settings_are_parameters_and_senseless_ones_are_named(rig, fake):
 
 @pytest.mark.parametrize("mode", ["cartesian_pose", "cartesian_impedance"])
 def test_disabled_in_motion_the_arm_brakes_as_its_limits_allow(rig, tmp_path, monkeypatch, mode):
-    """In the robot's own time, since a fake one may be three times slower than real time on a busy machine, and the arm thus faster;
-    the bounds are wider than those of test/control/test_arm.py by what late messages add."""
+    """In the robot's own time: a fake one may be three times slower than real time on a busy machine, and the arm thus faster. The
+    bounds are those of test/control/test_arm.py and what targets that stall before the stop add; left to its watchdog, the arm
+    goes 12 cm."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("ROS_DOMAIN_ID", str(rig.domain))
     log = tmp_path / "log"
@@ -242,8 +243,8 @@ def test_disabled_in_motion_the_arm_brakes_as_its_limits_allow(rig, tmp_path, mo
     fast = speeds[end - 300 : end].max()
     begin = np.nonzero(speeds > 0.9 * fast)[0][-1]
     brake = arm.node.settings.servo.linear_acceleration
-    assert fast > 0.1 and end - begin < 1000 * (fast / brake + 0.15), (fast, end - begin)
-    assert np.linalg.norm(positions[end] - positions[begin]) < fast**2 / (2 * brake) + 0.02, fast
+    assert fast > 0.1 and end - begin < 1000 * (fast / brake + 0.3), (fast, end - begin)
+    assert np.linalg.norm(positions[end] - positions[begin]) < fast**2 / (2 * brake) + 0.04, fast
 
 
 def test_action_node_enables_at_the_arm_and_the_arm_follows_its_hold(rig, arm):
