@@ -19,7 +19,7 @@ from onedp_ros.nodes.messages import chunk_message
 from onedp_ros.resources import task_contract
 
 RANGE = 0.2  # m to either side, along y
-REST = 0.03  # m/s; slower, a spring settles by some millimetres
+REST = 0.02  # m/s; slower is at rest
 CONTRACT = task_contract("pnp_milk")
 
 
