@@ -6,7 +6,7 @@ from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
 from launch import LaunchDescription
-from onedp_ros.launching import fixed
+from onedp_ros.graph.launching import fixed
 
 
 def generate_launch_description() -> LaunchDescription:

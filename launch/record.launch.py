@@ -1,8 +1,8 @@
 """Demonstrations: ros2 launch onedp_ros record.launch.py task:=pnp_milk robot:=franka device:=phone host:=0.0.0.0"""
 
 from launch import LaunchDescription
-from onedp_ros.graph import DEVICES, record_graph
-from onedp_ros.launching import ROBOT, description, integer, robot_arguments
+from onedp_ros.graph.launching import ROBOT, description, integer, robot_arguments
+from onedp_ros.graph.processes import DEVICES, record_graph
 
 ARGUMENTS = {
     "task": ("pnp_milk", "name of a file in config/tasks, or path of a task file"),

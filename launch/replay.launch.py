@@ -5,8 +5,8 @@ ros2 run onedp_ros player_node --ros-args -p bag:=BAG. Nothing moves: action_nod
 ROS domain would take the recording for theirs: set another ROS_DOMAIN_ID."""
 
 from launch import LaunchDescription
-from onedp_ros.graph import METHODS, replay_graph
-from onedp_ros.launching import description, integer
+from onedp_ros.graph.launching import description, integer
+from onedp_ros.graph.processes import METHODS, replay_graph
 
 ARGUMENTS = {
     "task": ("pnp_milk", "name of a file in config/tasks"),

@@ -1,8 +1,8 @@
 """The graph of a task: ros2 launch onedp_ros task.launch.py task:=pnp_milk robot:=twin method:=onedp_s"""
 
 from launch import LaunchDescription
-from onedp_ros.graph import METHODS, task_graph
-from onedp_ros.launching import ROBOT, description, flag, integer, number, robot_arguments
+from onedp_ros.graph.launching import ROBOT, description, flag, integer, number, robot_arguments
+from onedp_ros.graph.processes import METHODS, task_graph
 
 ARGUMENTS = {
     "task": ("pnp_milk", "name of a file in config/tasks, or path of a task file"),

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onedp_ros.config import check_name, read_yaml
-
-if TYPE_CHECKING:
-    from onedp_ros.contract import Contract
 
 
 def resource(*parts: str) -> Path:
@@ -43,7 +40,7 @@ def named_file(folder: str, name: str) -> Path:
 
 
 def read_task(task: str) -> Mapping[str, Any]:
-    """What a task file says. Its names are checked, the rest by the nodes, with :func:`task_contract`.
+    """What a task file says. Its names are checked, the rest by the nodes, with :func:`onedp_ros.contract.task_contract`.
 
     Raises:
         FileNotFoundError: as of :func:`named_file`.
@@ -56,13 +53,6 @@ def read_task(task: str) -> Mapping[str, Any]:
     for kind, name in (("task", data["task"]), *(("camera", camera) for camera in data["cameras"])):
         check_name(kind, name)
     return data
-
-
-def task_contract(task: str) -> Contract:
-    """The contract of a task file, as of :func:`named_file`."""
-    from onedp_ros.contract import Contract  # here, since launch files have neither NumPy nor OpenCV
-
-    return Contract.from_yaml(named_file("tasks", task))
 
 
 def task_folder(task: str) -> Path:

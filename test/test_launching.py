@@ -71,7 +71,7 @@ def test_a_launch_file_needs_no_more_than_a_bare_python(name: str) -> None:
 
 def test_so_do_the_graphs_that_launch_files_start(tmp_path: Path) -> None:
     done = bare(f"""
-        from onedp_ros.graph import placed, record_graph, replay_graph, task_graph
+        from onedp_ros.graph.processes import placed, record_graph, replay_graph, task_graph
         graphs = {{
             "task": task_graph("pnp_milk", robot="franka", franka={{"robot_ip": "x"}}, record={str(tmp_path)!r}),
             "record": record_graph("pnp_milk"),
@@ -97,12 +97,12 @@ def test_so_do_the_graphs_that_launch_files_start(tmp_path: Path) -> None:
     ],
 )
 def test_an_argument_of_another_kind_is_named(call: str, words: str) -> None:
-    done = bare(f"from onedp_ros.launching import flag, integer, number\n{call}")
+    done = bare(f"from onedp_ros.graph.launching import flag, integer, number\n{call}")
     assert done.returncode == 1
     assert done.stderr.strip().endswith(f"ValueError: {words}")
 
 
 def test_truth_values_are_true_or_false() -> None:
     texts = ["true", "True", "FALSE", ""]
-    done = bare(f"from onedp_ros.launching import flag\nprint([flag({{'x': text}}, 'x') for text in {texts}])")
+    done = bare(f"from onedp_ros.graph.launching import flag\nprint([flag({{'x': text}}, 'x') for text in {texts}])")
     assert done.stdout.strip() == str([True, True, False, None]), done.stderr

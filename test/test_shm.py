@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from onedp_ros import shm
-from onedp_ros.graph import graph_environment, task_graph
+from onedp_ros.graph import shm
+from onedp_ros.graph.processes import graph_environment, task_graph
 
 
 def segment(folder: Path, number: int, age: float = 60.0) -> tuple[Path, Path]:

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from onedp_ros.contract import NANOSECONDS, Contract, ContractError
-from onedp_ros.data import lerobot, quality, replay_buffer, robomimic
-from onedp_ros.data.bags import KINDS, PARTIAL, BagError, find_bags, kept, read_metadata, sync, versions
+from onedp_ros.contract import NANOSECONDS, Contract, ContractError, task_contract
+from onedp_ros.data import quality
+from onedp_ros.data.bags.reader import KINDS, PARTIAL, BagError, find_bags, kept, read_metadata, sync, versions
 from onedp_ros.data.episodes import Piece, Source, SourceError, read_episodes
-from onedp_ros.resources import task_contract
+from onedp_ros.data.formats import lerobot, replay_buffer, robomimic
 
 WRITERS: dict[str, Any] = {"zarr": replay_buffer, "lerobot": lerobot}  # each: check, encode, assemble
 READERS = (replay_buffer, lerobot, robomimic)  # each: recognises, sources; what none recognises is bags

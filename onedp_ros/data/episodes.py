@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onedp_ros.camera_check import CameraCheck
 from onedp_ros.contract import (
     NANOSECONDS,
     Contract,
@@ -30,11 +29,12 @@ from onedp_ros.contract import (
     decode_action,
     encode_action,
 )
+from onedp_ros.contract.camera_check import CameraCheck
 from onedp_ros.data import quality
-from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, Refusals, read_messages, read_serialized
+from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, Refusals, read_messages, read_serialized
 from onedp_ros.data.frames import FrameStore, Images
-from onedp_ros.data.messages import bare_name, feed, pose_arrays
 from onedp_ros.geometry import slerp
+from onedp_ros.messages.decode import bare_name, feed, pose_arrays
 
 TARGET_MAX_AGE = 0.25  # s without a new target pose before a recording counts as not commanded
 _TOO_SHORT = "steps in pieces shorter than the observation horizon"

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data.bag_writer import CHUNK_TIME, BagWriter
-from onedp_ros.data.messages import header_stamp
+from onedp_ros.data.bags.writer import CHUNK_TIME, BagWriter
 from onedp_ros.data.timing import StreamTiming
+from onedp_ros.messages.decode import header_stamp
 
 SILENCE = 0.3  # s without a message after which a topic counts as silent
 LATE, EARLY = 0.5, 0.05  # s that a stamp may lie before and after the message's arrival

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, ContractError
-from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, PARTIAL, TARGET_POSE_TOPIC, BagError, Refusals, read_bag, read_messages
-from onedp_ros.data.messages import bare_name, decode_image, pose_arrays
+from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, PARTIAL, TARGET_POSE_TOPIC, BagError, Refusals, read_bag, read_messages
 from onedp_ros.data.timing import StreamTiming
 from onedp_ros.geometry import quaternion_to_matrix
+from onedp_ros.messages.decode import bare_name, decode_image, pose_arrays
 
 KEPT_FRAMES = 64  # a camera, of a recording of any length
 KEPT_WIDTH = 320  # pixels

@@ -18,10 +18,10 @@ from rosbags.rosbag2 import Reader
 from safetensors.numpy import load_file, save
 
 from onedp_ros.contract import NANOSECONDS, Contract, Observation
-from onedp_ros.data.bag_writer import BagWriter
-from onedp_ros.data.bags import read_metadata
+from onedp_ros.data.bags.reader import read_metadata
+from onedp_ros.data.bags.writer import BagWriter
 from onedp_ros.evaluation.replayed import contract_of, observe, windows
-from onedp_ros.graph import released
+from onedp_ros.graph.processes import released
 from onedp_ros.resources import resource
 
 METHODS = ("onedp_s", "onedp_d", "dp_ddim10")

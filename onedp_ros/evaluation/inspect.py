@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from onedp_ros.contract import Contract, ContractError, decode_action
-from onedp_ros.data import quality, replay_buffer
-from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, find_bags, read_metadata
+from onedp_ros.contract import Contract, ContractError, decode_action, task_contract
+from onedp_ros.data import quality
+from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, find_bags, read_metadata
 from onedp_ros.data.convert import READERS
 from onedp_ros.data.episodes import Dropped, Episode, SourceError, read_episodes
+from onedp_ros.data.formats import replay_buffer
+from onedp_ros.data.formats.zarr_reader import ZarrStore
 from onedp_ros.data.timing import sync_errors_ms
-from onedp_ros.data.zarr_reader import ZarrStore
 from onedp_ros.evaluation.bag_reading import BagReading, write_rerun
 from onedp_ros.evaluation.figures import plot_contact_sheet, plot_recording
 from onedp_ros.evaluation.inspect_lines import bag_lines, bags_lines, dataset_lines
-from onedp_ros.resources import task_contract
 
 MOMENTS = 8  # columns of a contact sheet
 RATE_TOLERANCE = 0.01  # clocks of two machines differ, so that 19.99 Hz are 20 Hz

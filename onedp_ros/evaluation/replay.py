@@ -23,7 +23,7 @@ from typing import Any
 
 from onedp_ros.evaluation.replay_report import compare, plot, table
 from onedp_ros.evaluation.replayed import contract_of, digests, observe, read_recording, replay_offline
-from onedp_ros.graph import released
+from onedp_ros.graph.processes import released
 
 MOST = 0.9  # of the recorded sets must be made again; live, frames may have come in another order
 
@@ -61,7 +61,7 @@ def replay(bag: Path, args: argparse.Namespace) -> dict[str, Any]:
     policy = choose_policy(args, recording.outputs.policy, contract.task)
     reference = recording.outputs.sets
     if args.graph:
-        from onedp_ros.nodes.replay_graph import replay_in_graph
+        from onedp_ros.evaluation.replay_live import replay_in_graph
 
         logs = args.out / "logs" if args.out else None
         replayed = replay_in_graph(bag, recording, real_time=args.real_time, logs=logs, **policy)

@@ -15,7 +15,7 @@ from onedp_ros.contract import (
     decode_action,
 )
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError
+from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError
 from onedp_ros.data.episodes import Targets
 from onedp_ros.evaluation.replayed import CHUNK_TOPIC, Recorded, Replayed, Set, stamps_of_windows
 from onedp_ros.geometry import rotation_angle

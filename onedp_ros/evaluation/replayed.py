@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from onedp_ros.camera_check import CameraCheck
 from onedp_ros.contract import (
     Contract,
     ContractError,
     Observation,
     ObservationAssembler,
     ObservationHistory,
+    task_contract,
 )
+from onedp_ros.contract.camera_check import CameraCheck
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, read_bag, read_metadata
+from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, read_bag, read_metadata
 from onedp_ros.data.episodes import Targets
-from onedp_ros.data.messages import chunk_from_message, feed, observation_from_messages, stamp_ns
-from onedp_ros.resources import task_contract
+from onedp_ros.messages.decode import chunk_from_message, feed, observation_from_messages, stamp_ns
 
 CHUNK_TOPIC, STATE_TOPIC, DIAGNOSTICS_TOPIC = "action/chunk", "observation/state", "diagnostics"
 POLICY_FACTS = ("model", "method", "engine", "threads", "seed")  # what policy_node says of itself in /diagnostics

@@ -19,12 +19,11 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 from tqdm import tqdm
 
-from onedp_ros.contract import Contract, ContractError
-from onedp_ros.graph import released
-from onedp_ros.resources import task_contract
-from onedp_ros.twin.drive import drive
-from onedp_ros.twin.environment import SteppedCell
-from onedp_ros.twin.pnp_milk import EVALUATION_SEEDS, PnpMilk, carton
+from onedp_ros.contract import Contract, ContractError, task_contract
+from onedp_ros.graph.processes import released
+from onedp_ros.tasks.drive import drive
+from onedp_ros.tasks.pnp_milk import EVALUATION_SEEDS, PnpMilk, carton
+from onedp_ros.twin.stepped import SteppedCell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Episode:
 
 
 def rollout(predictor: Any, stepped: SteppedCell, seed: int, action_steps: int, max_time: float, lead_steps: int = 0) -> Episode:
-    """One episode with ``predictor`` (as of ``policy.inference``); see :func:`onedp_ros.twin.drive.drive`."""
+    """One episode with ``predictor`` (as of ``policy.inference``); see :func:`onedp_ros.tasks.drive.drive`."""
     stepped.reset(np_random(seed)[0])
     centre, yaw, _ = carton(stepped.cell)
     driving = drive(predictor, stepped, action_steps, lead_steps)

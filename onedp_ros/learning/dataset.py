@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from onedp_ros.contract import Contract, Normalizer
-from onedp_ros.data.zarr_reader import ZarrArray, ZarrError, ZarrStore
+from onedp_ros.data.formats.zarr_reader import ZarrArray, ZarrError, ZarrStore
 from onedp_ros.policy.policies import Batch
 
 _BLOCK_BYTES = 2**26  # of images that are unpacked at once

@@ -34,7 +34,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from onedp_ros.contract import Contract
+from onedp_ros.contract import Contract, task_contract
 from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.learning.train import (
     STATE,
@@ -49,7 +49,7 @@ from onedp_ros.learning.train import (
 from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config, write_atomically
 from onedp_ros.policy.diffusion import Denoiser, Diffusion, denoising_loss, generate, sample_ddim
 from onedp_ros.policy.policies import Batch, Policy
-from onedp_ros.resources import task_contract, task_folder
+from onedp_ros.resources import task_folder
 
 log = logging.getLogger(__name__)
 

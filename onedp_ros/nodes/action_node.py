@@ -27,13 +27,13 @@ from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.chunk import ChunkSchedule, Target
 from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.control.safety import MeasuredPose, SafetyGate, jump, pose_fault
-from onedp_ros.data.messages import chunk_from_message, pose_arrays, stamp_ns
-from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
-from onedp_ros.nodes.input_watch import InputWatch
-from onedp_ros.nodes.messages import header, pose_message
-from onedp_ros.nodes.parameters import declare, declare_contract, declare_dynamic, declare_robot_file, declare_speed
-from onedp_ros.nodes.polled import PolledSubscriber
-from onedp_ros.nodes.process import main_of
+from onedp_ros.messages.decode import chunk_from_message, pose_arrays, stamp_ns
+from onedp_ros.messages.encode import header, pose_message
+from onedp_ros.nodes.lib.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.lib.input_watch import InputWatch
+from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_dynamic, declare_robot_file, declare_speed
+from onedp_ros.nodes.lib.polled import PolledSubscriber
+from onedp_ros.nodes.lib.process import main_of
 
 POSE_TIMEOUT = 0.5  # s: a measured pose older than this is not known
 BRAKING_AGE = 0.1  # s: nor may a stop be led by a measured pose older than this

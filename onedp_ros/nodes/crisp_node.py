@@ -21,13 +21,13 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from onedp_ros.control.gripper import GripperIntent, GripperSettings
-from onedp_ros.data.messages import stamp_ns
-from onedp_ros.nodes.diagnostics import Diagnostics, Report, counted, worst
-from onedp_ros.nodes.input_watch import InputWatch
-from onedp_ros.nodes.messages import opening_of
-from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file
-from onedp_ros.nodes.polled import PolledSubscriber
-from onedp_ros.nodes.process import main_of
+from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.messages.encode import opening_of
+from onedp_ros.nodes.lib.diagnostics import Diagnostics, Report, counted, worst
+from onedp_ros.nodes.lib.input_watch import InputWatch
+from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_robot_file
+from onedp_ros.nodes.lib.polled import PolledSubscriber
+from onedp_ros.nodes.lib.process import main_of
 from onedp_ros.robot.settings import RobotSettings
 
 HEARD = 1.0  # s

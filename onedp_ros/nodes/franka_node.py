@@ -20,13 +20,13 @@ from std_srvs.srv import Trigger
 
 from onedp_ros import clock
 from onedp_ros.clock import PauseWatch
-from onedp_ros.data.messages import stamp_ns
-from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, worst
-from onedp_ros.nodes.input_watch import InputWatch
-from onedp_ros.nodes.lifecycle import LifecycleNode
-from onedp_ros.nodes.messages import header, opening_of, pose_message
-from onedp_ros.nodes.parameters import declare, declare_contract, declare_robot_file, declare_speed, declare_within
-from onedp_ros.nodes.process import main_of
+from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.messages.encode import header, opening_of, pose_message
+from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, Report, counted, worst
+from onedp_ros.nodes.lib.input_watch import InputWatch
+from onedp_ros.nodes.lib.lifecycle import LifecycleNode
+from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_robot_file, declare_speed, declare_within
+from onedp_ros.nodes.lib.process import main_of
 from onedp_ros.robot import memory
 from onedp_ros.robot.arm import percentile
 from onedp_ros.robot.faults import Fault, pause_fault

@@ -19,15 +19,15 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 
-from onedp_ros.camera_check import CameraCheck
 from onedp_ros.contract import NANOSECONDS, ContractError, Observation, ObservationAssembler
-from onedp_ros.data.messages import feed, stamp_ns
-from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
-from onedp_ros.nodes.input_watch import InputWatch
-from onedp_ros.nodes.messages import image_message, state_message
-from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
-from onedp_ros.nodes.polled import PolledSubscriber
-from onedp_ros.nodes.process import main_of
+from onedp_ros.contract.camera_check import CameraCheck
+from onedp_ros.messages.decode import feed, stamp_ns
+from onedp_ros.messages.encode import image_message, state_message
+from onedp_ros.nodes.lib.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.lib.input_watch import InputWatch
+from onedp_ros.nodes.lib.parameters import declare, declare_cameras, declare_contract
+from onedp_ros.nodes.lib.polled import PolledSubscriber
+from onedp_ros.nodes.lib.process import main_of
 
 STATE_DEPTH = 100  # robot states between two frames: at 1 kHz, 100 ms
 SETTLING = 3.0  # s after a camera's first frame until its rate is judged

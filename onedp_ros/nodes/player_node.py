@@ -25,13 +25,13 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.camera_check import CameraCheck
 from onedp_ros.contract import NANOSECONDS, ContractError, ObservationAssembler
-from onedp_ros.data.bags import BagError, read_serialized
-from onedp_ros.data.messages import feed, restamped, stamp_ns
-from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
-from onedp_ros.nodes.polled import PolledSubscriber
-from onedp_ros.nodes.process import report_failure
+from onedp_ros.contract.camera_check import CameraCheck
+from onedp_ros.data.bags.reader import BagError, read_serialized
+from onedp_ros.messages.decode import feed, restamped, stamp_ns
+from onedp_ros.nodes.lib.parameters import declare, declare_cameras, declare_contract
+from onedp_ros.nodes.lib.polled import PolledSubscriber
+from onedp_ros.nodes.lib.process import report_failure
 
 DEPTH = 100  # messages in a queue
 LOOK_PERIOD = 0.0005  # s between looks for what is waited for

@@ -32,14 +32,14 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros.contract import NANOSECONDS, STATE_NAMES, ContractError, Observation, ObservationHistory
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.data.messages import observation_from_messages
-from onedp_ros.nodes.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
-from onedp_ros.nodes.input_watch import InputWatch
-from onedp_ros.nodes.lifecycle import LifecycleNode, wait_for
-from onedp_ros.nodes.messages import chunk_message
-from onedp_ros.nodes.parameters import declare, declare_contract, declare_dynamic, declare_unconfigured
-from onedp_ros.nodes.process import main_of
-from onedp_ros.ros_standins import Subscriber, TimeSynchronizer
+from onedp_ros.messages.decode import observation_from_messages
+from onedp_ros.messages.encode import chunk_message
+from onedp_ros.messages.standins import Subscriber, TimeSynchronizer
+from onedp_ros.nodes.lib.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.lib.input_watch import InputWatch
+from onedp_ros.nodes.lib.lifecycle import LifecycleNode, wait_for
+from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_dynamic, declare_unconfigured
+from onedp_ros.nodes.lib.process import main_of
 
 WARM_UP = 10  # predictions
 QUEUE = 30  # observations whose parts may be on their way, or that wait for a thread that is held up

@@ -25,14 +25,14 @@ from std_srvs.srv import Trigger
 from onedp_ros import clock
 from onedp_ros.clock import PauseWatch
 from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data.bag_writer import BagWriter
-from onedp_ros.data.bags import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError
+from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError
+from onedp_ros.data.bags.writer import BagWriter
 from onedp_ros.data.episodes import TARGET_MAX_AGE
 from onedp_ros.data.recording import Recording, Watch, next_episode
-from onedp_ros.nodes.diagnostics import Diagnostics, Report, worst
-from onedp_ros.nodes.parameters import declare, declare_cameras, declare_contract
-from onedp_ros.nodes.polled import PolledSubscriber
-from onedp_ros.nodes.process import main_of
+from onedp_ros.nodes.lib.diagnostics import Diagnostics, Report, worst
+from onedp_ros.nodes.lib.parameters import declare, declare_cameras, declare_contract
+from onedp_ros.nodes.lib.polled import PolledSubscriber
+from onedp_ros.nodes.lib.process import main_of
 
 POLL_PERIOD = 0.05  # s
 CHECK_EVERY, COUNT_EVERY = 2, 10  # polls between looks at what came, and at who publishes

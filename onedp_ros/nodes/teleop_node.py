@@ -26,12 +26,12 @@ from onedp_ros import clock
 from onedp_ros.contract import LARGEST, MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.control.safety import pose_fault
-from onedp_ros.data.messages import decode_image, pose_arrays, stamp_ns
-from onedp_ros.graph import DEVICES
-from onedp_ros.nodes.diagnostics import Diagnostics, Rate, Report, counted, name_within, worst
-from onedp_ros.nodes.input_watch import InputWatch
-from onedp_ros.nodes.messages import header, pose_message
-from onedp_ros.nodes.parameters import (
+from onedp_ros.graph.processes import DEVICES
+from onedp_ros.messages.decode import decode_image, pose_arrays, stamp_ns
+from onedp_ros.messages.encode import header, pose_message
+from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, Report, counted, name_within, worst
+from onedp_ros.nodes.lib.input_watch import InputWatch
+from onedp_ros.nodes.lib.parameters import (
     declare,
     declare_cameras,
     declare_contract,
@@ -39,8 +39,8 @@ from onedp_ros.nodes.parameters import (
     declare_speed,
     declare_within,
 )
-from onedp_ros.nodes.polled import PolledSubscriber
-from onedp_ros.nodes.process import main_of
+from onedp_ros.nodes.lib.polled import PolledSubscriber
+from onedp_ros.nodes.lib.process import main_of
 from onedp_ros.ranges import values_and_expected
 from onedp_ros.resources import resource
 from onedp_ros.teleop.axes import AxesDevice, AxisMap

@@ -31,18 +31,18 @@ from std_srvs.srv import SetBool, Trigger
 from onedp_ros import clock
 from onedp_ros.clock import PauseWatch
 from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data.messages import stamp_ns
 from onedp_ros.geometry import rotation_angle
-from onedp_ros.graph import enclave
-from onedp_ros.nodes.diagnostics import Diagnostics, Rate, counted, worst
-from onedp_ros.nodes.input_watch import InputWatch
-from onedp_ros.nodes.messages import camera_info, header, image_message, opening_of, pose_message, transform_message
-from onedp_ros.nodes.parameters import declare, declare_contract
-from onedp_ros.nodes.polled import PolledSubscriber
-from onedp_ros.nodes.process import main_of
+from onedp_ros.graph.processes import enclave
+from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.messages.encode import camera_info, header, image_message, opening_of, pose_message, transform_message
+from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, counted, worst
+from onedp_ros.nodes.lib.input_watch import InputWatch
+from onedp_ros.nodes.lib.parameters import declare, declare_contract
+from onedp_ros.nodes.lib.polled import PolledSubscriber
+from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.tasks.pnp_milk import Expert, PnpMilk
 from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS, CellRenderer, build_model, camera_frames
-from onedp_ros.twin.environment import Frame, SteppedCell
-from onedp_ros.twin.pnp_milk import Expert, PnpMilk
+from onedp_ros.twin.stepped import Frame, SteppedCell
 
 RELIABLE = QoSProfile(depth=5)  # a RealSense's, so that RViz and others that ask for it by default get the images
 OPTICAL_FRAME = "{}_camera_color_optical_frame"  # as a RealSense's

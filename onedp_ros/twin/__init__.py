@@ -8,4 +8,4 @@ import gymnasium
 if not os.environ.get("DISPLAY") and sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when mujoco is first imported
 
-gymnasium.register(id="onedp_ros/PnpMilk-v0", entry_point="onedp_ros.twin.environment:PnpMilkEnv")
+gymnasium.register(id="onedp_ros/PnpMilk-v0", entry_point="onedp_ros.twin.stepped:PnpMilkEnv")

@@ -10,8 +10,8 @@ from onedp_ros.control.servo import ImpedanceGains, impedance_torque
 from onedp_ros.geometry import gripper_down
 from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
+from onedp_ros.tasks.pnp_milk import PnpMilk
 from onedp_ros.twin.cell import HOME, Cell
-from onedp_ros.twin.pnp_milk import PnpMilk
 
 POSE = RobotSettings.from_yaml(resource("config", "robot", "franka.yaml"))
 SETTINGS = POSE.replaced({"arm.mode": "cartesian_impedance"})

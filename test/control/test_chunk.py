@@ -3,10 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onedp_ros.contract import ContractError, encode_action
+from onedp_ros.contract import ContractError, encode_action, task_contract
 from onedp_ros.control.chunk import ActionChunk, ChunkSchedule
 from onedp_ros.geometry import gripper_down, rotation_angle
-from onedp_ros.resources import task_contract
 
 CONTRACT = task_contract("pnp_milk")
 MS = 1_000_000

@@ -19,8 +19,8 @@ from onedp_ros.control.servo import ServoLimits
 from onedp_ros.geometry import columns_from_pose, gripper_down, pose_from_columns, rotation_angle
 from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
+from onedp_ros.tasks.pnp_milk import PnpMilk
 from onedp_ros.twin.cell import HOME, build_model
-from onedp_ros.twin.pnp_milk import PnpMilk
 
 SETTINGS = RobotSettings.from_yaml(resource("config", "robot", "franka.yaml"))
 FOLLOW = SETTINGS.follow

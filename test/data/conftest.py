@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from recordings import ARM, HALF_FRAME, START, Record, frame, position
 
-from onedp_ros.contract import NANOSECONDS, Contract
-from onedp_ros.data.bag_writer import EpisodeWriter
-from onedp_ros.resources import task_contract
+from onedp_ros.contract import NANOSECONDS, Contract, task_contract
+from onedp_ros.data.bags.writer import EpisodeWriter
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from onedp_ros.contract import NANOSECONDS, Contract
 from onedp_ros.data import quality
-from onedp_ros.data.bags import TYPES, BagError, read_messages
+from onedp_ros.data.bags.reader import TYPES, BagError, read_messages
 from onedp_ros.data.convert import convert, main
 from onedp_ros.data.episodes import Dropped, Episode, read_episodes
 

@@ -19,8 +19,8 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 
 import onedp_ros
 from onedp_ros.contract import Contract
-from onedp_ros.data.bag_writer import EpisodeWriter
-from onedp_ros.data.bags import TYPES, BagError, Refusals, find_bags, read_bag, read_messages, read_metadata, read_serialized
+from onedp_ros.data.bags.reader import TYPES, BagError, Refusals, find_bags, read_bag, read_messages, read_metadata, read_serialized
+from onedp_ros.data.bags.writer import EpisodeWriter
 
 
 def test_every_message_comes_back_as_it_was_written(tmp_path: Path, contract: Contract) -> None:
@@ -94,8 +94,8 @@ def test_discarded_episode_leaves_nothing(tmp_path: Path, contract: Contract) ->
 def test_killed_recording_costs_only_the_episode_being_written(tmp_path: Path) -> None:
     program = f"""
 import itertools, numpy as np
-from onedp_ros.data.bag_writer import EpisodeWriter
-from onedp_ros.resources import task_contract
+from onedp_ros.data.bags.writer import EpisodeWriter
+from onedp_ros.contract import task_contract
 for episode in itertools.count():
     with EpisodeWriter("{tmp_path}/episode_%d" % episode, task_contract("pnp_milk")) as writer:
         for stamp in range(100, 2000):

@@ -19,12 +19,12 @@ import zarr
 from recordings import ARM, HALF_FRAME, START, Record, frame, position
 
 from onedp_ros.contract import NANOSECONDS, Contract, ContractError, ObservationAssembler, decode_action
-from onedp_ros.data.bag_writer import EpisodeWriter
-from onedp_ros.data.bags import BagError, read_bag
+from onedp_ros.data.bags.reader import BagError, read_bag
+from onedp_ros.data.bags.writer import EpisodeWriter
 from onedp_ros.data.convert import ConvertError, convert, main
 from onedp_ros.data.episodes import grid_segments, read_episodes
-from onedp_ros.data.messages import feed
 from onedp_ros.geometry import gripper_down, rotation_angle
+from onedp_ros.messages.decode import feed
 
 
 def test_store_has_the_replay_buffer_layout(record: Record, contract: Contract, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from onedp_ros.contract import Contract
 from onedp_ros.control.safety import SafetyLimits
-from onedp_ros.data import bags
-from onedp_ros.data.bags import BagError, find_bags, read_messages, read_metadata
+from onedp_ros.data.bags import reader as bags
+from onedp_ros.data.bags.reader import BagError, find_bags, read_messages, read_metadata
 from onedp_ros.learning.train import TrainConfig, make_config, read_section
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.resources import resource

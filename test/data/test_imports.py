@@ -11,9 +11,9 @@ import zarr
 from scipy.spatial.transform import Rotation
 
 from onedp_ros.contract import Camera, Contract, decode_action
-from onedp_ros.data import robomimic
 from onedp_ros.data.convert import ConvertError, convert, main
 from onedp_ros.data.episodes import SourceError
+from onedp_ros.data.formats import robomimic
 from onedp_ros.geometry import rotation_angle
 
 ABOVE = np.array([0.0, 0.0, 0.02])  # m, where the commands lie beside the arm

@@ -14,9 +14,9 @@ import pytest
 import zarr
 
 from onedp_ros.contract import ACTION_NAMES, STATE_NAMES, Camera, Contract, ContractError, encode_action, encode_state
-from onedp_ros.data import lerobot
 from onedp_ros.data.convert import ConvertError, convert
 from onedp_ros.data.episodes import SourceError
+from onedp_ros.data.formats import lerobot
 from onedp_ros.geometry import gripper_down
 
 LENGTHS = [33, 20, 47]

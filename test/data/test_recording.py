@@ -27,9 +27,8 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from onedp_ros.contract import NANOSECONDS, Contract
-from onedp_ros.data import bag_writer
-from onedp_ros.data.bag_writer import BagWriter, EpisodeWriter
-from onedp_ros.data.bags import (
+from onedp_ros.data.bags import writer as bag_writer
+from onedp_ros.data.bags.reader import (
     BagError,
     Kept,
     Refusals,
@@ -40,6 +39,7 @@ from onedp_ros.data.bags import (
     read_metadata,
     read_serialized,
 )
+from onedp_ros.data.bags.writer import BagWriter, EpisodeWriter
 
 TYPES = get_typestore(Stores.ROS2_JAZZY)
 JOINT_STATE = "sensor_msgs/msg/JointState"
@@ -48,8 +48,8 @@ JOINT_STATE = "sensor_msgs/msg/JointState"
 PROGRAM = """
 import itertools, os, sys
 from recordings import ARM, START, frame
-from onedp_ros.data.bag_writer import EpisodeWriter
-from onedp_ros.resources import task_contract
+from onedp_ros.data.bags.writer import EpisodeWriter
+from onedp_ros.contract import task_contract
 writer = EpisodeWriter(sys.argv[1], task_contract("pnp_milk"), {"operator": "me"})
 size = 0
 for k in itertools.count():

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onedp_ros.contract import Contract
-from onedp_ros.data import replay_buffer
 from onedp_ros.data.convert import ConvertError, convert
 from onedp_ros.data.episodes import SourceError
-from onedp_ros.data.zarr_reader import ZarrError, ZarrStore
+from onedp_ros.data.formats import replay_buffer
+from onedp_ros.data.formats.zarr_reader import ZarrError, ZarrStore
 from onedp_ros.evaluation.inspect import InspectError, inspect_dataset
 from onedp_ros.learning.dataset import DatasetError, WindowDataset
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from onedp_ros.contract import Normalizer, Observation, encode_action
-from onedp_ros.evaluation import bench, recorder, start
+from onedp_ros.bench import inference as bench
+from onedp_ros.bench import recorder, start
+from onedp_ros.contract import Normalizer, Observation, encode_action, task_contract
 from onedp_ros.evaluation.figures import plot_recorder
 from onedp_ros.evaluation.rollout import evaluate, main, rollout, wilson
 from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
-from onedp_ros.resources import task_contract
-from onedp_ros.twin.drive import drive
-from onedp_ros.twin.environment import SteppedCell
-from onedp_ros.twin.pnp_milk import EVALUATION_SEEDS, Expert, PnpMilk
+from onedp_ros.tasks.drive import drive
+from onedp_ros.tasks.pnp_milk import EVALUATION_SEEDS, Expert, PnpMilk
+from onedp_ros.twin.stepped import SteppedCell
 
 CONTRACT = task_contract("pnp_milk")
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from onedp_ros.contract import Camera
+from onedp_ros.contract import Camera, task_contract
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.data import messages
 from onedp_ros.evaluation.golden import METHODS, SEED, golden, golden_windows
 from onedp_ros.evaluation.replay_report import differences
-from onedp_ros.graph import released
+from onedp_ros.graph.processes import released
+from onedp_ros.messages import decode as messages
 from onedp_ros.policy.inference import load_predictor
 from onedp_ros.policy.policies import Policy
-from onedp_ros.resources import resource, task_contract
+from onedp_ros.resources import resource
 
 CONTRACT = task_contract("pnp_milk")
 EXACT = (0.03, 0.01, 0.01)

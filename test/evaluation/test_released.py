@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from onedp_ros.contract import task_contract
 from onedp_ros.evaluation.rollout import rollout
-from onedp_ros.graph import released
+from onedp_ros.graph.processes import released
 from onedp_ros.policy.inference import load_predictor
-from onedp_ros.resources import resource, task_contract
-from onedp_ros.twin.environment import SteppedCell
-from onedp_ros.twin.pnp_milk import EVALUATION_SEEDS, PnpMilk
+from onedp_ros.resources import resource
+from onedp_ros.tasks.pnp_milk import EVALUATION_SEEDS, PnpMilk
+from onedp_ros.twin.stepped import SteppedCell
 
 CONTRACT = task_contract("pnp_milk")
 METHODS = ("dp_ddim10", "onedp_s", "onedp_d")

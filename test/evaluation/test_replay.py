@@ -11,9 +11,9 @@ import pytest
 import torch
 from rosbags.typesys import Stores, get_typestore
 
-from onedp_ros.contract import NANOSECONDS, ContractError, Normalizer, encode_action
-from onedp_ros.data.bag_writer import BagWriter, EpisodeWriter
-from onedp_ros.data.bags import BagError, read_bag
+from onedp_ros.contract import NANOSECONDS, ContractError, Normalizer, encode_action, task_contract
+from onedp_ros.data.bags.reader import BagError, read_bag
+from onedp_ros.data.bags.writer import BagWriter, EpisodeWriter
 from onedp_ros.evaluation.replay import choose_policy, main
 from onedp_ros.evaluation.replay_report import compare, compare_sets, table
 from onedp_ros.evaluation.replayed import observe, read_recording, replay_offline, source_topics, stamps_of_windows
@@ -21,7 +21,6 @@ from onedp_ros.geometry import gripper_down, tool_yaw
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
-from onedp_ros.resources import task_contract
 
 CONTRACT = task_contract("pnp_milk")
 START = 1_700_000_000 * NANOSECONDS

@@ -29,16 +29,15 @@ from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 
-from onedp_ros.contract import NANOSECONDS, Normalizer
+from onedp_ros.contract import NANOSECONDS, Normalizer, task_contract
 from onedp_ros.geometry import gripper_down
-from onedp_ros.graph import free_domain
-from onedp_ros.nodes.diagnostics import name_within
-from onedp_ros.nodes.executor import LeanExecutor
-from onedp_ros.nodes.messages import header, image_message, pose_message
+from onedp_ros.graph.processes import free_domain
+from onedp_ros.messages.encode import header, image_message, pose_message
+from onedp_ros.nodes.lib.diagnostics import name_within
+from onedp_ros.nodes.lib.executor import LeanExecutor
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
-from onedp_ros.resources import task_contract
 
 MS = 1_000_000
 ROTATION = np.array([1, 0, 0, 0, -1, 0], dtype=np.float32)

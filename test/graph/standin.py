@@ -52,7 +52,7 @@ def load_standin(path: str, *, contract: Contract, seconds: float = 0.005, **_: 
 
 
 if __name__ == "__main__":
+    from onedp_ros.nodes.lib.process import main_of
     from onedp_ros.nodes.policy_node import make_node
-    from onedp_ros.nodes.process import main_of
 
     sys.exit(main_of(lambda: make_node(load_standin)))

@@ -12,11 +12,10 @@ from geometry_msgs.msg import PoseStamped
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.contract import NANOSECONDS
+from onedp_ros.contract import NANOSECONDS, task_contract
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.data.messages import pose_arrays, stamp_ns
-from onedp_ros.nodes.messages import chunk_message
-from onedp_ros.resources import task_contract
+from onedp_ros.messages.decode import pose_arrays, stamp_ns
+from onedp_ros.messages.encode import chunk_message
 
 RANGE = 0.2  # m to either side, along y
 REST = 0.02  # m/s; slower is at rest

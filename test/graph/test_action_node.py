@@ -9,15 +9,14 @@ from standin import load_standin
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.contract import NANOSECONDS
+from onedp_ros.contract import NANOSECONDS, task_contract
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.data.messages import stamp_ns
 from onedp_ros.geometry import gripper_down, rotation_angle
+from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.messages.encode import chunk_message, pose_message
 from onedp_ros.nodes.action_node import ActionNode
-from onedp_ros.nodes.messages import chunk_message, pose_message
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.policy_node import PolicyNode
-from onedp_ros.resources import task_contract
 
 NODE = "action_node"
 CONTRACT = task_contract("pnp_milk")

@@ -28,19 +28,19 @@ from sensor_msgs.msg import CompressedImage, Image, JointState, Joy
 from standin import load_standin
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
+from onedp_ros.contract import task_contract
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.geometry import gripper_down
-from onedp_ros.graph import free_domain
+from onedp_ros.graph.processes import free_domain
+from onedp_ros.messages.encode import chunk_message, header, image_message, pose_message, state_message
 from onedp_ros.nodes.action_node import ActionNode
 from onedp_ros.nodes.crisp_node import CrispNode
 from onedp_ros.nodes.franka_node import make_node as make_franka_node
-from onedp_ros.nodes.messages import chunk_message, header, image_message, pose_message, state_message
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.policy_node import PolicyNode
 from onedp_ros.nodes.recorder_node import RecorderNode
 from onedp_ros.nodes.teleop_node import TeleopNode
 from onedp_ros.nodes.twin_node import TwinNode
-from onedp_ros.resources import task_contract
 from onedp_ros.robot.fake_franka import FakeFranka
 from onedp_ros.teleop.device import Command
 

@@ -11,8 +11,8 @@ from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
 
 from onedp_ros.geometry import gripper_down
+from onedp_ros.messages.encode import header, pose_message
 from onedp_ros.nodes.crisp_node import CrispNode, FrankaGripper
-from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
 

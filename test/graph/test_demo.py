@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from onedp_ros.demo import run, table
+from onedp_ros.cli.demo import run, table
 
 
 def test_demo_writes_its_figures(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, domain: int) -> None:

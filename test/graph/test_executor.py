@@ -9,10 +9,10 @@ from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from std_srvs.srv import Trigger
 
-from onedp_ros.data.messages import stamp_ns
-from onedp_ros.nodes.executor import LeanExecutor
-from onedp_ros.nodes.messages import pose_message
-from onedp_ros.nodes.polled import PolledSubscriber
+from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.messages.encode import pose_message
+from onedp_ros.nodes.lib.executor import LeanExecutor
+from onedp_ros.nodes.lib.polled import PolledSubscriber
 
 
 class Worker(Node):

@@ -13,9 +13,9 @@ from std_srvs.srv import SetBool, Trigger
 from stopping import Driving, Process
 
 from onedp_ros.geometry import gripper_down
+from onedp_ros.messages.encode import header, pose_message
 from onedp_ros.nodes.action_node import ActionNode
 from onedp_ros.nodes.franka_node import FrankaNode, make_node
-from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.robot.fake_franka import FakeFranka, read_log
 
 NODE = "franka_node"

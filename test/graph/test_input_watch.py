@@ -9,10 +9,10 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 
 from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data.messages import stamp_ns
-from onedp_ros.nodes.input_watch import QUIET, InputWatch, SolePublisher
-from onedp_ros.nodes.messages import header
-from onedp_ros.nodes.polled import PolledSubscriber
+from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.messages.encode import header
+from onedp_ros.nodes.lib.input_watch import QUIET, InputWatch, SolePublisher
+from onedp_ros.nodes.lib.polled import PolledSubscriber
 
 
 def test_one_that_takes_over_is_believed_and_two_at_a_time_are_not():

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from onedp_ros.graph import record_graph, task_graph
+from onedp_ros.graph.processes import record_graph, task_graph
 from onedp_ros.resources import resource
 
 pytest.importorskip("launch_ros", reason="launch_ros is not in the wheels; it comes with a ROS 2 distribution")

@@ -19,24 +19,24 @@ from standin import StandinPredictor
 from std_srvs.srv import SetBool, Trigger
 
 from onedp_ros import contract as contract_module
-from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data import messages as data_messages
-from onedp_ros.data.bags import BagError
-from onedp_ros.data.messages import restamped, stamp_ns
+from onedp_ros.contract import NANOSECONDS, pairing, task_contract
+from onedp_ros.data.bags.reader import BagError
 from onedp_ros.evaluation.replay import main
+from onedp_ros.evaluation.replay_live import replay_in_graph
 from onedp_ros.evaluation.replay_report import compare, equal
 from onedp_ros.evaluation.replayed import Outputs, read_recording, replay_offline, stamps_of_windows
 from onedp_ros.geometry import gripper_down
-from onedp_ros.graph import graph_environment
-from onedp_ros.nodes.messages import header, image_message, pose_message
+from onedp_ros.graph.processes import graph_environment
+from onedp_ros.messages import decode as data_messages
+from onedp_ros.messages.decode import restamped, stamp_ns
+from onedp_ros.messages.encode import header, image_message, pose_message
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.player_node import PlayerNode
 from onedp_ros.nodes.policy_node import PolicyNode
 from onedp_ros.nodes.recorder_node import RecorderNode
-from onedp_ros.nodes.replay_graph import replay_in_graph
 from onedp_ros.nodes.twin_node import TwinNode
 from onedp_ros.policy.inference import load_predictor
-from onedp_ros.resources import resource, task_contract
+from onedp_ros.resources import resource
 
 CONTRACT = task_contract("pnp_milk")
 GOLDEN = resource("models", "pnp_milk", "golden", "bag")
@@ -240,8 +240,8 @@ def colours_swapped(monkeypatch):
 
 
 def last_state_instead_of_that_at_the_stamp(monkeypatch):
-    around = contract_module._Samples.around
-    monkeypatch.setattr(contract_module._Samples, "around", lambda self, stamp: (*around(self, stamp)[:2], 0.0))
+    around = pairing._Samples.around
+    monkeypatch.setattr(pairing._Samples, "around", lambda self, stamp: (*around(self, stamp)[:2], 0.0))
 
 
 def test_the_command_knows_the_policy_and_writes_a_report(run, bundle, tmp_path, capsys):

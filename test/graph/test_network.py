@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onedp_ros.graph import enclave, record_graph, task_graph
+from onedp_ros.graph.processes import enclave, record_graph, task_graph
 from onedp_ros.nodes.action_node import ActionNode
 from onedp_ros.nodes.franka_node import FrankaNode
 from onedp_ros.nodes.observation_node import ObservationNode
@@ -73,9 +73,9 @@ GRAPH = """
 import argparse, json, sys, tempfile, threading
 import numpy as np
 from geometry_msgs.msg import PoseStamped
-from onedp_ros.graph import task_graph
-from onedp_ros.nodes.watch import GraphWatch
-from onedp_ros.runner import Supervisor, add_place_arguments, place
+from onedp_ros.graph.processes import task_graph
+from onedp_ros.graph.client import GraphWatch
+from onedp_ros.graph.supervisor import Supervisor, add_place_arguments, place
 
 parser = argparse.ArgumentParser()
 add_place_arguments(parser)
@@ -106,7 +106,7 @@ from geometry_msgs.msg import PoseStamped
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.nodes.messages import chunk_message
+from onedp_ros.messages.encode import chunk_message
 
 rclpy.init()
 node = rclpy.create_node(f"stranger_{os.getpid()}")

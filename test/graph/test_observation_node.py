@@ -12,8 +12,8 @@ from sensor_msgs.msg import Image, JointState
 from standin import load_standin
 
 from onedp_ros.contract import NANOSECONDS, STATE_NAMES
-from onedp_ros.data.messages import stamp_ns
 from onedp_ros.geometry import gripper_down
+from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.nodes.action_node import ActionNode
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.policy_node import PolicyNode

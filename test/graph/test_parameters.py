@@ -6,7 +6,7 @@ from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.lifecycle import LifecycleNode
 
-from onedp_ros.nodes.parameters import declare, declare_dynamic, declare_unconfigured
+from onedp_ros.nodes.lib.parameters import declare, declare_dynamic, declare_unconfigured
 
 KINDS = {float: ("double_value", ParameterType.PARAMETER_DOUBLE), str: ("string_value", ParameterType.PARAMETER_STRING)}
 

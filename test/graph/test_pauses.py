@@ -12,9 +12,9 @@ from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
-from onedp_ros.data.bags import read_metadata
+from onedp_ros.data.bags.reader import read_metadata
 from onedp_ros.geometry import gripper_down
-from onedp_ros.nodes.messages import header, pose_message
+from onedp_ros.messages.encode import header, pose_message
 from onedp_ros.robot.fake_franka import FakeFranka
 
 ASIDE = np.array([0.0, 0.03, 0.0])

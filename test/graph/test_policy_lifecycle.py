@@ -19,11 +19,10 @@ from standin import load_standin
 from test_parameters import set_parameter
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data.messages import stamp_ns
+from onedp_ros.contract import NANOSECONDS, task_contract
+from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.policy_node import PolicyNode, remedy
-from onedp_ros.resources import task_contract
 
 NODE = "policy_node"
 SUCCESS = TransitionCallbackReturn.SUCCESS

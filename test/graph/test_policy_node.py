@@ -10,12 +10,11 @@ from sensor_msgs.msg import Image, JointState
 from standin import STEP, StandinPredictor, load_standin
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.contract import NANOSECONDS, STATE_NAMES, Contract
-from onedp_ros.data.messages import stamp_ns
-from onedp_ros.nodes.messages import header, image_message
+from onedp_ros.contract import NANOSECONDS, STATE_NAMES, Contract, task_contract
+from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.messages.encode import header, image_message
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.policy_node import PolicyNode
-from onedp_ros.resources import task_contract
 
 NODE = "policy_node"
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from onedp_ros.data.bags import read_metadata
+from onedp_ros.cli.record import main
+from onedp_ros.contract import task_contract
+from onedp_ros.data.bags.reader import read_metadata
 from onedp_ros.data.episodes import read_episodes
-from onedp_ros.graph import record_graph
-from onedp_ros.record import main
-from onedp_ros.resources import task_contract
-from onedp_ros.twin.pnp_milk import BOX
+from onedp_ros.graph.processes import record_graph
+from onedp_ros.tasks.pnp_milk import BOX
 
 SEED = 3
 

@@ -23,17 +23,17 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from onedp_ros.contract import NANOSECONDS, Contract
-from onedp_ros.data import bag_writer, recording
-from onedp_ros.data.bag_writer import BagWriter
-from onedp_ros.data.bags import find_bags, read_bag, read_metadata
+from onedp_ros.contract import NANOSECONDS, Contract, task_contract
+from onedp_ros.data import recording
+from onedp_ros.data.bags import writer as bag_writer
+from onedp_ros.data.bags.reader import find_bags, read_bag, read_metadata
+from onedp_ros.data.bags.writer import BagWriter
 from onedp_ros.data.episodes import read_episodes
-from onedp_ros.data.messages import header_stamp, stamp_ns
 from onedp_ros.data.recording import Recording, Watch, next_episode
 from onedp_ros.geometry import gripper_down
-from onedp_ros.nodes.messages import header, pose_message
+from onedp_ros.messages.decode import header_stamp, stamp_ns
+from onedp_ros.messages.encode import header, pose_message
 from onedp_ros.nodes.recorder_node import RecorderNode
-from onedp_ros.resources import task_contract
 
 NODE = "recorder_node"
 WRIST, FRONT = "wrist_camera/color/image_raw", "front_camera/color/image_raw"
@@ -181,7 +181,7 @@ def test_an_episode_that_cannot_be_discarded_does_not_end_the_recorder(rig, oper
     def refuse(path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("onedp_ros.data.bag_writer.shutil.rmtree", refuse)
+    monkeypatch.setattr("onedp_ros.data.bags.writer.shutil.rmtree", refuse)
     answer = ask("discard")
     assert not answer.success
     assert "episode_000000.partial could not be discarded" in answer.message and "Read-only" in answer.message

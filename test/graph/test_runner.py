@@ -16,10 +16,11 @@ from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import GetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
-from onedp_ros import graph, runner
-from onedp_ros.graph import NodeProcess, graph_environment, placed, record_graph, task_graph
+from onedp_ros.graph import processes as graph
+from onedp_ros.graph import supervisor as runner
+from onedp_ros.graph.processes import NodeProcess, graph_environment, placed, record_graph, task_graph
+from onedp_ros.graph.supervisor import NodeDiedError, Supervisor
 from onedp_ros.resources import task_folder
-from onedp_ros.runner import NodeDiedError, Supervisor
 
 PROCESSES = [
     NodeProcess("eyes", "observation_node", {"task": "pnp_milk"}),
@@ -82,7 +83,7 @@ def run_node(domain, body, *arguments):
 import sys, threading, time
 import rclpy
 from rclpy.node import Node
-from onedp_ros.nodes.process import main_of
+from onedp_ros.nodes.lib.process import main_of
 
 class Ends(Node):
 {textwrap.indent(textwrap.dedent(body), "    ")}
@@ -272,7 +273,7 @@ def test_a_supervisor_that_cannot_start_all_leaves_none(tmp_path, monkeypatch):
 
 
 def run_command(rig, *arguments):
-    script = f"import sys; from onedp_ros.runner import main; sys.exit(main({list(arguments)!r}))"
+    script = f"import sys; from onedp_ros.graph.supervisor import main; sys.exit(main({list(arguments)!r}))"
     environment = {**os.environ, "ROS_DOMAIN_ID": str(rig.domain), "PYTHONPATH": str(Path.cwd())}
     return subprocess.Popen(
         [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sensor_msgs.msg import Image
 
-from onedp_ros import shm
-from onedp_ros.graph import graph_environment
+from onedp_ros.graph import shm
+from onedp_ros.graph.processes import graph_environment
 
 NODE = """
 import array, rclpy, sys, time

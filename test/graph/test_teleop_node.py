@@ -14,7 +14,7 @@ from sensor_msgs.msg import Image, JointState, Joy
 from std_srvs.srv import Trigger
 
 from onedp_ros.contract import MAX_OPENING
-from onedp_ros.data.messages import pose_arrays, stamp_ns
+from onedp_ros.messages.decode import pose_arrays, stamp_ns
 from onedp_ros.nodes.teleop_node import MOST_NAMES, TeleopNode
 from onedp_ros.teleop.device import Command
 

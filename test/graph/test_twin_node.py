@@ -16,10 +16,10 @@ from stopping import Driving, Process, check_stop
 
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.control.safety import SafetyLimits
-from onedp_ros.data.messages import stamp_ns
 from onedp_ros.geometry import gripper_down
+from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.messages.encode import header, pose_message
 from onedp_ros.nodes.action_node import ActionNode
-from onedp_ros.nodes.messages import header, pose_message
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.twin_node import TwinNode
 from onedp_ros.resources import resource

@@ -9,9 +9,9 @@ from rcl_interfaces.srv import GetParameters
 from std_srvs.srv import SetBool
 from test_parameters import set_parameter
 
-from onedp_ros.data.messages import pose_arrays
-from onedp_ros.graph import placed, task_graph
-from onedp_ros.runner import Supervisor
+from onedp_ros.graph.processes import placed, task_graph
+from onedp_ros.graph.supervisor import Supervisor
+from onedp_ros.messages.decode import pose_arrays
 
 PLACES = {"a": (0.5, 0.0, 0.3), "b": (0.42, 0.12, 0.35), "c": (0.45, -0.12, 0.3)}  # m; where each policy wants the hand
 NODES = ("twin_node", "observation_node", "policy_node", "action_node")

@@ -16,16 +16,16 @@ from std_srvs.srv import Trigger
 
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.data.convert import convert
-from onedp_ros.data.messages import pose_arrays
 from onedp_ros.evaluation.inspect import inspect_bag
 from onedp_ros.geometry import gripper_down, rotation_difference, tool_yaw
-from onedp_ros.graph import graph_environment, record_graph
-from onedp_ros.nodes.watch import GraphWatch
+from onedp_ros.graph.client import GraphWatch
+from onedp_ros.graph.processes import graph_environment, record_graph
+from onedp_ros.graph.supervisor import Supervisor
+from onedp_ros.messages.decode import pose_arrays
 from onedp_ros.resources import resource
-from onedp_ros.runner import Supervisor
+from onedp_ros.tasks.pnp_milk import BOX, GRASP_HEIGHT, PnpMilk, carton, grasp_yaw
 from onedp_ros.teleop.session import Motion
 from onedp_ros.twin.cell import Cell
-from onedp_ros.twin.pnp_milk import BOX, GRASP_HEIGHT, PnpMilk, carton, grasp_yaw
 
 SEED = 7
 MOTION = Motion.from_yaml(resource("config", "teleop.yaml"))

@@ -8,15 +8,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import onedp_ros.twin  # noqa: F401 (registers the environment)
-from onedp_ros.contract import ContractError, Observation, ObservationAssembler, decode_action, encode_action
-from onedp_ros.data.bags import read_bag
-from onedp_ros.data.messages import feed
+from onedp_ros.contract import ContractError, Observation, ObservationAssembler, decode_action, encode_action, task_contract
+from onedp_ros.data.bags.reader import read_bag
 from onedp_ros.geometry import gripper_down, quaternion_to_matrix, rotation_angle, tool_yaw
-from onedp_ros.resources import task_contract
+from onedp_ros.messages.decode import feed
+from onedp_ros.tasks.collect import collect, demonstrate, take_over
+from onedp_ros.tasks.pnp_milk import AREA_CENTRE, AREA_SIZE, BOX, Expert, PnpMilk, carton, failure, in_box
 from onedp_ros.twin.cell import Cell, camera_frames
-from onedp_ros.twin.collect import collect, demonstrate, take_over
-from onedp_ros.twin.environment import Frame, PnpMilkEnv, SteppedCell
-from onedp_ros.twin.pnp_milk import AREA_CENTRE, AREA_SIZE, BOX, Expert, PnpMilk, carton, failure, in_box
+from onedp_ros.twin.stepped import Frame, PnpMilkEnv, SteppedCell
 
 CONTRACT = task_contract("pnp_milk")
 

@@ -1,0 +1,226 @@
+"""``onedp bench``: what a prediction costs by engine and method, and how many camera frames arrive, side by side in one run.
+
+A prediction is what the live node does for a new set: encode one new frame of each camera, keep the older observation's
+features, sample a chunk; batch 1. Weights are random: they do not change the cost. Rows take turns, so that whatever else the
+machine does hits all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from onedp_ros.contract import Contract, Normalizer, Observation, task_contract
+from onedp_ros.graph.processes import free_domain, graph_environment
+
+PRECISIONS = ("avx512_bf16", "amx_bf16", "avx512f", "avx2")  # of the processor's flags, what decides speed
+
+
+def processor() -> dict[str, Any]:
+    """Name, cores that this process may use, and which of :data:`PRECISIONS` the processor has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    flags = set(facts.get("flags", "").split())
+    return {
+        "name": facts.get("model name", "unknown"),
+        "cores": len(os.sched_getaffinity(0)),
+        "instructions": [p for p in PRECISIONS if p in flags],
+    }
+
+
+def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
+    """Rows ``{engine, network, method, nfe, p50_ms, p95_ms, parity}`` for a network, every engine that runs here."""
+    import torch
+
+    from onedp_ros.policy.inference import Predictor, parity, start_engine
+    from onedp_ros.policy.networks import NetworkConfig
+    from onedp_ros.policy.policies import Policy
+
+    contract = task_contract("pnp_milk")
+    config = NetworkConfig() if network == "paper" else NetworkConfig(16, (64, 128, 256))
+    ones = {"state": contract.state_dim, "action": contract.action_dim}
+    normalizer = Normalizer(
+        **{f"{k}_offset": np.zeros(n, np.float32) for k, n in ones.items()},
+        **{f"{k}_scale": np.ones(n, np.float32) for k, n in ones.items()},
+    )
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    weights = Policy(contract, config, normalizer).state_dict()
+    predictors: list[Predictor] = []
+    for engine in ("torch", "openvino", "openvino_bf16", "cuda"):
+        for method in ("onedp_s", "dp_ddim10"):
+            policy = Policy(contract, config, normalizer, method).eval()
+            policy.load_state_dict(weights)
+            try:
+                runner = start_engine(engine, policy, threads)
+            except Exception as error:  # as in load_predictor
+                print(f"engine {engine} cannot be used: {error}", file=sys.stderr)
+                continue
+            predictors.append(Predictor(policy, runner, engine, parity(policy, runner), seed=0))
+    times: dict[int, list[float]] = {i: [] for i in range(len(predictors))}
+    rng = np.random.default_rng(0)
+    previous = _observation(contract, rng)
+    for round_ in tqdm(range(repeats + 2), desc=f"bench {network}", unit="round"):
+        newest = _observation(contract, rng)
+        for i in random.Random(round_).sample(range(len(predictors)), len(predictors)):
+            if round_ == 0:
+                predictors[i].predict([[previous, previous]])
+            begin = time.perf_counter()
+            predictors[i].predict([[previous, newest]])
+            if round_ >= 2:  # warm
+                times[i].append(1e3 * (time.perf_counter() - begin))
+        previous = newest
+    rows = []
+    for i, predictor in enumerate(predictors):
+        p50, p95 = np.percentile(times[i], [50, 95]).round(2).tolist()
+        row = {"engine": predictor.engine, "network": network, "method": predictor.method, "nfe": predictor.nfe}
+        rows.append({**row, "p50_ms": p50, "p95_ms": p95, "parity": float(f"{predictor.parity:.2g}")})
+    return rows
+
+
+def _observation(contract: Contract, rng: np.random.Generator) -> Observation:
+    images = {n: rng.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for n, c in contract.cameras.items()}
+    return Observation(0, images, dict.fromkeys(images, 0), np.zeros(contract.state_dim, np.float32))
+
+
+def frames(seconds: float = 5.0, width: int = 640, height: int = 480, rate: float = 60.0) -> list[dict[str, Any]]:
+    """Frames received of frames sent, two streams between two processes, with and without the shared-memory profile."""
+    rows = []
+    for name, profile in (("default", {}), ("shared memory", graph_environment({}))):
+        environment = {k: v for k, v in os.environ.items() if "DEFAULT_PROFILES_FILE" not in k} | profile
+        # a domain of its own: nobody else's cameras, and nobody is disturbed
+        environment |= {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+        source = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [environment.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "onedp_ros.bench.frame_load"]
+        load = ["--width", str(width), "--height", str(height), "--rate", str(rate), "--seconds", str(seconds)]
+        with subprocess.Popen([*command, "subscribe"], env=environment, stdout=subprocess.PIPE, text=True) as subscriber:
+            subprocess.run([*command, "publish", *load], env=environment, check=True)
+            output, _ = subscriber.communicate(timeout=60)
+        rows.append({"profile": name, "sent": 2 * int(rate * seconds), **json.loads(output)})
+    return rows
+
+
+def run(networks: Sequence[str], repeats: int, threads: int, dds: bool) -> dict[str, Any]:
+    """All rows, and the ratios that matter: best engine to eager, and OneDP to DDIM-10 eager, by network."""
+    rows = [row for network in networks for row in measure(network, repeats, threads)]
+    ratios = {}
+    for network in networks:
+        one = {r["engine"]: r["p50_ms"] for r in rows if r["network"] == network and r["nfe"] == 1}
+        ten = {r["engine"]: r["p50_ms"] for r in rows if r["network"] == network and r["nfe"] == 10}
+        best = min(one, key=lambda engine: one[engine])
+        ratios[network] = {
+            "best_engine": best,
+            "best_to_eager": round(one[best] / one["torch"], 3),
+            "ddim10_eager_to_onedp": round(ten["torch"] / one[best], 1),
+            "ddim10_eager_to_onedp_eager": round(ten["torch"] / one["torch"], 1),
+        }
+    result: dict[str, Any] = {"processor": processor(), "threads": threads, "rows": rows, "ratios": ratios}
+    if dds:
+        result["frames"] = frames()
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    cpu = result["processor"]
+    lines = [f"{cpu['name']}, {cpu['cores']} cores, {result['threads']} threads, {' '.join(cpu['instructions'])}", ""]
+    lines.append(f"{'network':8} {'engine':14} {'method':10} {'NFE':>3} {'p50 ms':>8} {'p95 ms':>8}  difference from eager")
+    for r in result["rows"]:
+        timing = f"{r['nfe']:3} {r['p50_ms']:8.2f} {r['p95_ms']:8.2f}  {r['parity']:.1e}"
+        lines.append(f"{r['network']:8} {r['engine']:14} {r['method']:10} {timing}")
+    for network, r in result["ratios"].items():
+        lines += [
+            "",
+            f"{network}: best engine {r['best_engine']} takes {r['best_to_eager']:.2f} of eager; "
+            f"OneDP on it is {r['ddim10_eager_to_onedp']:.0f} x faster than DDIM-10 eager",
+        ]
+    for r in result.get("frames", []):
+        lines.append(f"frames 640x480, DDS profile {r['profile']:14} {r['received']} of {r['sent']} received, p99 {r['p99_ms']} ms")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="onedp bench", description=__doc__)
+    parser.add_argument("--network", choices=["paper", "compact", "both"], default="both")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-frames", action="store_true", help="leave out the frames over DDS")
+    parser.add_argument("--servo", action="store_true", help="the arm's 1 kHz loop instead, against the fake robot")
+    parser.add_argument("--robot-ip", default="", help="with --servo: a real robot, which MOVES")
+    parser.add_argument("--recorder", action="store_true", help="the recorder instead, with two noisy cameras")
+    parser.add_argument("--start", action="store_true", help="the start of policy_node instead, the first one and the next")
+    parser.add_argument("--out", type=Path, default=Path(), help="with --recorder: a folder on the disk that is to be tried (here)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the recorder, or of each row of the servo, 60 at most")
+    parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside it")
+    args = parser.parse_args(argv)
+    if args.servo:
+        return _tell(*_servo(args.seconds, args.robot_ip), args.json)
+    if args.recorder:
+        return _tell(*_recorder(args.seconds, args.out), args.json)
+    if args.start:
+        return _tell(*_start(min(args.repeats, 10)), args.json)
+    networks = ["paper", "compact"] if args.network == "both" else [args.network]
+    return _tell(*_inference(networks, args.repeats, args.threads, not args.no_frames), args.json)
+
+
+Outcome = tuple[dict[str, Any], str, Callable[[dict[str, Any], Path], None] | None]  # figures, a table, and what draws them
+
+
+def _inference(networks: Sequence[str], repeats: int, threads: int, dds: bool) -> Outcome:
+    from onedp_ros.evaluation.figures import plot_bench
+
+    result = run(networks, repeats, threads, dds)
+    return result, table(result), plot_bench
+
+
+def _servo(seconds: float, address: str) -> Outcome:
+    from onedp_ros.bench import servo
+    from onedp_ros.evaluation.figures import plot_servo
+
+    result = servo.run(min(seconds, 60.0), address, enforce=bool(address))
+    return result, servo.table(result), plot_servo
+
+
+def _recorder(seconds: float, folder: Path) -> Outcome:
+    from onedp_ros.bench import recorder
+    from onedp_ros.evaluation.figures import plot_recorder
+
+    result = recorder.run(seconds, folder)
+    return result, recorder.table(result), plot_recorder
+
+
+def _start(repeats: int) -> Outcome:
+    from onedp_ros.bench import start
+
+    result = start.run(repeats=repeats)
+    return result, start.table(result), None
+
+
+def _tell(result: dict[str, Any], text: str, plot: Callable[[dict[str, Any], Path], None] | None, path: Path | None) -> int:
+    print("\n" + text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        if plot is not None:
+            plot(result, path.with_suffix(".png"))
+        print(f"written {path}" + (f" and {path.with_suffix('.png')}" if plot is not None else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

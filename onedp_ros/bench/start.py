@@ -1,0 +1,65 @@
+"""``onedp bench --start``: how long policy_node takes from its process's start until it is ready, with predictions made.
+
+The first start on a machine converts and compiles; the next ones restore what that kept. The two take turns.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from onedp_ros.graph.processes import free_domain, released
+
+STARTS = ("first", "next")
+
+
+def run(engine: str = "auto", repeats: int = 5) -> dict[str, Any]:
+    """Seconds of each start (``first`` and ``next``, in pairs) of the released OneDP-S, and the median of the pairs' ratios."""
+    seconds: dict[str, list[float]] = {name: [] for name in STARTS}
+    for _ in tqdm(range(repeats), desc="bench start", unit="pair"):
+        with tempfile.TemporaryDirectory() as cache:
+            for name in STARTS:
+                seconds[name].append(round(start(engine, cache), 2))
+    ratio = float(np.median([b / a for a, b in zip(*seconds.values(), strict=True)]))
+    return {"engine": engine, "seconds": seconds, "next_to_first": round(ratio, 3)}
+
+
+def start(engine: str, cache: str) -> float:
+    """Seconds of one start. RuntimeError with the node's output when it fails."""
+    parameters = {"model": released("pnp_milk", "onedp_s"), "engine": engine, "autostart": "true"}
+    arguments = [text for name, value in parameters.items() for text in ("-p", f"{name}:={value}")]
+    source = str(Path(__file__).resolve().parents[2])
+    environment = {
+        **os.environ,
+        "ROS_DOMAIN_ID": str(free_domain()),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "XDG_CACHE_HOME": cache,
+        "PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", "onedp_ros.nodes.policy_node", "--ros-args", *arguments]
+    begin, said = time.monotonic(), ""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as node:
+        assert node.stdout is not None
+        for line in node.stdout:
+            said += line
+            if "ready after" in line:
+                seconds = time.monotonic() - begin
+                node.kill()
+                return seconds
+    raise RuntimeError(f"policy_node ended before it was ready:\n{said}")
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [f"engine {result['engine']}, from the process's start until predictions are made"]
+    for name, seconds in result["seconds"].items():
+        lines.append(f"{name:5} start: {np.median(seconds):5.1f} s (median of {len(seconds)}, {min(seconds)} to {max(seconds)})")
+    return "\n".join([*lines, f"next to first: {result['next_to_first']} (median of the pairs)"])

@@ -1,0 +1,258 @@
+"""``onedp demo``: the released policy picks the milk in the twin, in real time, through the real graph; then the figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onedp_ros.contract import task_contract
+from onedp_ros.graph.processes import METHODS, graph_environment, task_graph
+from onedp_ros.graph.supervisor import Supervisor
+from onedp_ros.tasks.pnp_milk import EVALUATION_SEEDS
+
+if TYPE_CHECKING:
+    from onedp_ros.graph.client import GraphWatch
+
+START_TIME = 120.0  # s for loading, warm-up and engine checks
+RECORD_DEPTH = 60  # messages between two looks: 0.3 s of the robot's states
+SETTLE = 0.6  # s after a reset, so that no observation of the old scene is left
+
+
+class EpisodeMessages:
+    """The messages of one episode by topic as they came, with their arrival (ns): read after the run, to cost little in it."""
+
+    def __init__(self, node: Any, task: str) -> None:
+        from geometry_msgs.msg import PoseStamped
+        from sensor_msgs.msg import Image, JointState
+        from trajectory_msgs.msg import MultiDOFJointTrajectory
+
+        contract = task_contract(task)
+        self.topics: dict[str, Any] = {
+            **{camera.topic: Image for camera in contract.cameras.values()},
+            contract.pose_topic: PoseStamped,
+            contract.joint_states_topic: JointState,
+            "target_pose": PoseStamped,
+            "gripper_target": JointState,
+            "action/chunk": MultiDOFJointTrajectory,
+        }
+        self._node = node
+        self.messages: dict[str, list[tuple[int, bytes]]] = {}
+        self._subscribers: list[Any] = []
+        self._done = False
+
+    def begin(self) -> None:
+        """Begin, or begin anew; nothing when there is a recording already."""
+        if self._done:
+            return
+        from onedp_ros.nodes.lib.polled import PolledSubscriber
+
+        if not self._subscribers:
+            for topic, kind in self.topics.items():
+                keep = partial(self._keep, topic)
+                self._subscribers.append(PolledSubscriber(self._node, kind, topic, RECORD_DEPTH, keep, raw=True))
+        self.poll()
+        self.messages = {topic: [] for topic in self.topics}
+
+    def _keep(self, topic: str, message: bytes, arrival: int) -> None:
+        self.messages.setdefault(topic, []).append((arrival, message))
+
+    def poll(self) -> None:
+        for subscriber in self._subscribers:
+            subscriber.poll()
+
+    def end(self) -> None:
+        self._done = True
+        self.poll()
+        for subscriber in self._subscribers:
+            subscriber.destroy()
+        self._subscribers = []
+
+
+def run(
+    out: Path,
+    *,
+    task: str = "pnp_milk",
+    method: str = "onedp_s",
+    engine: str = "auto",
+    model: Path | None = None,
+    episodes: int = 5,
+    seed: int = EVALUATION_SEEDS,
+    max_time: float = 20.0,
+) -> dict[str, Any]:
+    """Run the demo and write ``summary.json``, ``episode.mp4`` and ``timeline.png`` to ``out``. Returns the summary."""
+    out.mkdir(parents=True, exist_ok=True)
+    processes = task_graph(task, method=method, engine=engine, model=model, twin_seed=seed, enabled=False)
+    os.environ.update(graph_environment(os.environ, "localhost"))
+    results: list[dict[str, Any]] = []
+    with Supervisor(processes, logs=out / "logs") as supervisor:
+        from onedp_ros.graph.client import GraphWatch
+
+        demo = GraphWatch("demo", supervisor.check, keep=True)
+        recording = EpisodeMessages(demo.node, task)
+        demo.meanwhile = recording.poll
+        try:
+            print("starting the graph: twin_node, observation_node, policy_node, action_node", flush=True)
+            if not demo.spin_until(lambda: float(demo.values("policy_node").get("policy_hz", 0)) > 0, START_TIME):
+                raise RuntimeError(
+                    f"the policy did not start within {START_TIME:.0f} s: {demo.complaints()}; logs are in {out}/logs"
+                )
+            demo.spin_for(1.0)
+            begin = {name: len(demo.history[name]) - 1 for name in demo.history}
+            for episode in range(episodes):
+                results.append(_episode(demo, recording, episode, episodes, results, max_time))
+                if results[-1]["success"] or episode == episodes - 1:
+                    recording.end()
+            demo.spin_for(1.2)
+            summary = _summary(demo, begin, results)
+            (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+            _write_pictures(recording, task, summary, out)
+        finally:
+            demo.close()
+    return summary
+
+
+def _episode(
+    demo: GraphWatch, recording: EpisodeMessages, episode: int, episodes: int, results: list[dict[str, Any]], max_time: float
+) -> dict[str, Any]:
+    from std_srvs.srv import SetBool, Trigger
+
+    demo.call(SetBool, "action_node/enable", SetBool.Request(data=False))
+    answer = demo.call(Trigger, "twin_node/reset")
+    if not answer.success:
+        raise RuntimeError(f"the twin was not reset: {answer.message}")
+    recording.begin()
+    demo.spin_for(SETTLE)
+    demo.call(SetBool, "action_node/enable", SetBool.Request(data=True))
+    begin = time.monotonic()
+    line = 0.0
+    while True:
+        verdict = demo.call(Trigger, "twin_node/success")
+        now = time.monotonic() - begin
+        over = verdict.success or now > max_time
+        if over or now - line > 0.5:
+            line = now
+            _print_line(demo, episode, episodes, now, sum(r["success"] for r in results) + verdict.success, over)
+        if over:
+            return {"success": verdict.success, "time_s": round(now, 2), "failure": "" if verdict.success else verdict.message}
+        demo.spin_for(0.15)
+
+
+def _print_line(demo: GraphWatch, episode: int, episodes: int, now: float, successes: int, over: bool) -> None:
+    policy, action = demo.values("policy_node"), demo.values("action_node")
+    text = (
+        f"episode {episode + 1}/{episodes}  {now:5.1f} s  policy {float(policy.get('policy_hz', 0)):5.1f} Hz  "
+        f"targets {float(action.get('target_hz', 0)):5.1f} Hz  camera to target "
+        f"p50 {float(action.get('latency_ms_p50', 0)):.1f} p99 {float(action.get('latency_ms_p99', 0)):.1f} ms  ok {successes}"
+    )
+    live = sys.stdout.isatty()
+    print(f"\r{text}" if live else text, end="\n" if over or not live else "", flush=True)
+
+
+def _summary(demo: GraphWatch, begin: dict[str, int], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of the run from the nodes' own counters, from the first episode's start on."""
+
+    def counted(name: str, key: str) -> float:
+        entries = demo.history[name][begin[name] :]
+        return float(entries[-1][1].get(key, 0)) - float(entries[0][1].get(key, 0))
+
+    def rate(name: str, key: str) -> float:
+        entries = demo.history[name][begin[name] :]
+        return counted(name, key) / (entries[-1][0] - entries[0][0])
+
+    policy, action = demo.values("policy_node"), demo.values("action_node")
+    received, sent = (_series(demo, "observation_node", "frames_received_"), _series(demo, "twin_node", "frames_sent_"))
+    # counters are read at different instants: compare both at the instants of observation_node's reports
+    first, last = received[begin["observation_node"]], received[-2]
+    frames_sent = np.interp([first[0], last[0]], *np.array(sent).T)
+    frames = round(float(frames_sent[1] - frames_sent[0]))
+    enabled = [float(v["target_hz"]) for _, v in demo.history["action_node"] if float(v.get("target_hz", 0)) > 0]
+    return {
+        "episodes": len(results),
+        "successes": sum(r["success"] for r in results),
+        "policy_hz": round(rate("policy_node", "chunks"), 2),
+        "target_hz": round(float(np.median(enabled)), 2) if enabled else 0.0,
+        "latency_ms": {p: float(action.get(f"latency_ms_{p}", "nan")) for p in ("p50", "p95", "p99")},
+        "inference_ms": {p: float(policy.get(f"inference_ms_{p}", "nan")) for p in ("p50", "p95", "p99")},
+        "ticks_skipped": int(counted("policy_node", "ticks_skipped")),
+        "repeats": int(counted("policy_node", "repeats")),
+        "frames_sent": frames,
+        "frames_received": min(round(last[1] - first[1]), frames),  # the interpolation is good to a frame
+        "time_lost_s": float(demo.values("twin_node").get("time_lost_s", 0)),
+        **{key: policy.get(key, "") for key in ("engine", "network", "method")},
+        "nfe": int(policy.get("nfe", 0)),
+        "processors": os.cpu_count(),
+        "results": results,
+    }
+
+
+def _write_pictures(recording: EpisodeMessages, task: str, summary: dict[str, Any], out: Path) -> None:
+    """``episode.mp4`` and ``timeline.png`` of the recorded episode."""
+    from rclpy.serialization import deserialize_message
+
+    from onedp_ros.evaluation.figures import plot_timeline, write_video
+    from onedp_ros.messages.decode import decode_image, pose_arrays, stamp_ns
+
+    contract = task_contract(task)
+    read = {t: [(at, deserialize_message(m, recording.topics[t])) for at, m in ms] for t, ms in recording.messages.items()}
+    frames = {n: [(stamp_ns(m), decode_image(m, c.topic)) for _, m in read[c.topic]] for n, c in contract.cameras.items()}
+    write_video(frames, out / "episode.mp4")
+    plot_timeline(
+        measured=[(stamp_ns(m), pose_arrays(m.pose)[0]) for _, m in read[contract.pose_topic]],
+        target=[(stamp_ns(m), pose_arrays(m.pose)[0]) for _, m in read["target_pose"]],
+        opening=[(stamp_ns(m), sum(m.position[-2:])) for _, m in read[contract.joint_states_topic]],
+        opening_target=[(stamp_ns(m), m.position[0]) for _, m in read["gripper_target"]],
+        chunks=[(at, stamp_ns(m)) for at, m in read["action/chunk"]],
+        summary=summary,
+        path=out / "timeline.png",
+    )
+
+
+def _series(demo: GraphWatch, name: str, prefix: str) -> list[tuple[float, float]]:
+    """(time, sum of the counters that begin with ``prefix``) of every report of a node."""
+    return [(t, sum(float(x) for k, x in v.items() if k.startswith(prefix))) for t, v in demo.history[name]]
+
+
+def table(summary: dict[str, Any]) -> str:
+    latency, inference = summary["latency_ms"], summary["inference_ms"]
+    rows = {
+        "successes": f"{summary['successes']} of {summary['episodes']}",
+        "times": ", ".join(f"{r['time_s']:.1f} s" if r["success"] else r["failure"] for r in summary["results"]),
+        "policy": "{method}, {network} network, NFE {nfe}, {engine}".format(**summary),
+        "policy rate": f"{summary['policy_hz']:.1f} Hz ({summary['ticks_skipped']} ticks skipped, {summary['repeats']} repeats)",
+        "inference": f"p50 {inference['p50']:.1f}  p95 {inference['p95']:.1f}  p99 {inference['p99']:.1f} ms",
+        "camera to target": f"p50 {latency['p50']:.1f}  p95 {latency['p95']:.1f}  p99 {latency['p99']:.1f} ms",
+        "target rate": f"{summary['target_hz']:.1f} Hz",
+        "camera frames": f"{summary['frames_received']} received of {summary['frames_sent']} sent",
+    }
+    return "\n".join(f"{name:17} {value}" for name, value in rows.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="onedp demo", description=__doc__)
+    parser.add_argument("--method", default="onedp_s", help=f"one of {', '.join(METHODS)} (default onedp_s)")
+    parser.add_argument("--engine", default="auto", help="auto, torch, cuda, openvino or openvino_bf16")
+    parser.add_argument("--model", type=Path, help="bundle (default: the released one)")
+    parser.add_argument("--episodes", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEEDS, help="of the first episode")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"))
+    args = parser.parse_args(argv)
+    summary = run(args.out, method=args.method, engine=args.engine, model=args.model, episodes=args.episodes, seed=args.seed)
+    print("\n" + table(summary) + "\n")
+    print(f"written: {args.out}/summary.json, {args.out}/episode.mp4, {args.out}/timeline.png")
+    if summary["successes"] < 0.8 * summary["episodes"]:
+        print(f"fewer than four fifths of the episodes succeeded; the nodes' logs are in {args.out}/logs", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,197 @@
+"""Messages in, observations out: pairing of frames, interpolation of the state, history. No ROS: stamps are integer nanoseconds."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from onedp_ros.contract.encoding import encode_state
+from onedp_ros.contract.spec import NANOSECONDS, Contract, ContractError, Floats, Image
+from onedp_ros.geometry import slerp
+
+LARGEST = (
+    1e4  # of any measured position: larger ones are no measurement in whatever unit, and would overflow what is computed of them
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """One set under one stamp (ns): an image (height, width, 3) uint8 for each camera and the state (9,) at the stamp.
+
+    ``image_stamps`` (ns) are those of each camera's frame.
+    """
+
+    stamp: int
+    images: Mapping[str, Image]
+    image_stamps: Mapping[str, int]
+    state: Floats
+
+
+class _Samples:
+    """Values by stamp, in order, of the last two seconds; read between two of them."""
+
+    def __init__(self) -> None:
+        self.stamps: list[int] = []
+        self.values: list[Any] = []
+
+    def add(self, stamp: int, value: Any) -> None:
+        self.stamps.append(stamp)
+        self.values.append(value)
+        if stamp - self.stamps[0] > 2 * NANOSECONDS:
+            old = bisect.bisect_left(self.stamps, stamp - NANOSECONDS)
+            del self.stamps[:old], self.values[:old]
+
+    def around(self, stamp: int) -> tuple[Any, Any, float]:
+        """The samples before and after ``stamp`` and how far (0..1) it lies between them."""
+        i = bisect.bisect_right(self.stamps, stamp) - 1
+        if i + 1 == len(self.stamps):
+            return self.values[i], self.values[i], 0.0
+        return self.values[i], self.values[i + 1], (stamp - self.stamps[i]) / (self.stamps[i + 1] - self.stamps[i])
+
+
+class ObservationAssembler:
+    """Pairs camera frames and interpolates the state at their stamp.
+
+    A new frame makes a set together with the other cameras' nearest frame within ``slop``; the set is stamped with the newest
+    frame's time and leaves as soon as pose and joint samples enclose that time. ``dropped`` counts, by reason, what did not
+    become part of a set. A stamp that jumps back by more than a second empties the buffers: the source started again.
+    """
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self.dropped: Counter[str] = Counter()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._frames: dict[str, deque[tuple[int, Image]]] = {name: deque(maxlen=16) for name in self.contract.cameras}
+        self._poses = _Samples()
+        self._fingers = _Samples()
+        self._pending: deque[tuple[int, dict[str, Image], dict[str, int]]] = deque()
+        self._last_set = -math.inf  # stamp of the newest set
+
+    def add_image(self, camera: str, stamp: int, image: Image) -> None:
+        """Take a frame (already rgb8, any size that the contract admits). ContractError for a wrong image."""
+        image = self.contract.cameras[camera].fit(image)
+        if not self._follows(stamp, [s for s, _ in self._frames[camera]], f"{camera} image"):
+            return
+        self._frames[camera].append((stamp, image))
+        chosen: dict[str, tuple[int, Image]] = {}
+        for name, frames in self._frames.items():
+            best = min(frames, key=lambda frame: abs(frame[0] - stamp), default=None)
+            if best is None or abs(best[0] - stamp) > self.contract.slop * NANOSECONDS:
+                self.dropped[f"no {name} frame within slop"] += 1
+                return
+            chosen[name] = best
+        stamp = max(s for s, _ in chosen.values())
+        if stamp <= self._last_set:
+            self.dropped[f"{camera} frame late"] += 1  # a set as new as this one left already
+            return
+        self._last_set = stamp
+        self._pending.append((stamp, {n: f for n, (_, f) in chosen.items()}, {n: s for n, (s, _) in chosen.items()}))
+
+    def add_pose(self, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> None:
+        """Take an end-effector pose in the base frame: (3,) m, (4,) xyzw. ContractError for NaN, a huge number or no rotation."""
+        p, q = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
+        if np.abs([*p, *q]).max() > LARGEST:
+            raise ContractError(
+                f"{self.contract.pose_topic}: position {p.tolist()} m is out of reach; check the robot's state publisher"
+            )
+        encode_state(p, q, (0.0, 0.0))
+        if self._follows(stamp, self._poses.stamps, "pose"):
+            self._poses.add(stamp, (p, q))
+
+    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
+        """Take a joint state. ContractError when a finger joint is missing, not finite or huge."""
+        try:
+            fingers = np.array([positions[names.index(j)] for j in self.contract.finger_joints], dtype=np.float64)
+        except (ValueError, IndexError) as error:
+            raise ContractError(
+                f"{self.contract.joint_states_topic} has joints {list(names)[:16]} with {len(positions)} positions, expected "
+                f"{list(self.contract.finger_joints)} among them; set finger_joints in the task file to the hand's joint names"
+            ) from error
+        if not np.all(np.isfinite(fingers)):
+            raise ContractError(f"{self.contract.joint_states_topic}: finger positions {fingers.tolist()} are not finite")
+        if np.abs(fingers).max() > LARGEST:
+            raise ContractError(
+                f"{self.contract.joint_states_topic}: finger positions {fingers.tolist()} are no measurement; check the hand"
+            )
+        if self._follows(stamp, self._fingers.stamps, "joint state"):
+            self._fingers.add(stamp, fingers)
+
+    def pop(self) -> list[Observation]:
+        """The sets that have become complete, oldest first. Raises nothing: of sound samples and otherwise, a set is dropped."""
+        ready: list[Observation] = []
+        while self._pending and self._poses.stamps and self._fingers.stamps:
+            stamp, images, image_stamps = self._pending[0]
+            waiting = min(self._poses.stamps[-1], self._fingers.stamps[-1]) < stamp
+            if waiting and len(self._pending) <= 8:
+                break
+            self._pending.popleft()
+            if waiting or max(self._poses.stamps[0], self._fingers.stamps[0]) > stamp:
+                self.dropped["no state at the stamp"] += 1
+                continue
+            (p0, q0), (p1, q1), a = self._poses.around(stamp)
+            f0, f1, b = self._fingers.around(stamp)
+            try:
+                state = encode_state(p0 + a * (p1 - p0), slerp(q0, q1, a), f0 + b * (f1 - f0))
+            except ContractError:
+                self.dropped["state against the contract"] += 1
+                continue
+            ready.append(Observation(stamp, images, image_stamps, state))
+        return ready
+
+    @property
+    def pending(self) -> bool:
+        """Whether a set waits for the robot's state at its stamp."""
+        return bool(self._pending)
+
+    def _follows(self, stamp: int, earlier: Sequence[int], source: str) -> bool:
+        """Whether the sample may be used: it is newer than the last, or its clock went back and everything starts again."""
+        if not earlier or stamp > earlier[-1]:
+            return True
+        if earlier[-1] - stamp < NANOSECONDS:
+            self.dropped[f"{source} out of order"] += 1
+            return False
+        self.dropped[f"{source} stamp jumped back"] += 1
+        self._clear()
+        return True
+
+
+class ObservationHistory:
+    """Keeps recent observations and picks those spaced by ``dt``, whatever rate they come at."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self._observations: deque[Observation] = deque(maxlen=64)
+
+    def add(self, observation: Observation) -> None:
+        """Take a newer observation; one that is older than the last empties the history (the clock went back)."""
+        if self._observations and observation.stamp <= self._observations[-1].stamp:
+            self._observations.clear()
+        self._observations.append(observation)
+
+    def add_distant(self, observation: Observation) -> None:
+        """Take a newer observation only when none is within half a step before it."""
+        if not self._observations or observation.stamp - self._observations[-1].stamp >= self.contract.dt_ns // 2:
+            self.add(observation)
+
+    def window(self) -> list[Observation] | None:
+        """``n_obs_steps`` observations, oldest first, the last the newest; None before the first.
+
+        For each wanted time the nearest observation is taken. At the start, and after a gap longer than ``dt``, when none lies
+        within half a step, the following one stands in, as the first step is repeated in training.
+        """
+        if not self._observations:
+            return None
+        chosen = [self._observations[-1]]
+        for wanted in reversed(self.contract.history_stamps(chosen[-1].stamp)[:-1]):
+            best = min(self._observations, key=lambda o: abs(o.stamp - wanted))
+            chosen.append(best if abs(best.stamp - wanted) <= self.contract.dt_ns // 2 else chosen[-1])
+        return chosen[::-1]

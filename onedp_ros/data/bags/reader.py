@@ -1,0 +1,443 @@
+"""rosbag2 bags: one MCAP bag an episode, under its name when it is whole, and read back.
+
+An episode is written into ``<name>.partial/`` beside its final place and moved there, synced to disk, when it is closed. So
+every ``<name>/`` is complete, and a ``<name>.partial/`` that is left is an episode whose recording died: all of it but the last
+half second is there and is read as any other bag. What was known at its start lies beside it, in ``episode.json``.
+
+No ROS is needed: ``rosbags`` (https://ternaris.gitlab.io/rosbags) writes and reads the files of ROS 2 Jazzy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+import urllib.parse
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backports import zstd
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, get_typestore
+
+from onedp_ros.config import ConfigError, parse_json_value, parse_yaml, read_json, read_yaml, shown
+from onedp_ros.contract import NANOSECONDS
+from onedp_ros.data.bags.mcap_reader import McapError, McapFile, RawMessage, unpack
+
+TARGET_POSE_TOPIC = "target_pose"
+GRIPPER_TARGET_TOPIC = "gripper_target"
+PARTIAL = ".partial"
+EPISODE_FILE = "episode.json"
+METADATA_FILE = "metadata.yaml"
+
+TYPES = get_typestore(Stores.ROS2_JAZZY)
+_PACKAGES = ("onedp_ros", "mujoco", "numpy", "rosbags")
+_STORAGE = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
+_MAX_RATIO = 1000  # to which a file is unpacked; rendered images take a hundredth at least
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # at the end of a rollback journal that names another
+_BEGINNINGS = {  # of files that are no bags, and what to do with them
+    b"\x89HDF\r\n\x1a\n": "it is an HDF5 file; 'onedp convert' reads robomimic's, named .hdf5",
+    b"#ROSBAG V": "it is a bag of ROS 1; make one of ROS 2 of it with rosbags-convert (pip install rosbags)",
+    b"PK\x03\x04": "it is a zip file; unpack it, or give a zarr store as .zarr.zip",
+}
+
+
+class BagError(RuntimeError):
+    """A bag that cannot be read or written; the message names the file and what to do."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software that makes an episode; MuJoCo's matters for contact."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Refusals:
+    """What of a recording could not be used.
+
+    Attributes:
+        messages: by topic, how many messages.
+        reasons: by topic, why the first of them.
+        damage: places in its files that cannot be read, in words, and how many.
+        unstamped: by topic, how many messages had no stamp; the time of recording stands in.
+    """
+
+    def __init__(self) -> None:
+        self.messages: Counter[str] = Counter()
+        self.reasons: dict[str, str] = {}
+        self.damage: Counter[str] = Counter()
+        self.unstamped: Counter[str] = Counter()
+
+    def add(self, topic: str, reason: object) -> None:
+        """Count a message."""
+        self.messages[topic] += 1
+        self.reasons.setdefault(topic, str(reason).removeprefix(f"{topic.removesuffix('/compressed')}: "))
+
+    def counts(self) -> Counter[str]:
+        """How many, by topic and reason in one text, and the damage."""
+        found = Counter({f"{topic} message refused (the first: {self.reasons[topic]})": n for topic, n in self.messages.items()})
+        return found + self.damage
+
+
+def find_bags(paths: Iterable[str | Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Bags among ``paths``: each a bag, a storage file (.mcap, .db3) or a folder of these, or of folders of these.
+
+    A folder without metadata.yaml is one bag when its files are named after it, as rosbag2 does; else each file is a recording.
+
+    Returns:
+        The bags, sorted within each folder, interrupted recordings among them; and what cannot be read, with the reason.
+
+    Raises:
+        BagError: a path that does not exist or a folder without any bag.
+    """
+    bags: list[Path] = []
+    broken: dict[Path, str] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise BagError(f"{path} does not exist; give a bag or a folder of bags")
+        candidates = [path] if path.is_file() else _within(path)
+        if not candidates:
+            raise BagError(f"{path} holds no bag; give a bag (a folder with metadata.yaml) or a folder of bags")
+        for bag in candidates:
+            if bag.name.endswith(PARTIAL) and bag.with_name(bag.name.removesuffix(PARTIAL)).exists():
+                continue  # the empty shell of an episode that was closed
+            if reason := _busy(bag) or _defect(bag):
+                broken[bag] = reason
+            else:
+                bags.append(bag)
+    return bags, broken
+
+
+def _within(folder: Path, depth: int = 1) -> list[Path]:
+    if _is_bag(folder):
+        return [folder]
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            found += [path] if path.name.endswith(_STORAGE) else []
+        elif _is_bag(path):
+            found.append(path)
+        elif depth and any(_storage_files(path)):
+            found += _within(path, depth - 1)
+    return found
+
+
+def _is_bag(folder: Path) -> bool:
+    if folder.name.endswith(PARTIAL) or (folder / METADATA_FILE).exists():
+        return folder.is_dir()
+    named = re.compile(re.escape(folder.name) + r"(_\d+)?\.(mcap|db3)(\.zstd)?")
+    return folder.is_dir() and any(named.fullmatch(path.name) for path in _storage_files(folder))
+
+
+def _storage_files(folder: Path) -> list[Path]:
+    """The storage files in a folder, those of a split recording in the order of their numbers."""
+    found = [path for path in folder.iterdir() if path.name.endswith(_STORAGE) and path.is_file()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
+
+
+def _files(bag: Path) -> list[Path]:
+    """The storage files of a bag: those that its metadata name, as far as they are there; else all."""
+    if bag.is_file():
+        return [bag]
+    folder = bag / bag.name.removesuffix(PARTIAL) if bag.name.endswith(PARTIAL) else bag
+    found = _storage_files(folder)
+    try:
+        named = {Path(str(name)).name for name in _information(folder / METADATA_FILE)["relative_file_paths"]}
+    except (BagError, KeyError, TypeError):
+        return found
+    return [path for path in found if path.name in named] or found
+
+
+def _busy(bag: Path) -> str:
+    """Whether a recording is still being written: its writer holds a lock on its notes."""
+    try:
+        with (bag / EPISODE_FILE).open() as notes:
+            fcntl.flock(notes, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "it is being recorded; come back when that is over"
+    except OSError:
+        pass  # not one of ours, or without notes
+    return ""
+
+
+def _defect(bag: Path) -> str:
+    """Why there is nothing to read; empty for a bag of which something can be."""
+    files = _files(bag)
+    if not files:
+        where = "nothing of it came to the disk" if bag.name.endswith(PARTIAL) else "it holds no .mcap or .db3 file"
+        return f"{where}; look for its files where it was recorded"
+    if (bag / METADATA_FILE).exists():
+        return ""  # it was closed; what happened to it since is seen when it is read
+    reasons = []
+    for file in files:
+        if not file.name.endswith(_STORAGE):
+            return _foreign(file)
+        if file.suffix != ".mcap":
+            return ""
+        try:
+            if not McapFile(file).empty:
+                return ""
+            reasons.append("nothing of it came to the disk; look for a copy where it was recorded")
+        except (McapError, OSError) as error:
+            reasons.append(str(error))
+    return reasons[0]
+
+
+def _foreign(file: Path) -> str:
+    """What a file is that is not named as a bag's."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        begin = stream.read(16)
+        for beginning, what in _BEGINNINGS.items():
+            if begin.startswith(beginning):
+                return what
+    return f"it is no bag's file, those end in {', '.join(_STORAGE[:2])}; give a bag or a folder of bags"
+
+
+def _interrupted(bag: Path) -> bool:
+    """Whether a recording was not finished."""
+    if bag.name.endswith(PARTIAL):
+        return True
+    if (bag / METADATA_FILE).exists():
+        return False
+    if (file := _files(bag)[-1:]) and file[0].suffix == ".mcap":
+        with contextlib.suppress(McapError, OSError):
+            return not McapFile(file[0]).closed
+    return False
+
+
+def _information(file: Path) -> dict[str, Any]:
+    """What rosbag2 tells of a bag in its metadata.yaml, or in the copy of it in an MCAP file; empty when there is none.
+
+    Raises:
+        BagError: it is damaged.
+    """
+    try:
+        if file.name == METADATA_FILE:
+            found = read_yaml(file)["rosbag2_bagfile_information"]
+        else:
+            text = McapFile(file).metadata if file.suffix == ".mcap" else ""
+            found = parse_yaml(text, str(file)) if text else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}")
+        return found
+    except (ValueError, KeyError, OSError) as error:
+        raise BagError(f"{file} is damaged ({error}); 'ros2 bag reindex' makes another metadata.yaml") from error
+
+
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "contract": dict,
+    "success": bool,
+    "problems": list,
+    "versions": dict,
+    "streams": dict,
+    "interrupted": bool,
+}
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What the recorder noted (task, contract, seed, success, …); empty for a bag of another recorder.
+
+    Of an interrupted recording, what was known at its start, and ``{"interrupted": True}``. Notes that bear this package's names
+    but are of another kind are another recorder's, and get a name that says so. ``problems`` tells of damaged notes.
+    """
+    path = Path(path)
+    ending: dict[str, Any] = {"interrupted": True} if _interrupted(path) else {}
+    file = path / (EPISODE_FILE if path.name.endswith(PARTIAL) else METADATA_FILE)
+    if not file.exists():
+        file = next((file for file in _files(path) if file.suffix == ".mcap"), path)
+    try:
+        if file.name == EPISODE_FILE:
+            found = read_json(file)
+        else:
+            found = {str(key): _from_json(value) for key, value in (_information(file).get("custom_data") or {}).items()}
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}")
+    except (BagError, ValueError, AttributeError, OSError) as error:
+        reason = str(error) if isinstance(error, BagError) else f"{file} is damaged ({error})"
+        return {**ending, "problems": [f"{reason}; what its recorder noted is lost, give the task with --task"]}
+    notes = {}
+    for key, value in found.items():
+        ours = isinstance(value, KINDS.get(key, object))
+        notes[key if ours else f"{key} (of another recorder)"] = value
+    return {**notes, **ending}
+
+
+def _from_json(text: Any) -> Any:
+    try:
+        return parse_json_value(text, "") if isinstance(text, str) else text
+    except ConfigError:
+        return text  # another recorder's note
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What an interrupted recording still holds: messages, the time they span (s), and how many bytes at the end were cut."""
+
+    messages: int
+    seconds: float
+    cut_bytes: int
+
+
+def kept(path: str | Path) -> Kept | None:
+    """Of an interrupted recording; None for a bag that was closed. BagError when nothing of it can be read."""
+    path = Path(path)
+    if not _interrupted(path):
+        return None
+    count, first, last = 0, 0, 0
+    for message in read_serialized(path):
+        first = min(first, message.logged) if count else message.logged
+        last = max(last, message.logged)
+        count += 1
+    cut = sum(file.stat().st_size - McapFile(file).read_to for file in _files(path) if file.suffix == ".mcap")
+    return Kept(count, (last - first) / NANOSECONDS, cut)
+
+
+class Message(NamedTuple):
+    """A message: topic without leading "/", stamp of the header and log time (ns), the message by fields."""
+
+    topic: str
+    stamp: int
+    logged: int
+    content: Any
+
+
+def read_bag(path: str | Path, topics: Collection[str] | None = None) -> Iterator[tuple[str, int, Any]]:
+    """Topic, stamp and content of :func:`read_messages`."""
+    for topic, stamp, _, content in read_messages(path, topics):
+        yield topic, stamp, content
+
+
+def read_messages(path: str | Path, topics: Collection[str] | None = None, refusals: Refusals | None = None) -> Iterator[Message]:
+    """Messages in log order, of all topics or of ``topics`` only.
+
+    The stamp is the log time where a message has no header or an empty stamp. MCAP and SQLite, compressed or not. Types other
+    than those of ROS 2 Jazzy's standard packages are passed over. What is cut short or damaged, and single messages that cannot
+    be decoded, are passed over, too, and told to ``refusals``.
+
+    Raises:
+        BagError: absent, or nothing of it can be read.
+    """
+    refusals = refusals or Refusals()
+    for logged, name, msgtype, encoding, data in read_serialized(path, topics, refusals):
+        topic = name.lstrip("/")
+        if encoding not in ("cdr", "") or msgtype not in TYPES.fielddefs:
+            if topics is not None:
+                refusals.add(topic, f"its type {msgtype} ({encoding}) is none of ROS 2's standard messages")
+            continue
+        try:
+            content: Any = TYPES.deserialize_cdr(data, msgtype)
+        except Exception as error:  # rosbags raises errors of many kinds, assertions included
+            refusals.add(topic, f"it cannot be decoded as {msgtype}, {type(error).__name__}: {error}")
+            continue
+        stamp = logged
+        if (header := getattr(content, "header", None)) is not None:
+            stamp = header.stamp.sec * NANOSECONDS + header.stamp.nanosec
+            if not stamp:
+                stamp = logged
+                refusals.unstamped[topic] += 1
+        yield Message(topic, stamp, logged, content)
+
+
+def read_serialized(
+    path: str | Path, topics: Collection[str] | None = None, refusals: Refusals | None = None
+) -> Iterator[RawMessage]:
+    """All messages of a bag, or those of ``topics``, in log order, as they were recorded. Errors as of :func:`read_messages`."""
+    path = Path(path)
+    if not path.exists():
+        raise BagError(f"{path} does not exist; give a bag")
+    wanted = None if topics is None else {topic.lstrip("/") for topic in topics}
+    files, damage, errors, count = _files(path), Counter[str](), [], 0
+    if not files or not files[0].name.endswith(_STORAGE):
+        raise BagError(f"{path}: {_defect(path)}")
+    for file in files:
+        storage: McapFile | None = None
+        try:
+            with _unpacked(file) as plain:
+                if plain.suffix == ".mcap":
+                    storage = McapFile(plain)
+                for message in storage.messages(wanted) if storage else _read_sqlite(plain, wanted):
+                    count += 1
+                    yield message
+        except Exception as error:  # apsw and zstd raise errors of many kinds
+            errors.append(f"{file.name}: {error}")
+            damage[f"{file.name} cannot be read further: {error}"] += 1
+        if storage is not None:
+            damage.update({f"{file.name}: {what}": n for what, n in storage.damage.items()})
+            if storage.read_to < storage.size:
+                damage[f"{file.name}: {storage.size - storage.read_to} bytes at its end are cut short"] += 1
+    if refusals is not None:
+        refusals.damage.update(damage)
+    if errors and not count:
+        remedy = "; 'sqlite3 FILE .recover' may find what is left in it" if files[0].suffix == ".db3" else ""
+        raise BagError(f"{path} cannot be read: {errors[0]}; look for a copy where it was recorded{remedy}")
+
+
+def _check_sqlite(file: Path) -> None:
+    """ValueError for a database that computes what rosbag2 stores: views and generated columns may be endless."""
+    with contextlib.closing(sqlite3.connect(f"file:{urllib.parse.quote(str(file.resolve()))}?immutable=1", uri=True)) as database:
+        for kind, name, made in database.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
+            computed = kind not in ("table", "index") or re.search(r"\bvirtual\b", made or "", re.IGNORECASE)
+            if computed or database.execute("SELECT 1 FROM pragma_table_xinfo(?) WHERE hidden", (name,)).fetchone():
+                raise ValueError(f"its {kind} {shown(name)} is computed, rosbag2 stores tables only; record or copy the bag again")
+
+
+def _read_sqlite(file: Path, topics: Collection[str] | None) -> Iterator[RawMessage]:
+    _check_sqlite(file)
+    with Reader(file) as reader:
+        wanted = [c for c in reader.connections if topics is None or c.topic.lstrip("/") in topics]
+        for connection, logged, data in reader.messages(wanted) if wanted else ():
+            content = bytes(data)
+            if content.startswith(b"\x28\xb5\x2f\xfd"):  # zstd: rosbag2's compression of single messages
+                content = unpack(content, "zstd", None)
+            yield RawMessage(logged, connection.topic, connection.msgtype, "cdr", content)
+
+
+@contextlib.contextmanager
+def _unpacked(file: Path) -> Iterator[Path]:
+    """A storage file, unpacked when rosbag2 compressed it as a whole, and with what its recorder had left beside it."""
+    with file.open("rb") as stream:
+        packed = stream.read(4) == b"\x28\xb5\x2f\xfd"
+    beside = [Path(f"{file}{end}") for end in ("-wal", "-journal")] if file.suffix == ".db3" else []
+    beside = [path for path in beside if path.exists() and path.stat().st_size]
+    if not packed and not beside:
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="onedp_bag_") as folder:
+        plain = Path(folder, file.name.removesuffix(".zstd"))
+        if packed:
+            with zstd.open(file, "rb") as unpacked, plain.open("wb") as out, contextlib.suppress(EOFError):  # when it was cut
+                while block := unpacked.read(2**20):
+                    out.write(block)
+                    if out.tell() > _MAX_RATIO * file.stat().st_size:
+                        raise ValueError(f"it unpacks to more than {_MAX_RATIO} times its size, as no recording does")
+        else:  # SQLite's log of a recording that was killed; the original stays as it is
+            for path in (file, *beside):
+                copied = Path(shutil.copy(path, folder))
+                # One that names a journal above it, as of several databases, has SQLite delete the file of that name.
+                if copied.suffix == ".db3-journal" and copied.read_bytes().endswith(_JOURNAL_MAGIC):
+                    raise ValueError("its journal belongs to several databases, as no recording's does; copy the bag again")
+            with contextlib.closing(sqlite3.connect(plain)) as database:
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        yield plain

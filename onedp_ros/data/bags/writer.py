@@ -1,0 +1,283 @@
+"""Writing bags: one MCAP bag an episode, under its name when it is whole; see :mod:`onedp_ros.data.bags.reader`.
+
+``rosbags`` writes the same files on every machine, with ROS or without.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TypeVar
+
+import numpy as np
+from backports import zstd
+from numpy.typing import ArrayLike, NDArray
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2.storage_mcap import McapWriter
+
+from onedp_ros.contract import NANOSECONDS, Contract
+from onedp_ros.data.bags.reader import (
+    EPISODE_FILE,
+    GRIPPER_TARGET_TOPIC,
+    PARTIAL,
+    TARGET_POSE_TOPIC,
+    TYPES,
+    BagError,
+    sync,
+    versions,
+)
+
+CHUNK_TIME = 0.5  # s after which a chunk is closed, be it full (1 MiB) or not: what a killed recording may lose
+SYNC_PERIOD = 1.0  # s between syncs to disk: what a power cut may cost
+LEVEL = 1  # of zstd: images with a camera's noise come out as small as with 3, the default, and cost a quarter less
+
+_Time = TYPES.types["builtin_interfaces/msg/Time"]
+_Header = TYPES.types["std_msgs/msg/Header"]
+_Image = TYPES.types["sensor_msgs/msg/Image"]
+_JointState = TYPES.types["sensor_msgs/msg/JointState"]
+_Point = TYPES.types["geometry_msgs/msg/Point"]
+_Quaternion = TYPES.types["geometry_msgs/msg/Quaternion"]
+_Pose = TYPES.types["geometry_msgs/msg/Pose"]
+_PoseStamped = TYPES.types["geometry_msgs/msg/PoseStamped"]
+
+_NOTHING = np.zeros(0)
+
+_Self = TypeVar("_Self", bound="BagWriter")
+
+
+class _Storage(McapWriter):
+    """An MCAP file that holds every closed chunk whatever becomes of the process. Damage shows: chunks carry a checksum."""
+
+    def __init__(self, path: Path, compression: CompressionMode) -> None:
+        super().__init__(path, compression)
+        parameter = zstd.CompressionParameter
+        # One for all chunks, since it takes time to make.
+        compressor = zstd.ZstdCompressor(options={int(parameter.compression_level): LEVEL, int(parameter.checksum_flag): 1})
+        self.compressor = lambda data: compressor.compress(data, compressor.FLUSH_FRAME)
+        self.size = 0
+        self._closed_at = time.monotonic()
+
+    def write(self, connection: Any, timestamp: int, data: bytes | memoryview) -> None:
+        super().write(connection, timestamp, data)
+        if time.monotonic() - self._closed_at > CHUNK_TIME:
+            self.flush()
+
+    def flush(self) -> None:
+        """Close the chunk, if it holds messages."""
+        if self.chunk.msgs:
+            self.close_chunk()
+
+    def close_chunk(self) -> None:
+        super().close_chunk()
+        self.bio.flush()
+        self.size = self.bio.tell()
+        self._closed_at = time.monotonic()
+
+
+class _Writer(Writer):
+    STORAGE_PLUGINS = {StoragePlugin.MCAP: _Storage}  # noqa: RUF012
+
+
+class BagWriter:
+    """Writes one episode from serialized messages.
+
+    What is written is safe from the death of the process after half a second, and from a power cut after about one. Use as a
+    context manager: leaving it closes the episode, an exception leaves ``<path>.partial``. ``topics`` gives each topic's type,
+    such as ``sensor_msgs/msg/Image``. Values of ``metadata`` are JSON; the task, the contract and the versions of the software
+    are added. What is known at the end (``success``) goes into :meth:`close`.
+
+    Raises:
+        BagError: ``path`` exists, or a type is of no standard package; or, here as in the other methods, the disk is full or
+            fails. Then the writer has ended, and what had been written stays in ``<path>.partial``.
+    """
+
+    def __init__(
+        self, path: str | Path, contract: Contract, topics: Mapping[str, str], metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.contract = contract
+        self.metadata = {"task": contract.task, "contract": contract.to_dict(), "versions": versions(), **(metadata or {})}
+        self.partial = self.path.with_name(self.path.name + PARTIAL)
+        if self.path.exists():
+            raise BagError(f"{self.path} exists; choose another name")
+        for topic, msgtype in topics.items():
+            if msgtype not in TYPES.fielddefs:
+                raise BagError(
+                    f"{topic} has the type {msgtype}, which is not among ROS 2's standard messages; leave that topic out"
+                )
+        shutil.rmtree(self.partial, ignore_errors=True)  # the same episode, of an attempt that died
+        self._ended = threading.Event()
+        self._sync_error: list[OSError] = []
+        self._syncer: threading.Thread | None = None
+        self._mark: IO[str] | None = None
+        self._writer = _Writer(self.partial / self.path.name, version=9, storage_plugin=StoragePlugin.MCAP)
+        # Chunks compressed inside the MCAP file: read by rosbag2, Foxglove and all MCAP tools without unpacking.
+        self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        try:
+            self.partial.mkdir(parents=True)
+            self._mark = (self.partial / EPISODE_FILE).open("w", encoding="utf-8")
+            fcntl.flock(self._mark, fcntl.LOCK_EX)  # until this process ends or closes it: it is being recorded
+            self._mark.write(json.dumps(self.metadata))
+            self._mark.flush()
+            self._writer.open()
+            for entry in (self.partial / EPISODE_FILE, self._writer.path, self.partial, self.partial.parent):
+                sync(entry)
+        except OSError as error:
+            raise self._failure(error) from error
+        assert isinstance(self._writer.storage, _Storage)
+        self._storage = self._writer.storage
+        self._connections = {
+            topic: self._writer.add_connection("/" + topic.lstrip("/"), msgtype, typestore=TYPES)
+            for topic, msgtype in topics.items()
+        }
+        arguments = (self._storage.bio.fileno(), self._ended, self._sync_error)
+        self._syncer = threading.Thread(target=_sync_now_and_then, args=arguments, name="sync", daemon=True)
+        self._syncer.start()
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file so far."""
+        return self._storage.size
+
+    def write(self, topic: str, logged: int, data: bytes | memoryview) -> None:
+        """A serialized message (CDR) of one of the topics, with its log time (ns)."""
+        try:
+            if self._sync_error:
+                raise self._sync_error[0]
+            self._writer.write(self._connections[topic], logged, data)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def flush(self) -> None:
+        """Hand over what has been written so far, at a moment when nothing more may come for a while."""
+        try:
+            self._storage.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def close(self, **metadata: Any) -> Path:
+        """Finish the episode and put it in its place. Returns its path."""
+        self._end_syncs()
+        if self._sync_error:
+            raise self._failure(self._sync_error[0])
+        for key, value in {**self.metadata, **metadata}.items():
+            self._writer.set_custom_data(key, json.dumps(value))
+        bag = self.partial / self.path.name
+        try:
+            self._writer.close()
+            for entry in (*bag.iterdir(), bag):
+                sync(entry)
+            bag.rename(self.path)
+            shutil.rmtree(self.partial)
+            sync(self.path.parent)
+        except OSError as error:
+            raise self._failure(error) from error
+        return self.path
+
+    def abort(self) -> None:
+        """End without finishing: ``<path>.partial`` stays, with what was handed over."""
+        self._end_syncs()
+        with suppress(OSError):  # of a full disk, which could not take the rest
+            self._writer.abort()
+
+    def discard(self) -> None:
+        """Throw the episode away."""
+        self.abort()
+        try:
+            shutil.rmtree(self.partial)
+        except OSError as error:
+            raise BagError(f"{self.partial} could not be discarded: {error}; its folder is to be writable") from error
+
+    def _end_syncs(self) -> None:
+        self._ended.set()
+        if self._mark is not None:
+            self._mark.close()
+        if self._syncer is not None:
+            self._syncer.join()
+
+    def _failure(self, error: OSError) -> BagError:
+        """End, and what to tell."""
+        self.abort()
+        disk = self.partial.absolute()
+        while not os.path.ismount(disk):
+            disk = disk.parent
+        trouble = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"says '{error.strerror}'"
+        return BagError(
+            f"the disk at {disk} {trouble}: {self.partial} ends here, and what it holds is readable; free space, or record to "
+            f"another disk"
+        )
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._ended.is_set():
+            return  # closed or discarded
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def _sync_now_and_then(file: int, ended: threading.Event, failed: list[OSError]) -> None:
+    """In a thread, since a disk may take its time."""
+    while not ended.wait(SYNC_PERIOD):
+        try:
+            os.fdatasync(file)
+        except OSError as error:
+            failed.append(error)
+            return
+
+
+class EpisodeWriter(BagWriter):
+    """Writes one episode with the topics and types of a real recording. All stamps are ns; they are also the log times."""
+
+    def __init__(self, path: str | Path, contract: Contract, metadata: Mapping[str, Any] | None = None) -> None:
+        topics = {camera.topic: _Image.__msgtype__ for camera in contract.cameras.values()}
+        topics |= {contract.joint_states_topic: _JointState.__msgtype__, contract.pose_topic: _PoseStamped.__msgtype__}
+        topics |= {TARGET_POSE_TOPIC: _PoseStamped.__msgtype__, GRIPPER_TARGET_TOPIC: _JointState.__msgtype__}
+        super().__init__(path, contract, topics, metadata)
+
+    def _add(self, topic: str, stamp: int, message: Any) -> None:
+        self.write(topic, stamp, TYPES.serialize_cdr(message, message.__msgtype__))
+
+    def _header(self, stamp: int, frame: str) -> Any:
+        seconds, nanoseconds = divmod(int(stamp), NANOSECONDS)
+        return _Header(_Time(seconds, nanoseconds), frame)
+
+    def add_image(self, camera: str, stamp: int, image: NDArray[np.uint8]) -> None:
+        """A frame of the contract's camera ``camera``: (H, W, 3) uint8 RGB."""
+        height, width, channels = image.shape
+        if image.dtype != np.uint8 or channels != 3:
+            raise BagError(f"{camera} image is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+        header = self._header(stamp, f"{camera}_camera_color_optical_frame")
+        data = np.ascontiguousarray(image).reshape(-1)
+        self._add(self.contract.cameras[camera].topic, stamp, _Image(header, height, width, "rgb8", 0, 3 * width, data))
+
+    def add_joint_state(self, stamp: int, names: Sequence[str], positions: ArrayLike, velocities: ArrayLike = ()) -> None:
+        """Joint positions (rad, fingers m) and velocities, by name."""
+        values = (np.asarray(v, dtype=np.float64) for v in (positions, velocities))
+        self._add(self.contract.joint_states_topic, stamp, _JointState(self._header(stamp, ""), list(names), *values, _NOTHING))
+
+    def add_pose(self, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> None:
+        """Pose of the end effector in the base frame: (3,) m, (4,) xyzw."""
+        self._add(self.contract.pose_topic, stamp, self._pose_stamped(stamp, position, quaternion))
+
+    def add_target(self, stamp: int, position: ArrayLike, quaternion: ArrayLike, opening: float) -> None:
+        """A command: target pose in the base frame, (3,) m, (4,) xyzw, and gripper opening, m."""
+        self._add(TARGET_POSE_TOPIC, stamp, self._pose_stamped(stamp, position, quaternion))
+        message = _JointState(self._header(stamp, ""), ["gripper"], np.array([opening], dtype=np.float64), _NOTHING, _NOTHING)
+        self._add(GRIPPER_TARGET_TOPIC, stamp, message)
+
+    def _pose_stamped(self, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> Any:
+        pose = _Pose(_Point(*map(float, np.asarray(position))), _Quaternion(*map(float, np.asarray(quaternion))))
+        return _PoseStamped(self._header(stamp, self.contract.base_frame), pose)

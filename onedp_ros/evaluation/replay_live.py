@@ -1,0 +1,51 @@
+"""A recording through observation_node and policy_node themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import rclpy
+
+from onedp_ros.evaluation.replayed import Outputs, Recorded, Replayed, stamps_of_windows
+from onedp_ros.graph.processes import free_domain, graph_environment, replay_graph
+from onedp_ros.graph.supervisor import Supervisor
+from onedp_ros.nodes.player_node import PlayerNode
+
+
+def replay_in_graph(
+    bag: Path, recording: Recorded, *, real_time: bool = False, logs: Path | None = None, **policy: Any
+) -> Replayed:
+    """Play a bag through both nodes, as processes in a ROS domain of their own: no arm must follow a recording.
+
+    In the time of the recording, which waits for the chunk of each set, or with ``real_time`` as it was. ``policy`` as of
+    ``graph.task_graph``: method, engine, model, seed, threads.
+
+    Raises:
+        NodeDiedError: a node ended.
+        RuntimeError: no chunk came.
+        BagError: the bag was not finished, or lacks a topic.
+    """
+    contract, domain = recording.outputs.contract, free_domain()
+    processes = replay_graph(contract.task, image_transport=recording.transport, **policy)
+    if not real_time:  # it waits for the chunk of every set, however late that set came live
+        processes[1] = dataclasses.replace(processes[1], parameters={**processes[1].parameters, "max_observation_age": 10.0})
+    os.environ.update(graph_environment(os.environ, "localhost"))
+    outputs = Outputs(contract)
+    with Supervisor(processes, logs, {"ROS_DOMAIN_ID": str(domain)}) as supervisor:
+        given = {"task": contract.task, "bag": str(bag), "image_transport": recording.transport, "real_time": real_time}
+        overrides = [rclpy.parameter.Parameter(name, value=value) for name, value in given.items()]
+        context = rclpy.Context()
+        rclpy.init(args=[], context=context, domain_id=domain)
+        player = PlayerNode(outputs.add, supervisor.check, context=context, parameter_overrides=overrides)
+        try:
+            player.connect()
+            player.play()
+        finally:
+            player.destroy_node()
+            rclpy.shutdown(context=context)
+    # In real time the policy may pass over the first sets, of which it then keeps none.
+    of = stamps_of_windows(contract, sorted(outputs.sets), outputs.chunks, whole=not real_time)
+    return Replayed(outputs.sets, outputs.chunks, of, {"sets without a chunk in time": player.late})

@@ -1,0 +1,87 @@
+"""A node that watches a graph and calls its services, for the programs that start one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+
+from onedp_ros.graph.processes import enclave
+from onedp_ros.nodes.lib.diagnostics import name_within
+
+CALL_TIME = 5.0  # s for a service
+
+
+class GraphWatch:
+    """Keeps what the nodes of its namespace say on /diagnostics. Makes and ends this process's ROS context.
+
+    Args:
+        name, namespace: of the watching node. Nodes of the same namespace go by their names, others by their full ones.
+        check: called while waiting; raises when the graph has fallen apart.
+        keep: whether ``history`` holds all that was said, or the last of each node only.
+
+    Attributes:
+        meanwhile: called again and again while waiting, too.
+    """
+
+    def __init__(self, name: str, check: Callable[[], None], keep: bool = False, namespace: str = "") -> None:
+        keys = enclave(os.environ, "operator")
+        rclpy.init(args=["--ros-args", *keys] if keys else [])
+        self._check, self._keep = check, keep
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.node = rclpy.create_node(name, namespace=namespace or None, start_parameter_services=False)
+        self.history: dict[str, list[tuple[float, dict[str, str]]]] = {}
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 20)
+        self._clients: dict[str, Any] = {}
+
+    def close(self) -> None:
+        self.node.destroy_node()
+        rclpy.try_shutdown()
+
+    def values(self, name: str) -> dict[str, str]:
+        """What a node said last on /diagnostics; empty before that."""
+        return self.history[name][-1][1] if self.history.get(name) else {}
+
+    def complaints(self) -> str:
+        """What each node said last, in one line."""
+        said = {name: entries[-1][1]["message"] for name, entries in self.history.items() if entries}
+        return "; ".join(f"{name} says '{text}'" for name, text in said.items()) or "no node says anything"
+
+    def spin_until(self, done: Callable[[], bool], timeout: float) -> bool:
+        """Handle messages until ``done()``; False after ``timeout`` (s). Raises what ``check`` raises."""
+        deadline = time.monotonic() + timeout
+        while not done():
+            if time.monotonic() > deadline:
+                return False
+            self._check()
+            self.meanwhile()
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+        return True
+
+    def spin_for(self, seconds: float) -> None:
+        self.spin_until(lambda: False, seconds)
+
+    def call(self, kind: Any, service: str, request: Any = None) -> Any:
+        """Call a service of the graph. RuntimeError names the one that does not answer."""
+        if service not in self._clients:
+            self._clients[service] = self.node.create_client(kind, service)
+        client = self._clients[service]
+        if not self.spin_until(client.service_is_ready, CALL_TIME):
+            raise RuntimeError(f"service {service} is not there; see the nodes' logs")
+        future = client.call_async(kind.Request() if request is None else request)
+        if not self.spin_until(future.done, CALL_TIME):
+            raise RuntimeError(f"service {service} did not answer within {CALL_TIME:.0f} s; see the nodes' logs")
+        return future.result()
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        stamp = message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec
+        for status in message.status:
+            values = {item.key: item.value for item in status.values} | {"message": status.message, "level": str(status.level[0])}
+            said = self.history.setdefault(name_within(status.name, self.node.get_namespace()), [])
+            if not self._keep:
+                said.clear()
+            said.append((stamp, values))

@@ -1,0 +1,348 @@
+"""The processes of the graph of a task, in one place for ``ros2 launch`` and for ``onedp run``.
+
+Launch files import this module, on the system's Python: it needs the standard library and YAML only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from onedp_ros.graph.shm import PROFILES
+from onedp_ros.resources import named_file, read_task, resource
+from onedp_ros.robot import MODES
+
+ROBOTS = ("twin", "franka", "crisp")
+ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
+DEVICES = ("phone", "spacemouse", "spacenav", "gamepad", "keyboard")  # of an operator
+PACKAGE = "onedp_ros"
+NETWORKS = ("localhost", "subnet")
+RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+PEERS = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER")
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
+METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeProcess:
+    """One node, one process: ``executable`` of this package, which is also the module's name in ``onedp_ros.nodes``. A node that
+    ended is started again with ``respawn``; without, it ends the graph. ``terminal``: it reads the keyboard. ``namespace``,
+    ``params_file`` and ``log_level`` as of :func:`placed`; empty: none, and ROS's own level."""
+
+    name: str
+    executable: str
+    parameters: Mapping[str, Any]
+    respawn: bool = False
+    terminal: bool = False
+    namespace: str = ""
+    params_file: str = ""
+    log_level: str = ""
+
+
+def task_graph(
+    task: str,
+    *,
+    robot: str = "twin",
+    robot_file: str = "",
+    speed: float = 1.0,
+    image_transport: str = "raw",
+    method: str = "onedp_s",
+    engine: str = "auto",
+    model: str | Path | None = None,
+    seed: int = 0,
+    twin_seed: int = 100_000,
+    enabled: bool | None = None,
+    lead: float | None = None,
+    threads: int = 0,
+    franka: Mapping[str, Any] | None = None,
+    record: str | Path | None = None,
+) -> list[NodeProcess]:
+    """Everything that runs for a task, in the order of starting.
+
+    Args:
+        task: name of a file in ``config/tasks``, or path of a task file.
+        robot: what moves, one of :data:`ROBOTS`.
+        robot_file: name of a file in ``config/robot``, or path of one; default: the robot's own.
+        speed: share of the robot file's speeds.
+        image_transport: raw or compressed, as the cameras publish.
+        method: sampler or generator, as of ``onedp evaluate``.
+        engine: inference engine.
+        model: directory of the policy; default: the released one of the method.
+        seed: of the policy's noise.
+        twin_seed: of the twin's first episode.
+        enabled: whether the arm may move from the start, or waits for action_node's ``~/enable``; default: only the twin may.
+        lead: how far ahead of the clock action_node samples chunks, s; default: action_node's own.
+        threads: processor threads of the engine; 0: its own choice.
+        franka: further parameters of franka_node, ``robot_ip`` among them.
+        record: folder to record the run to, with all that the policy sees and says.
+
+    Raises:
+        ValueError: an unknown robot, or a Franka without an address.
+        FileNotFoundError: no such task, or no released policy for the method.
+    """
+    common = _common(task, robot, robot_file, speed)
+    arm = arm_process(common, robot, twin_seed, franka)
+    task = common["task"]
+    if model is None:
+        model = released(task, method)
+    real = robot != "twin"
+    policy = {
+        "task": task,
+        "model": str(Path(model).resolve()),
+        "method": method,
+        "engine": engine,
+        "threads": threads,
+        "seed": seed,
+        "autostart": True,
+    }
+    action = {**common, "enabled": not real if enabled is None else enabled, **({} if lead is None else {"lead": lead})}
+    cameras = {"image_transport": image_transport}
+    nodes = [
+        arm,
+        NodeProcess("observation_node", "observation_node", {"task": task, **cameras}),
+        NodeProcess("policy_node", "policy_node", policy, respawn=real),
+        NodeProcess("action_node", "action_node", action),
+    ]
+    if record is not None:
+        seen = [f"observation/{camera}/image" for camera in read_task(task)["cameras"]]
+        recorder = {
+            "task": task,
+            "robot": robot,
+            "operator": method,
+            "out": str(Path(record).resolve()),
+            "extra_topics": [*seen, "observation/state", "action/chunk", "/diagnostics"],
+            "autostart": True,
+            **cameras,
+        }
+        nodes.append(NodeProcess("recorder_node", "recorder_node", recorder))
+    return nodes
+
+
+def replay_graph(task: str, *, image_transport: str = "raw", with_action: bool = False, **policy: Any) -> list[NodeProcess]:
+    """The nodes that take a recording's messages, in the time of ``/clock``; ``policy`` as of :func:`task_graph`.
+
+    ``with_action``: action_node too, disabled.
+    """
+    _, observation, *others = task_graph(task, enabled=False, **policy)
+    # A recording's clock lags behind its messages by the distance of two of its ticks, and is far ahead of them when it begins.
+    times = {"future_tolerance": 1.0, "max_observation_age": 1000.0}
+    parameters = {**observation.parameters, "image_transport": image_transport, **times}
+    nodes = [dataclasses.replace(observation, parameters=parameters), *(others if with_action else others[:1])]
+    return [dataclasses.replace(n, parameters={**n.parameters, "use_sim_time": True}) for n in nodes]
+
+
+def record_graph(
+    task: str,
+    *,
+    robot: str = "twin",
+    robot_file: str = "",
+    speed: float = 1.0,
+    image_transport: str = "raw",
+    device: str = "phone",
+    operator: str = "",
+    out: str | Path = "",
+    host: str = "127.0.0.1",
+    port: int = 8443,
+    teleop: str | Path = "",
+    twin_seed: int = 0,
+    franka: Mapping[str, Any] | None = None,
+) -> list[NodeProcess]:
+    """Everything that runs while demonstrations are recorded, in the order of starting.
+
+    Args:
+        task, robot, robot_file, speed, image_transport, twin_seed, franka: as of :func:`task_graph`.
+        device: what the operator holds, one of :data:`DEVICES`; ``expert``: the twin's scripted expert drives, without an operator;
+            ``none``: a teleop_node, or another publisher of targets, is started elsewhere.
+        operator: who demonstrates, noted in the bags.
+        out: folder of the bags; default: the recorder's.
+        host, port: where a phone reaches the machine.
+        teleop: file such as ``config/teleop.yaml``; default: that one.
+
+    Raises:
+        ValueError: as :func:`task_graph`, and for an unknown device, or an expert without a twin.
+        FileNotFoundError: no such task.
+    """
+    if device not in (*DEVICES, "expert", "none"):
+        raise ValueError(f"unknown device '{device}', expected one of {', '.join(DEVICES)}, expert or none")
+    if device == "expert" and robot != "twin":
+        raise ValueError(f"the scripted expert drives the twin only, not '{robot}'; choose a device")
+    common = _common(task, robot, robot_file, speed)
+    arm = arm_process(common, robot, twin_seed, franka)
+    teleop_parameters = {
+        **common,
+        "device": device,
+        "teleop": str(Path(teleop).resolve()) if teleop else "",
+        "host": host,
+        "port": port,
+        "image_transport": image_transport,
+    }
+    recorder = {
+        "task": common["task"],
+        "robot": robot,
+        "operator": operator or ("scripted expert" if device == "expert" else ""),
+        "out": str(out),
+        "image_transport": image_transport,
+    }
+    return [
+        arm,
+        NodeProcess("recorder_node", "recorder_node", recorder),
+        *(
+            []
+            if device in ("expert", "none")
+            else [NodeProcess("teleop_node", "teleop_node", teleop_parameters, terminal=device == "keyboard")]
+        ),
+    ]
+
+
+def placed(
+    processes: Sequence[NodeProcess],
+    *,
+    namespace: str = "",
+    use_sim_time: bool = False,
+    params_file: str | Path = "",
+    log_level: str = "",
+) -> list[NodeProcess]:
+    """The same nodes as they shall run.
+
+    Args:
+        namespace: of all nodes, topics and services, so that several robots share a ROS domain.
+        use_sim_time: whether the nodes' time is that of ``/clock``.
+        params_file: YAML file of parameters, as for ``--params-file``. Parameters that the nodes are given by name win over it.
+        log_level: one of :data:`LOG_LEVELS`.
+
+    Raises:
+        ValueError: a namespace that is none, or an unknown level.
+        FileNotFoundError: no such file.
+    """
+    if not re.fullmatch(r"(/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*)?", namespace):
+        raise ValueError(f"namespace is '{namespace}', expected names of letters, digits and _, such as left or cell/left")
+    if log_level and log_level not in LOG_LEVELS:
+        raise ValueError(f"log_level is '{log_level}', expected one of {', '.join(LOG_LEVELS)}")
+    if params_file and not Path(params_file).is_file():
+        raise FileNotFoundError(f"params_file {params_file} does not exist; give the path of a YAML file of parameters")
+    common: dict[str, Any] = {
+        "namespace": f"/{namespace.strip('/')}" if namespace else "",
+        "params_file": str(Path(params_file).resolve()) if params_file else "",
+        "log_level": log_level,
+    }
+    time = {"use_sim_time": True} if use_sim_time else {}
+    return [dataclasses.replace(p, parameters={**p.parameters, **time}, **common) for p in processes]
+
+
+def _common(task: str, robot: str, robot_file: str, speed: float) -> dict[str, Any]:
+    """Parameters of every node that moves something. Errors as of :func:`task_graph`."""
+    if robot not in ROBOTS:
+        raise ValueError(f"unknown robot '{robot}', expected one of {', '.join(ROBOTS)}")
+    if not 0 < speed <= 1:
+        raise ValueError(f"speed is {speed}, expected a share above 0 and up to 1")
+    files = {"tasks": task, "robot": robot_file or ROBOT_FILES[robot]}
+    for folder, name in files.items():
+        path = named_file(folder, name)
+        files[folder] = str(path) if name.endswith(path.suffix) else name
+    return {"task": files["tasks"], "robot": files["robot"], "speed": speed}
+
+
+def arm_process(common: Mapping[str, Any], robot: str, twin_seed: int, franka: Mapping[str, Any] | None) -> NodeProcess:
+    """The node of the robot. Errors as of :func:`task_graph`."""
+    if robot == "franka" and not (franka or {}).get("robot_ip"):
+        raise ValueError("robot franka needs robot_ip, its address, such as 172.16.0.2; onedp fake-franka serves one at 127.0.0.1")
+    for name, allowed in (("mode", ("", *MODES)), ("realtime", ("enforce", "ignore"))):
+        if (value := (franka or {}).get(name, allowed[0])) not in allowed:
+            raise ValueError(f"{name} is '{value}', expected one of {', '.join(filter(None, allowed))}")
+    return {
+        "twin": NodeProcess("twin_node", "twin_node", {"task": common["task"], "seed": twin_seed}),
+        "franka": NodeProcess("franka_node", "franka_node", {**common, "autostart": True, **(franka or {})}, respawn=True),
+        "crisp": NodeProcess("crisp_node", "crisp_node", {"task": common["task"], "robot": common["robot"]}),
+    }[robot]
+
+
+def released(task: str, method: str) -> Path:
+    """The released bundle that serves a method: the samplers of the teacher share its weights.
+
+    Raises:
+        ValueError: no such method.
+        FileNotFoundError: nothing was released for it.
+    """
+    task = read_task(task)["task"]
+    if method not in METHODS and not re.fullmatch(r"dp_ddim\d+", method):
+        raise ValueError(f"unknown method '{method}', expected one of {', '.join(METHODS)}, or dp_ddimN")
+    try:
+        return resource("models", task, "teacher" if method.startswith("dp_") else method)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no policy is released for {task}, {method}: give the directory of yours, model") from error
+
+
+def graph_environment(environment: Mapping[str, str], network: str = "") -> dict[str, str]:
+    """What nodes need besides ``environment``: to whom they talk, and shared memory that is large enough for frames.
+
+    Args:
+        environment: as of ``os.environ``.
+        network: ``localhost``: with this host only; ``subnet``: with whomever answers on the network; empty: as
+            ``ROS_AUTOMATIC_DISCOVERY_RANGE`` says, localhost where it is not set. Hosts in ``ROS_STATIC_PEERS`` and a server in
+            ``ROS_DISCOVERY_SERVER`` stay reachable unless ``localhost`` is asked for. A profile that the user chose for Fast DDS
+            stays.
+
+    Raises:
+        ValueError: an unknown network.
+    """
+    if network not in ("", *NETWORKS):
+        raise ValueError(f"network is '{network}', expected one of {', '.join(NETWORKS)}")
+    added = {}
+    if network or not environment.get(RANGE):
+        added[RANGE] = (network or "localhost").upper()
+        only = "1" if network != "subnet" else "0"
+        if environment.get("ROS_LOCALHOST_ONLY", "0") != only and (only == "0" or environment.get("ROS_DISTRO") == "humble"):
+            added["ROS_LOCALHOST_ONLY"] = only  # all that Humble knows; later distributions obey it too when it is set
+    if network == "localhost":
+        added |= {name: "" for name in PEERS if environment.get(name)}
+    chosen = next((environment[name] for name in PROFILES if environment.get(name)), "")
+    if not chosen or Path(chosen).parent == resource("config", "dds"):
+        added[PROFILES[0]] = str(
+            resource("config", "dds", "localhost.xml" if _closed({**environment, **added}) else "shared_memory.xml")
+        )
+    return added
+
+
+def _closed(environment: Mapping[str, str]) -> bool:
+    """Whether nodes with this environment look for others on this host only."""
+    local = environment.get(RANGE, "").upper() in ("LOCALHOST", "OFF") or environment.get("ROS_LOCALHOST_ONLY", "0") == "1"
+    return local and not any(environment.get(name) for name in PEERS)
+
+
+def enclave(environment: Mapping[str, str], name: str) -> list[str]:
+    """ROS arguments that give a node its keys and permissions, those of ``config/security/policy.xml``; none without security.
+
+    ``name``: a node's executable, or ``operator`` for a program that looks after the graph.
+    """
+    if environment.get("ROS_SECURITY_ENABLE") != "true" or environment.get("ROS_SECURITY_ENCLAVE_OVERRIDE"):
+        return []
+    return ["--enclave", f"/{PACKAGE}/{'robot' if name == 'crisp_node' else name}"]
+
+
+def describe_network(environment: Mapping[str, str]) -> str:
+    """One sentence on who can reach nodes that run with this environment."""
+    domain = environment.get("ROS_DOMAIN_ID") or "0"
+    if _closed(environment):
+        loopback = environment.get(PROFILES[0], "") == str(resource("config", "dds", "localhost.xml"))
+        sockets = ", sockets on loopback" if loopback and "fastrtps" in environment.get("RMW_IMPLEMENTATION", "fastrtps") else ""
+        return f"the graph keeps to this host{sockets}; network subnet opens it, for cameras on another one, say (docs/network.md)"
+    why = [f"{name}={environment[name]}" for name in (RANGE, *PEERS) if environment.get(name)]
+    return (
+        f"the graph is open to the network, {', '.join(why)}: whoever is in ROS domain {domain} there can see and move it "
+        f"(docs/network.md)"
+    )
+
+
+def free_domain() -> int:
+    """A ROS domain that nobody on this machine is in."""
+    for domain in random.SystemRandom().sample(range(1, 100), 99):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            probe.bind(("", 7400 + 250 * domain + 10))  # the port of a domain's first participant
+            return domain
+    raise RuntimeError("all ROS domains from 1 to 99 are in use on this machine")
