@@ -68,6 +68,7 @@ setup(
         "imageio-ffmpeg",
         "lz4",
         "matplotlib",
+        "mcap",
         "mujoco>=3.9,<3.10",  # later versions drift in scenes rich in contacts
         "numcodecs",
         "numpy<2",  # cv_bridge and tf2 of Humble and Jazzy are compiled against NumPy 1
@@ -101,9 +102,13 @@ setup(
         ],
         # onedp inspect --rerun; newer ones need NumPy 2.
         "rerun": ["rerun-sdk<0.23.2"],
+        # --scheduler: episodes on the machines of a Dask cluster.
+        "cluster": ["distributed"],
         "test": [
             "colcon-common-extensions",
+            "distributed",
             "hypothesis",
+            "import-linter",
             "mcap-ros2-support",
             "mypy",
             "playwright",

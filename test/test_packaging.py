@@ -45,7 +45,7 @@ def test_every_dependency_is_pinned() -> None:
         r'"([A-Za-z][\w.-]*)(?:\[\w+\])?(?:[<>=][^"]*)?"', setup[setup.index("install_requires") : setup.index("entry_points")]
     )
     assert {"torch", "mujoco", "pytest"} <= set(dependencies)
-    assert {normal(name) for name in dependencies} - pins - {"ros", "rerun", "test"} == set()
+    assert {normal(name) for name in dependencies} - pins - {"ros", "rerun", "cluster", "test"} == set()
 
 
 def test_messages_that_are_imported_are_declared() -> None:
