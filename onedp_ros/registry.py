@@ -1,0 +1,67 @@
+"""What there is of one kind, by name: tasks, methods, engines, devices, commands. One file each, whose name is the name.
+
+Names come from the files of a folder, which are imported only when asked for: launch files list what there is on the system's Python,
+which has neither NumPy nor PyTorch. Standard library only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class UnknownNameError(ValueError):
+    """A name that is not registered; the message lists those that are, and how to add one."""
+
+
+class Registry(Generic[T]):
+    """The members of one kind.
+
+    Args:
+        kind: for messages: ``method``, ``task``, …
+        package: the folder's package; its modules that do not begin with ``_`` are the members, but for ``besides``.
+        attribute: what each module defines, such as ``METHOD``.
+        besides: modules of the folder that are no members.
+    """
+
+    def __init__(self, kind: str, package: str, attribute: str, besides: tuple[str, ...] = ()) -> None:
+        self.kind, self.package, self.attribute, self._besides = kind, package, attribute, besides
+        self._added: dict[str, T] = {}
+
+    def names(self) -> list[str]:
+        """All names, in order."""
+        found = [m.name for m in pkgutil.iter_modules(sys.modules[self.package].__path__)]
+        return sorted({*(n for n in found if not n.startswith("_") and n not in self._besides), *self._added})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def get(self, name: str) -> T:
+        """The member called ``name``.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if name in self._added:
+            return self._added[name]
+        if name not in self.names():
+            raise UnknownNameError(
+                f"unknown {self.kind} '{name}', expected one of {', '.join(self.names())}; to add one, write the file "
+                f"{self.package.replace('.', '/')}/{name if name.isidentifier() else '<name>'}.py with its {self.attribute}"
+            )
+        member: T = getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
+        return member
+
+    def add(self, name: str, member: T) -> None:
+        """Register a member that is not a file of the folder. ValueError when the name is taken."""
+        if name in self.names():
+            raise ValueError(f"there is a {self.kind} '{name}' already; choose another name")
+        self._added[name] = member
+
+    def remove(self, name: str) -> None:
+        """Take back what :meth:`add` registered. KeyError when it did not."""
+        del self._added[name]
