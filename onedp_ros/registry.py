@@ -1,7 +1,7 @@
 """What there is of one kind, by name: tasks, methods, engines, devices, commands. One file each, whose name is the name.
 
-Names come from the files of a folder, which are imported only when asked for: launch files list what there is on the system's Python,
-which has neither NumPy nor PyTorch. Standard library only.
+Names come from the files of a folder, which are imported only when asked for: launch files list what there is on the system's
+Python, which has neither NumPy nor PyTorch. Standard library only.
 """
 
 from __future__ import annotations

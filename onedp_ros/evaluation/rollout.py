@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium.utils.seeding import np_random
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, ContractError, task_contract
@@ -74,14 +75,6 @@ def _run(seed: int, action_steps: int, max_time: float, lead_steps: int) -> tupl
     return rollout(predictor, stepped, seed, action_steps, max_time, lead_steps), facts
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % confidence interval of a success rate (Wilson score)."""
-    z, p = 1.959964, successes / trials
-    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * np.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
 def evaluate(
     model: Path,
     *,
@@ -131,7 +124,7 @@ def evaluate(
         "lead_s": lead,
         "max_time_s": max_time,
         "success_rate": len(successes) / episodes,
-        "ci95": wilson(len(successes), episodes),
+        "ci95": tuple(map(float, binomtest(len(successes), episodes).proportion_ci(method="wilson"))),
         "mean_time_s": float(np.mean([e.time for e in successes])) if successes else None,
         "failures": dict(Counter(e.failure for e in results if not e.success)),
         "inference_ms_p50": float(np.median([e.inference_ms for e in results])),

@@ -13,7 +13,7 @@ from onedp_ros.bench import inference as bench
 from onedp_ros.bench import recorder, start
 from onedp_ros.contract import Normalizer, Observation, encode_action, task_contract
 from onedp_ros.evaluation.figures import plot_recorder
-from onedp_ros.evaluation.rollout import evaluate, main, rollout, wilson
+from onedp_ros.evaluation.rollout import evaluate, main, rollout
 from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
@@ -103,11 +103,6 @@ def test_training_seeds_are_refused(bundle: Path) -> None:
 def test_action_steps_must_fit_the_chunk(bundle: Path) -> None:
     with pytest.raises(ValueError, match="action_steps is 16, expected 1 to 15"):
         evaluate(bundle, action_steps=16)
-
-
-def test_wilson_interval() -> None:
-    assert wilson(95, 100) == pytest.approx((0.8882, 0.9785), abs=1e-3)  # tabulated
-    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == pytest.approx(1.0)
 
 
 @pytest.mark.real_time
