@@ -15,6 +15,7 @@ lint: venv
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-cache --no-logo
 
 fake-franka: venv
 	@.venv/bin/onedp fake-franka --install

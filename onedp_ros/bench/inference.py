@@ -21,26 +21,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from onedp_ros.bench.machine import processor
 from onedp_ros.contract import Contract, Normalizer, Observation, task_contract
 from onedp_ros.graph.processes import free_domain, graph_environment
-
-PRECISIONS = ("avx512_bf16", "amx_bf16", "avx512f", "avx2")  # of the processor's flags, what decides speed
-
-
-def processor() -> dict[str, Any]:
-    """Name, cores that this process may use, and which of :data:`PRECISIONS` the processor has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
-    flags = set(facts.get("flags", "").split())
-    return {
-        "name": facts.get("model name", "unknown"),
-        "cores": len(os.sched_getaffinity(0)),
-        "instructions": [p for p in PRECISIONS if p in flags],
-    }
 
 
 def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from onedp_ros.bench.machine import processor
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.bags.reader import read_bag, read_metadata
 from onedp_ros.graph.processes import NodeProcess, free_domain, graph_environment
@@ -35,7 +36,7 @@ def processor_time(pid: int) -> float:
 
 @contextlib.contextmanager
 def load(part: str) -> Iterator[dict[str, list[int]]]:
-    """Publish one part of ``nodes.recorder_load``. Afterwards the stamps (ns) that were sent are in what this gives, by topic."""
+    """Publish one part of ``bench.recorder_load``. Afterwards the stamps (ns) that were sent are in what this gives, by topic."""
     sent: dict[str, list[int]] = {}
     command = [sys.executable, "-m", "onedp_ros.bench.recorder_load", part]
     with tempfile.TemporaryFile("w+") as output:  # a pipe would fill up and hold it
@@ -55,8 +56,6 @@ def run(seconds: float, folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: the recorder did not start, or ended.
     """
-    from onedp_ros.bench.inference import processor
-
     os.environ.update({"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"})
     os.environ.update(graph_environment(os.environ))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.getenv("PYTHONPATH")])])

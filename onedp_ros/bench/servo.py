@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from onedp_ros.bench.machine import processor
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.data.bags.reader import read_bag
 from onedp_ros.graph.processes import released
@@ -139,8 +140,6 @@ def follow(franka: Franka, targets: list[Target], seconds: float, load: str, bar
 
 def run(seconds: float, address: str = "", enforce: bool = False) -> dict[str, Any]:
     """Every mode with every load, one after the other. Raises Fault when the robot stops."""
-    from onedp_ros.bench.inference import processor
-
     targets = policy_targets()
     path = resource("config", "robot", "franka.yaml")
     settings = RobotSettings.from_yaml(path)

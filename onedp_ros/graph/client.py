@@ -11,7 +11,6 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 
 from onedp_ros.graph.processes import enclave
-from onedp_ros.nodes.lib.diagnostics import name_within
 
 CALL_TIME = 5.0  # s for a service
 
@@ -85,3 +84,11 @@ class GraphWatch:
             if not self._keep:
                 said.clear()
             said.append((stamp, values))
+
+
+def name_within(name: str, namespace: str) -> str:
+    """The name in a diagnostic status as seen from a namespace: ``policy_node`` for ``/left/policy_node`` in ``/left``. Names of
+    other namespaces, and names without a slash, stay as they are."""
+    prefix = namespace.rstrip("/") + "/"
+    rest = name.removeprefix(prefix)
+    return rest if rest and "/" not in rest else name

@@ -26,10 +26,11 @@ from onedp_ros import clock
 from onedp_ros.contract import LARGEST, MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.control.safety import pose_fault
+from onedp_ros.graph.client import name_within
 from onedp_ros.graph.processes import DEVICES
 from onedp_ros.messages.decode import decode_image, pose_arrays, stamp_ns
 from onedp_ros.messages.encode import header, pose_message
-from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, Report, counted, name_within, worst
+from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, Report, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.parameters import (
     declare,

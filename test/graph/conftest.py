@@ -31,9 +31,9 @@ from sensor_msgs.msg import Image, JointState
 
 from onedp_ros.contract import NANOSECONDS, Normalizer, task_contract
 from onedp_ros.geometry import gripper_down
+from onedp_ros.graph.client import name_within
 from onedp_ros.graph.processes import free_domain
 from onedp_ros.messages.encode import header, image_message, pose_message
-from onedp_ros.nodes.lib.diagnostics import name_within
 from onedp_ros.nodes.lib.executor import LeanExecutor
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig

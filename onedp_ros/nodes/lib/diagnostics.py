@@ -53,14 +53,6 @@ class Diagnostics:
         return DiagnosticStatus.ERROR, text, {}
 
 
-def name_within(name: str, namespace: str) -> str:
-    """The name in a diagnostic status as seen from a namespace: ``policy_node`` for ``/left/policy_node`` in ``/left``. Names of
-    other namespaces, and names without a slash, stay as they are."""
-    prefix = namespace.rstrip("/") + "/"
-    rest = name.removeprefix(prefix)
-    return rest if rest and "/" not in rest else name
-
-
 class Rate:
     """Events per second over the last seconds."""
 
