@@ -35,6 +35,7 @@ from onedp_ros.data import quality
 from onedp_ros.data.bags.reader import KINDS, PARTIAL, BagError, find_bags, kept, read_metadata, sync, versions
 from onedp_ros.data.episodes import Piece, Source, SourceError, read_episodes
 from onedp_ros.data.formats import lerobot, replay_buffer, robomimic
+from onedp_ros.files import write_atomically
 
 WRITERS: dict[str, Any] = {"zarr": replay_buffer, "lerobot": lerobot}  # each: check, encode, assemble
 READERS = (replay_buffer, lerobot, robomimic)  # each: recognises, sources; what none recognises is bags
@@ -254,10 +255,7 @@ def _begin(partial: Path, plan: dict[str, Any]) -> None:
                 f"another --out"
             )
         return
-    fresh = file.with_suffix(PARTIAL)
-    fresh.write_text(json.dumps(plan), encoding="utf-8")
-    sync(fresh)
-    fresh.rename(file)
+    write_atomically(file, json.dumps(plan).encode())
 
 
 def _encode(format: str, source: Source, contract: Contract, folder: Path) -> str:

@@ -7,7 +7,6 @@ Group ``data/``: one image array (N, H, W, 3) uint8 for each of the contract's c
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from onedp_ros.contract import Contract, Normalizer
 from onedp_ros.data.formats.zarr_reader import ZarrArray, ZarrError, ZarrStore
+from onedp_ros.files import open_atomically
 from onedp_ros.policy.policies import Batch
 
 _BLOCK_BYTES = 2**26  # of images that are unpacked at once
@@ -34,19 +34,15 @@ def _unpack(array: ZarrArray, file: Path, stamp: str) -> NDArray:
     done = file.with_suffix(".done")
     if not (done.exists() and done.read_text() == stamp):
         done.unlink(missing_ok=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")  # several machines may share the disk
         rows = max(_BLOCK_BYTES // (array.nbytes // max(len(array), 1) + 1), 1)
         header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
         try:
-            with partial.open("wb") as out:  # written, not mapped: a map of a full disk ends the process without a word
+            with open_atomically(file) as out:  # written, not mapped: a map of a full disk ends the process without a word
                 np.lib.format.write_array_header_1_0(out, header)
                 for first in range(0, len(array), rows):
                     out.write(np.ascontiguousarray(array[first : first + rows]).data)
-            os.replace(partial, file)
             done.write_text(stamp)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise DatasetError(
                 f"{file} cannot be written ({error.strerror}): the images take {array.nbytes / 1e9:.2g} GB there; make room on "
                 f"that disk, or copy the data set to another one"

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, task_contract
+from onedp_ros.files import write_atomically
 from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.learning.train import (
     STATE,
@@ -46,7 +47,7 @@ from onedp_ros.learning.train import (
     save_state,
     settings_error,
 )
-from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config, write_atomically
+from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config
 from onedp_ros.policy.diffusion import Denoiser, Diffusion, denoising_loss, generate, sample_ddim
 from onedp_ros.policy.policies import Batch, Policy
 from onedp_ros.resources import task_folder

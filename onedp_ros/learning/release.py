@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onedp_ros.policy.checkpoint import CONFIG, WEIGHTS, load_policy, read_config, save_policy, write_atomically
+from onedp_ros.files import write_atomically
+from onedp_ros.policy.checkpoint import CONFIG, WEIGHTS, load_policy, read_config, save_policy
 from onedp_ros.policy.inference import network_name
 from onedp_ros.policy.networks import NetworkConfig
 

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from onedp_ros.config import read_yaml, shown
 from onedp_ros.contract import Contract, task_contract
+from onedp_ros.files import write_atomically
 from onedp_ros.learning.dataset import WindowDataset
-from onedp_ros.policy.checkpoint import CheckpointError, load_policy, read_config, save_policy, write_atomically
+from onedp_ros.policy.checkpoint import CheckpointError, load_policy, read_config, save_policy
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
 from onedp_ros.resources import resource, task_folder

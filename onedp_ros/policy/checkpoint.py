@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 
 from onedp_ros.config import ConfigError, parse_json, read_json, shown
 from onedp_ros.contract import Contract, Normalizer
+from onedp_ros.files import write_atomically
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy, Sampler, evaluations
 
@@ -50,25 +51,6 @@ class DamagedCheckpointError(CheckpointError):
 
 class IncompatibleCheckpointError(CheckpointError):
     """The checkpoint is whole, but of another network or format than asked for."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by a file with ``data``; after a crash either the old or the new file is there, whole.
-
-    Raises:
-        OSError: the disk is full or fails; the old file is there still.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{error.strerror}; make room on the disk for {len(data) / 1e6:.0f} MB", str(path)) from error
-    os.replace(partial, path)
 
 
 def save_policy(path: str | Path, policy: Policy, training: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:

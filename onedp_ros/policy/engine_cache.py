@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from onedp_ros.files import open_atomically
 
 LIMIT = 1 << 30  # bytes: some compact policies, or two or three of the paper's size
 ABANDONED = 3600.0  # s after which a partial file is that of a start that crashed
@@ -61,16 +62,9 @@ def write(folder: Path, key: Mapping[str, Any], data: bytes) -> None:
     """Keep ``data`` under ``key``, unless it alone exceeds :data:`LIMIT`. OSError when it cannot be written."""
     if len(data) > LIMIT:
         return
-    handle, partial = tempfile.mkstemp(suffix=".partial", dir=folder)
-    try:
-        with open(handle, "wb") as file:
-            file.write(_digest(key, data))
-            file.write(data)
-        os.replace(partial, _file(folder, key))
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
+    with open_atomically(_file(folder, key), 0o600) as file:
+        file.write(_digest(key, data))
+        file.write(data)
     _tidy(folder)
 
 

@@ -7,7 +7,6 @@ import datetime
 import ipaddress
 import os
 import socket
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from onedp_ros.files import write_atomically
 
 LIFE = datetime.timedelta(days=365)  # phones refuse what lives longer than 825 days
 RENEWAL = datetime.timedelta(days=7)  # what expires within this is made anew
@@ -90,11 +91,7 @@ def _make(names: Collection[str], path: Path) -> x509.Certificate:
     text = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ) + certificate.public_bytes(serialization.Encoding.PEM)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix="certificate.", suffix=".partial", dir=path.parent)  # mode 0600
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text)
-    os.replace(partial, path)
+    write_atomically(path, text, 0o600)
     return certificate
 
 

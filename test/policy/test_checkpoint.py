@@ -21,7 +21,6 @@ from onedp_ros.policy.checkpoint import (
     load_sampler,
     read_config,
     save_policy,
-    write_atomically,
 )
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
@@ -268,15 +267,3 @@ def test_weights_of_another_network_are_refused(checkpoint, change_weights):
     change(checkpoint, weights_sha256=hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest())
     with pytest.raises(IncompatibleCheckpointError, match=r"unet\.final\.1\.bias|extra"):
         load_policy(checkpoint)
-
-
-def test_a_crash_while_writing_leaves_the_old_checkpoint(checkpoint, monkeypatch):
-    before = {p.name: p.read_bytes() for p in checkpoint.iterdir()}
-
-    def crash(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", crash)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(checkpoint / CONFIG, b"new")
-    assert {p.name: p.read_bytes() for p in checkpoint.iterdir() if not p.name.startswith(".")} == before
