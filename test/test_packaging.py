@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from onedp_ros.cli import COMMANDS
-
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "onedp_ros"
 NODES = tuple(p.stem for p in sorted((ROOT / PACKAGE / "nodes").glob("*_node.py")))
@@ -25,12 +23,6 @@ def test_one_version_everywhere() -> None:
 def test_every_entry_point_has_a_module() -> None:
     for module in ("cli", *(f"nodes.{node}" for node in NODES)):
         assert importlib.util.find_spec(f"{PACKAGE}.{module}"), module
-
-
-def test_commands_in_the_documentation_exist() -> None:
-    text = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-    named = set(re.findall(r"\bonedp ([a-z][a-z-]*)", text))
-    assert {"record", "replay", "inspect"} <= named <= set(COMMANDS)
 
 
 def test_every_dependency_is_pinned() -> None:

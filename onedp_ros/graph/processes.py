@@ -331,11 +331,11 @@ def describe_network(environment: Mapping[str, str]) -> str:
     if _closed(environment):
         loopback = environment.get(PROFILES[0], "") == str(resource("config", "dds", "localhost.xml"))
         sockets = ", sockets on loopback" if loopback and "fastrtps" in environment.get("RMW_IMPLEMENTATION", "fastrtps") else ""
-        return f"the graph keeps to this host{sockets}; network subnet opens it, for cameras on another one, say (docs/network.md)"
+        return f"the graph keeps to this host{sockets}; network subnet opens it to others (docs/how-to/network.md)"
     why = [f"{name}={environment[name]}" for name in (RANGE, *PEERS) if environment.get(name)]
     return (
         f"the graph is open to the network, {', '.join(why)}: whoever is in ROS domain {domain} there can see and move it "
-        f"(docs/network.md)"
+        f"(docs/how-to/network.md)"
     )
 
 

@@ -316,7 +316,8 @@ class FrankaNode(LifecycleNode):
             else None,
             (
                 DiagnosticStatus.WARN,
-                f"the robot received {100 * float(state['success_rate']):.0f} % of the commands in time; see docs/real_robot.md",
+                f"the robot received {100 * float(state['success_rate']):.0f} % of the commands in time; "
+                "see docs/reference/diagnostics.md",
             )
             if controlled and phase == "following" and state["success_rate"] < LATE_RATE
             else None,

@@ -71,6 +71,7 @@ def explain(error: BaseException, address: str) -> Fault:
         )
     if "reflex" in low or names:
         return Fault(
-            f"motion aborted: {', '.join(names) or said}; see docs/real_robot.md, then call ~/recover", names or ("reflex",)
+            f"motion aborted: {', '.join(names) or said}; see docs/reference/diagnostics.md, then call ~/recover",
+            names or ("reflex",),
         )
-    return Fault(f"{said or kind}; see docs/real_robot.md, then call ~/recover", ("rejected",))
+    return Fault(f"{said or kind}; see docs/reference/diagnostics.md, then call ~/recover", ("rejected",))

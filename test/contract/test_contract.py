@@ -358,9 +358,8 @@ def test_history_forgets_when_the_clock_goes_back() -> None:
 
 
 def test_the_documented_task_file_for_wide_cameras_takes_them(tmp_path):
-    (example,) = re.findall(
-        r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "cameras.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "set-up-cameras.md"
+    (example,) = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "pour.yaml").write_text(example, encoding="utf-8")
     contract = Contract.from_yaml(tmp_path / "pour.yaml")
     for height, width in ((720, 1280), (1080, 1920), (90, 160)):

@@ -1,4 +1,4 @@
-"""Draws docs/teleop.png from config/teleop.yaml, the keyboard's keys and docs/phone.png: python docs/make_teleop_picture.py"""
+"""Draws teleop.png from config/teleop.yaml, the keyboard's keys and phone.png: python docs/images/make_teleop_picture.py"""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from onedp_ros.teleop.keyboard import EVENT_KEYS, HOME, MOVES
 
-DOCS = Path(__file__).parent
+IMAGES = Path(__file__).parent
 DIRECTIONS = {
     "x": ("ahead", "back"),
     "y": ("left", "right"),
@@ -76,13 +76,13 @@ def draw_table(axes: Axes, device: str, data: dict) -> None:
 
 
 def main() -> None:
-    data = yaml.safe_load((DOCS.parent / "config" / "teleop.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load((IMAGES.parents[1] / "config" / "teleop.yaml").read_text(encoding="utf-8"))
     figure = plt.figure(figsize=(13, 7.2), layout="constrained")
     grid = figure.add_gridspec(2, 3, width_ratios=[1, 1.05, 1.05], height_ratios=[1, 1.15])
     phone, keyboard, mouse, pad = (
         figure.add_subplot(grid[place]) for place in ((slice(None), 0), (0, slice(1, 3)), (1, 1), (1, 2))
     )
-    phone.imshow(plt.imread(DOCS / "phone.png"))
+    phone.imshow(plt.imread(IMAGES / "phone.png"))
     phone.set_title("phone: hold left, slide both")
     draw_keyboard(keyboard)
     draw_table(mouse, "spacemouse", data["spacemouse"])
@@ -90,7 +90,7 @@ def main() -> None:
     for axes in (phone, keyboard, mouse, pad):
         axes.axis("off")
     keyboard.set_aspect("equal")
-    figure.savefig(DOCS / "teleop.png", dpi=90)
+    figure.savefig(IMAGES / "teleop.png", dpi=90)
 
 
 if __name__ == "__main__":

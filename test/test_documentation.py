@@ -1,0 +1,78 @@
+"""The documentation: links lead somewhere, commands and files that it names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from onedp_ros.cli import COMMANDS
+from onedp_ros.ranges import expected_values
+from onedp_ros.robot.settings import SECTIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Those of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", without_code(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def linked(page: Path) -> list[tuple[str, Path, str]]:
+    """Of each link that leads to a file of the tree: as it is written, its file, its anchor."""
+    found = []
+    for link in LINK.findall(without_code(page)):
+        if not re.match(r"[a-z]+:", link):
+            path, _, anchor = link.partition("#")
+            found.append((link, (page.parent / path).resolve() if path else page, anchor))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    broken = [link for link, file, anchor in linked(page) if not file.exists() or (anchor and anchor not in anchors(file))]
+    assert not broken
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    reached, ahead = set(), [ROOT / "docs" / "index.md"]
+    while ahead:
+        page = ahead.pop()
+        if page not in reached:
+            reached.add(page)
+            ahead += [file for _, file, _ in linked(page) if file.suffix == ".md"]
+    assert {*(ROOT / "docs").rglob("*.md")} <= reached
+
+
+def test_commands_that_are_named_exist() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"\bonedp ([a-z][a-z-]*)", text))
+    assert {"record", "replay", "inspect"} <= named <= set(COMMANDS)
+
+
+def test_every_command_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `onedp ([a-z-]+)", text, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_every_setting_of_a_robot_file_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "robot-file.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    for name, kind in SECTIONS.items():
+        rows = re.findall(r"^\| (`.*?) \|", sections[name], re.MULTILINE)
+        assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(expected_values(kind)), name
+
+
+def test_pages_that_messages_name_exist() -> None:
+    sources = [path for folder in ("onedp_ros", "config", "launch") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    named: set[str] = set()
+    for path in [*sources, ROOT / "CHANGELOG.rst", ROOT / "Makefile"]:
+        named |= set(re.findall(rb"(?<![\w./])docs/[\w./-]+\.md", path.read_bytes()))
+    assert {b"docs/how-to/network.md"} <= named
+    assert not [name for name in named if not (ROOT / name.decode()).is_file()]
