@@ -1,12 +1,14 @@
 """What is installed: nodes, launch files, configuration and models, as colcon does it."""
 
-import importlib.util
+import importlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +22,16 @@ def test_one_version_everywhere() -> None:
     assert f'version="{version}"' in (ROOT / "setup.py").read_text()
 
 
-def test_every_entry_point_has_a_module() -> None:
-    for module in ("cli", *(f"nodes.{node}" for node in NODES)):
-        assert importlib.util.find_spec(f"{PACKAGE}.{module}"), module
+def test_every_node_is_a_script_and_every_script_calls_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: given.update(arguments))
+    runpy.run_path("setup.py")
+    scripts = dict(re.split(r"\s*=\s*", script) for script in given["entry_points"]["console_scripts"])
+    assert scripts.keys() == {"onedp", *NODES}
+    for target in scripts.values():
+        module, function = target.split(":")
+        assert callable(getattr(importlib.import_module(module), function, None)), target
 
 
 def test_every_dependency_is_pinned() -> None:

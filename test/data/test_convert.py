@@ -51,6 +51,7 @@ def test_store_has_the_replay_buffer_layout(record: Record, contract: Contract, 
 def test_steps_are_complete_sets_with_the_command_of_their_stamp(record: Record, contract: Contract) -> None:
     (episode,), _ = read_episodes(record(), contract)
     pictures = {camera: list(images) for camera, images in episode.images.items()}
+    assert len(episode.stamps) == 40
     for step, stamp in enumerate(episode.stamps):
         k = 3 * step + 1  # frame 0 has no partner yet; the first target comes with frame 1
         assert stamp == START + k * HALF_FRAME
@@ -72,6 +73,7 @@ def test_converted_steps_equal_what_the_live_node_assembles(record: Record, cont
         live.update({o.stamp: o for o in assembler.pop()})
     (episode,), _ = read_episodes(bag, contract)
     pictures = {camera: list(images) for camera, images in episode.images.items()}
+    assert len(episode.stamps) == 20 and pictures.keys() == contract.cameras.keys()
     for i, stamp in enumerate(episode.stamps):
         assert episode.state[i].tobytes() == live[int(stamp)].state.tobytes()
         for camera, images in pictures.items():

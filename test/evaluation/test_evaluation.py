@@ -95,9 +95,10 @@ def test_evaluate_an_untrained_policy(bundle: Path, tmp_path: Path, capsys: pyte
     assert "failed" in capsys.readouterr().out
 
 
-def test_training_seeds_are_refused(bundle: Path) -> None:
-    with pytest.raises(SystemExit):
+def test_training_seeds_are_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
         main(["pnp_milk", "--model", str(bundle), "--seed", "7"])
+    assert f"--seed 7 may be training data; evaluation seeds start at {EVALUATION_SEEDS}" in capsys.readouterr().err
 
 
 def test_action_steps_must_fit_the_chunk(bundle: Path) -> None:

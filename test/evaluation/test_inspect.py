@@ -259,11 +259,15 @@ def test_pictures_and_json_of_a_folder_with_a_damaged_bag(
     assert len(frames) == 8 and frames[0] == 0 and frames[-1] >= 57, "eight moments, from the start to the end"
 
 
-def test_two_bags_of_one_name_are_not_drawn_over_each_other(record: Record, tmp_path: Path) -> None:
+def test_two_bags_of_one_name_are_not_drawn_over_each_other(
+    record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = [str(record("one/a")), str(record("two/a"))]
     assert main(paths) == 0
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         main([*paths, "--out", str(tmp_path / "out")])
+    assert "two bags are named a; draw them into different folders" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_training_set_has_the_figures_of_its_bags(record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

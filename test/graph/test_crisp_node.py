@@ -1,5 +1,6 @@
 """What keeps CRISP from following is said. Its controllers and franka_msgs are not installed here; others take their place."""
 
+import importlib.util
 import sys
 import time
 from concurrent.futures import Future
@@ -30,8 +31,8 @@ class Wishes:
 
 
 def test_without_franka_msgs_the_hand_is_said_to_be_missing(rig):
-    with pytest.raises(ImportError):
-        import franka_msgs  # noqa: F401
+    if importlib.util.find_spec("franka_msgs"):
+        pytest.skip("franka_msgs is installed")
     rig.add(CrispNode)
     rig.until(lambda: rig.error(NODE, "install franka_msgs"), "the error")
 

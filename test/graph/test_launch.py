@@ -97,12 +97,14 @@ def test_nodes_are_placed_and_get_the_time_that_launch_gives(tmp_path):
     found = expand(description("task.launch.py"), context)
     nodes = [e for e in found if isinstance(e, Node)]
     assert {n._Node__node_namespace for n in nodes} == {"/left"}
+    leads = []
     for node in nodes:
         assert perform_substitutions(context, node.sigterm_timeout) == "5", "which nodes that hold an arm need"
         file, parameters = evaluate_parameters(context, node._Node__parameters)
         assert str(file) == str(tmp_path / "mine.yaml"), "before the parameters that arguments set, so these win"
         if node.node_executable == "action_node":
-            assert parameters["lead"] == 0.1
+            leads.append(parameters["lead"])
+    assert leads == [0.1]
     assert context.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "SUBNET"
     assert any("open to the network" in perform_substitutions(context, e.msg) for e in found if isinstance(e, LogInfo))
 

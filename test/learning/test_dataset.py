@@ -38,6 +38,7 @@ def test_action_index_one_belongs_to_the_newest_observation(replay):
 def test_images_belong_to_their_states(replay):
     dataset = WindowDataset(replay)
     batch = dataset.batch(np.arange(len(dataset)), np.random.default_rng(0))
+    assert batch.images.keys() == {"wrist", "front"}
     for image in batch.images.values():
         assert image.shape[2:] == (36, 40, 3)
         np.testing.assert_array_equal(image[:, :, 5, 5, 0], batch.state[:, :, 0])

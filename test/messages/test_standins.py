@@ -58,10 +58,11 @@ class TestCvBridge:
     def test_colour_encodings_convert_into_each_other(
         self, bridge: Any, error: Any, encoding: str, desired: str, padding: int
     ) -> None:
-        if padding % PICTURES[encoding].shape[2] == 0 or bridge is StandinCvBridge:
-            image = bridge().imgmsg_to_cv2(message(encoding, PICTURES[encoding], padding), desired)
-            np.testing.assert_array_equal(image, PICTURES[desired])
-            assert image.dtype == np.uint8
+        if padding % PICTURES[encoding].shape[2] and bridge is not StandinCvBridge:
+            pytest.skip("cv_bridge takes rows of whole pixels only")
+        image = bridge().imgmsg_to_cv2(message(encoding, PICTURES[encoding], padding), desired)
+        np.testing.assert_array_equal(image, PICTURES[desired])
+        assert image.dtype == np.uint8
 
     def test_grey_is_two_dimensional_and_spreads_to_colour(self, bridge: Any, error: Any) -> None:
         grey = RGB[..., 0]

@@ -343,7 +343,7 @@ def test_an_arm_whose_mark_cannot_be_written_is_not_controlled(cell, tmp_path, m
     franka = Franka(cell.fake.address, SETTINGS, enforce=False)
     cell.frankas.append(franka)
     franka.connect()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="gone"):
         franka.activate()
     assert not franka.active
     franka.recover()
