@@ -1,4 +1,4 @@
-"""An episode while it is recorded: what is wrong with what comes, at once, and the way of it to disk."""
+"""An episode being recorded: checks on the messages as they arrive, and a thread that writes them to disk."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from onedp_ros.messages.decode import header_stamp
 
 SILENCE = 0.3  # s without a message after which a topic counts as silent
 LATE, EARLY = 0.5, 0.05  # s that a stamp may lie before and after the message's arrival
-SLOW = 0.9  # share of the rate that the task needs below which a topic is too slow: clocks and schedulers are not exact
-RECENT = 20  # stamps that the present rate is taken of
-QUEUE_BYTES = 256 * 2**20  # waiting to be written; what would exceed that is lost and told
+SLOW = 0.9  # fraction of the rate that the task needs below which a topic is too slow: clocks and schedulers are not exact
+RECENT = 20  # stamps from which the current rate is computed
+QUEUE_BYTES = 256 * 2**20  # waiting to be written; messages beyond that are lost, and counted
 
 Message = tuple[int, str, bytes]  # arrival (ns), topic, serialized message
 
 
 def next_episode(folder: Path) -> str:
-    """``episode_000000``, or the number after the greatest in the folder, that of a recording that died among them."""
+    """``episode_000000``, or the number after the greatest in the folder, interrupted recordings included."""
     found = (re.fullmatch(r"episode_(\d+)(\.partial)?", path.name) for path in folder.iterdir())
     return f"episode_{max((int(name[1]) for name in found if name), default=-1) + 1:06d}"
 
 
 class Watch:
-    """What comes on one topic, and what about it would spoil an episode.
+    """Checks the messages of one topic for what would spoil an episode.
 
     Args:
-        hz: least rate that the task needs; 0: any.
-        gap: longest time (s) between two stamps that it bears; infinite: any.
-        optional: whether an episode may begin without it.
-        needed: whether it is of the task and its messages begin with a header; the others are only counted.
+        hz: lowest rate that the task accepts; 0: any.
+        gap: longest time (s) between two stamps that the task accepts; infinite: any.
+        optional: whether an episode may begin before the first message.
+        needed: whether the task uses the topic and its messages begin with a header; other topics are only counted.
     """
 
     def __init__(self, topic: str, hz: float = 0.0, gap: float = math.inf, optional: bool = True, needed: bool = True) -> None:
@@ -53,18 +53,18 @@ class Watch:
         self.begin(0)
 
     def begin(self, now: int) -> None:
-        """An episode begins (ns); 0: it is over."""
+        """Start an episode at this time (ns); 0: it is over."""
         self._began = now
         self.timing = StreamTiming()
         self._problems: dict[str, str] = {}
         self._gaps, self._first_gap, self._longest_gap = 0, 0.0, 0.0
 
     def excuse(self, before: int) -> None:
-        """What was stamped before a moment (ns) is late for another reason than the clocks."""
+        """Do not report messages stamped before this time (ns) as a clock problem: they are late for another reason."""
         self._excused = before
 
     def take(self, data: bytes, arrival: int) -> None:
-        """A message of the episode, or of the time before it."""
+        """Check a serialized message that arrived at ``arrival`` (ns), during an episode or before it."""
         stamp = header_stamp(data) if self.needed else arrival
         last = self._recent[-1] if self._recent else stamp
         self.heard = arrival
@@ -85,18 +85,18 @@ class Watch:
         return now - max(self.heard, self._began) > SILENCE * NANOSECONDS
 
     def hz(self, now: int) -> float:
-        """The present rate, by the median of the last intervals; 0 when silent for a second or more."""
+        """The current rate, from the median of the last intervals; 0 when silent for a second or more."""
         intervals = [b - a for a, b in itertools.pairwise(self._recent)]
         if not intervals or now - self.heard > NANOSECONDS or (median := statistics.median(intervals)) <= 0:
             return 0.0
         return NANOSECONDS / median
 
     def several(self, publishers: list[str]) -> None:
-        """Who publishes, when that is more than one."""
+        """Report that the topic has more than one publisher."""
         self._problems["publishers"] = f"has {len(publishers)} publishers: {', '.join(publishers)}; stop all but one"
 
     def problems(self, now: int, ended: bool = False) -> dict[str, str]:
-        """What spoils the episode so far, by kind, or altogether when it has ``ended``."""
+        """What has spoiled the episode so far, by kind of problem; with ``ended``, also what never arrived."""
         if not self.needed:
             return {}
         found, absent = self._problems, self.optional and not self.timing.count
@@ -112,7 +112,7 @@ class Watch:
             )
         if self.timing.out_of_order:
             found["order"] = f"had {self.timing.out_of_order} stamps not newer than the one before"
-        if silent:  # as long as it lasts: when it was only late, nothing is missing
+        if silent:  # reported only while it lasts: when the topic was merely late, nothing is missing
             found = {**found, "silent": f"stopped {self._since(self.heard):.1f} s after the start"}
         return {f"{self.topic} {kind}": f"{self.topic} {text}" for kind, text in found.items()}
 
@@ -131,13 +131,13 @@ class Watch:
 
 
 class Recording:
-    """An episode on its way to disk: a bounded queue, and a thread that empties it into the bag."""
+    """Writes an episode to disk: a bounded queue, and a thread that empties it into the bag."""
 
     def __init__(self, writer: BagWriter) -> None:
         self.writer = writer
         self.began = time.time_ns()
         self.messages = self.lost = 0
-        self.failed = ""  # why it ended by itself
+        self.failed = ""  # why writing ended by itself
         self._given = self._taken = 0  # bytes; each written by one thread
         self._batch: list[Message] = []
         self._batches: queue.SimpleQueue[list[Message] | None] = queue.SimpleQueue()
@@ -150,16 +150,16 @@ class Recording:
 
     @property
     def waiting(self) -> int:
-        """Bytes not written yet."""
+        """Bytes that are not written yet."""
         return self._given - self._taken
 
     def add(self, arrival: int, topic: str, data: bytes) -> None:
-        """Take a message."""
+        """Add a message that arrived at ``arrival`` (ns)."""
         self._batch.append((arrival, topic, data))
 
     def pass_on(self, before: int) -> None:
-        """Queue what came before a moment (ns), in the order of arrival. What came while the topics were polled waits: before it
-        may belong what is not taken yet."""
+        """Queue the messages that arrived before this time (ns), in the order of arrival. Later ones wait, because messages that
+        arrived earlier may still have to be polled from other topics."""
         self._batch.sort(key=itemgetter(0))
         ready = self._batch[: bisect.bisect_left(self._batch, before, key=itemgetter(0))]
         del self._batch[: len(ready)]
@@ -172,7 +172,7 @@ class Recording:
             self._batches.put(ready)
 
     def end(self) -> None:
-        """Write what waits, and end the thread. The bag is still to be closed."""
+        """Write what is waiting, and end the thread. The caller closes the bag."""
         self._batches.put(None)
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""When the messages of a stream came: rate, jitter, gaps, and how far apart the cameras' frames are. Numbers, no verdicts."""
+"""Timing of a stream of messages: rate, jitter, gaps, and how far apart in time two cameras' frames are."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from array import array
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-SAMPLE = 8192  # intervals, spread evenly over the run, that period and jitter are taken of, so that a long run costs no more
+SAMPLE = 8192  # intervals, spread evenly over the run, from which period and jitter are computed: a long run costs no more
 
 
 class StreamTiming:
-    """Stamps (ns) of one stream, as they come. One thread may add while another reads.
+    """Collects the stamps (ns) of one stream. One thread may add while another reads.
 
-    A stamp that does not rise above all before it is counted in ``out_of_order`` and not used further. An interval is the time
-    between two stamps in a row, the period is the median interval. All figures are of the whole run; without an interval they
+    A stamp that is not newer than all before it is counted in ``out_of_order`` and otherwise ignored. An interval is the time
+    between two consecutive stamps, the period is the median interval. All figures are for the whole run; without an interval they
     are 0.
     """
 
     def __init__(self) -> None:
-        self.count = 0  # stamps added, those out of order among them
+        self.count = 0  # stamps added, including those out of order
         self.out_of_order = 0
         self._stamps = array("q")
 
@@ -32,8 +32,8 @@ class StreamTiming:
 
     @property
     def stamps(self) -> NDArray[np.int64]:
-        """(N,) ns, rising."""
-        return np.frombuffer(self._stamps[:], dtype=np.int64)  # of a copy, since an array whose buffer is lent cannot grow
+        """(N,) ns, increasing."""
+        return np.frombuffer(self._stamps[:], dtype=np.int64)  # of a copy, since an array whose buffer is exported cannot grow
 
     @property
     def seconds(self) -> float:
@@ -42,12 +42,12 @@ class StreamTiming:
 
     @property
     def hz(self) -> float:
-        """Intervals by ``seconds``: the mean rate, which every missing frame lowers."""
+        """The mean rate, which every missing frame lowers."""
         return (len(self._stamps) - 1) / self.seconds if len(self._stamps) > 1 else 0.0
 
     @property
     def period_ms(self) -> float:
-        """Median interval, which a few missing frames do not move."""
+        """The median interval, which a few missing frames do not change."""
         return float(np.median(_sample(np.diff(self.stamps)))) * 1e-6 if len(self._stamps) > 1 else 0.0
 
     @property
@@ -59,9 +59,9 @@ class StreamTiming:
         return float(np.percentile(np.abs(intervals - np.median(intervals)), 95)) * 1e-6
 
     def gaps(self) -> list[tuple[int, float, int]]:
-        """(stamp before the gap, s from there to the next stamp, frames missing), in order.
+        """(stamp before the gap, s until the next stamp, missing frames), in order.
 
-        A gap is an interval longer than 1.5 periods; ``round(interval / period) - 1`` frames are missing in it.
+        A gap is an interval longer than 1.5 periods, with ``round(interval / period) - 1`` missing frames.
         """
         stamps = self.stamps
         if len(stamps) < 2:
@@ -74,12 +74,12 @@ class StreamTiming:
 
     @property
     def missing_frames(self) -> int:
-        """Frames missing in all gaps together."""
+        """Missing frames in all gaps together."""
         return sum(missing for _, _, missing in self.gaps())
 
     @property
     def longest_gap_frames(self) -> int:
-        """Greatest number of frames missing in a row."""
+        """Greatest number of consecutive missing frames."""
         return max((missing for _, _, missing in self.gaps()), default=0)
 
 
@@ -88,13 +88,13 @@ def _sample(intervals: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def sync_errors_ms(stamps: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
-    """For each frame of one camera the time (ms, >= 0) to the nearest frame of another: stamps ns (N,), (M,) -> (N,).
+    """The time (ms, >= 0) from each frame of one camera to the nearest frame of another: stamps ns (N,), (M,) -> (N,).
 
-    Two cameras of 30 Hz that run freely are up to 16.7 ms apart, half a period, with nothing wrong. ValueError when M is 0.
+    Two free-running cameras of 30 Hz are up to 16.7 ms apart, half a period, with nothing wrong. ValueError when M is 0.
     """
     frames, others = np.asarray(stamps, dtype=np.int64), np.sort(np.asarray(others, dtype=np.int64))
     if not len(others):
-        raise ValueError("the other camera has no frame, the sync error needs one at least")
+        raise ValueError("the other camera has no frame, the sync error needs at least one")
     after = np.searchsorted(others, frames)
     before = np.abs(frames - others[np.maximum(after - 1, 0)])
     return np.minimum(before, np.abs(frames - others[np.minimum(after, len(others) - 1)])) * 1e-6

@@ -1,8 +1,8 @@
-"""cv_bridge and message_filters: the distribution's where they import, otherwise stand-ins with the same calls and results.
+"""cv_bridge and message_filters: the distribution's if they can be imported, otherwise stand-ins with the same calls and results.
 
 ROS 2 from wheels has neither. ``from onedp_ros.messages.standins import CvBridge, CvBridgeError, Subscriber, TimeSynchronizer``
-gets the true ones on a machine with ROS 2 installed. Only what this package uses is here. No rclpy: a subscription is made
-by the node it is given.
+gets the real ones on a machine with ROS 2 installed. Only what this package uses is here. No rclpy: a subscription is made
+by the node that is passed in.
 
 Sources: https://docs.ros.org/en/jazzy/p/cv_bridge/, https://docs.ros.org/en/jazzy/p/message_filters/.
 """
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 NANOSECONDS = 1_000_000_000
 DESIRED = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8")
-FAMILIES = {  # of encodings: OpenCV's name, what follows the target's name in that of a conversion, channels, bits
+FAMILIES = {  # of encodings: OpenCV's name, suffix of the name of OpenCV's conversion, channels, bits
     **{name: (name.upper(), "", len(name), (8, 16)) for name in ("rgb", "bgr", "rgba", "bgra")},
     "mono": ("GRAY", "", 1, (8, 16)),
     "yuv422": ("YUV", "_UYVY", 2, ("",)),
     "yuv422_yuy2": ("YUV", "_YUY2", 2, ("",)),
-    # OpenCV names a mosaic by the second row's second and third pixel.
+    # OpenCV names a Bayer pattern by the second row's second and third pixel.
     **{f"bayer_{a}": (f"Bayer{b}", "", 1, (8, 16)) for a, b in (("rggb", "BG"), ("bggr", "RG"), ("gbrg", "GR"), ("grbg", "GB"))},
 }
 ENCODINGS = {f"{name}{bits}": name for name, (*_, depths) in FAMILIES.items() for bits in depths}
-"""Those that cv_bridge converts to rgb8, with their family."""
+"""The encodings that cv_bridge converts to rgb8, with their family."""
 
 
 class StandinCvBridgeError(TypeError):
@@ -43,7 +43,7 @@ class StandinCvBridge:
         passed through. Rows may be padded (``step``).
 
         Raises:
-            CvBridgeError: another encoding, a conversion that makes no sense, or fewer bytes than the size asks for.
+            CvBridgeError: an unsupported encoding, an impossible conversion, or fewer bytes than the image's size requires.
         """
         channels, size = _channels(img_msg.encoding), 2 if img_msg.encoding.endswith("16") else 1
         data = np.frombuffer(bytes(img_msg.data) if isinstance(img_msg.data, list) else img_msg.data, dtype=np.uint8)
@@ -64,7 +64,7 @@ class StandinCvBridge:
         """(height, width[, channels]) uint8 -> sensor_msgs.msg.Image.
 
         Raises:
-            CvBridgeError: the array's type or channels are not those of the encoding.
+            CvBridgeError: the array's type or channels do not match the encoding.
             TypeError: not an array.
         """
         from sensor_msgs.msg import Image
@@ -151,7 +151,7 @@ class StandinTimeSynchronizer:
         return len(self.callbacks) - 1
 
     def add(self, msg: Any, my_queue: dict[int, Any]) -> None:
-        """Take a message; sets that it completes leave, oldest first."""
+        """Add a message and pass on the sets that it completes, oldest first."""
         with self.lock:
             my_queue[msg.header.stamp.sec * NANOSECONDS + msg.header.stamp.nanosec] = msg
             while len(my_queue) > self.queue_size:

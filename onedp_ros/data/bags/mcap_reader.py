@@ -1,8 +1,8 @@
-"""MCAP files, whole, cut short or damaged: every message that is there, in log order, in little memory.
+"""Reads MCAP files, complete, cut short or damaged: every message that is there, in log order, in little memory.
 
-Nothing is believed of the index at the end of a file, since a recording that was interrupted has none: the file is gone through
-record by record, chunks are looked at from outside, and each is opened when its time comes. What is cut short or damaged is passed
-over and named, as ``mcap recover`` does; the index serves to go on behind damage. The format: https://mcap.dev/spec.
+The index at the end of a file is not relied upon, since an interrupted recording has none: the file is scanned record by record,
+and each chunk is decompressed only when its time comes. What is cut short or damaged is skipped and reported, as ``mcap recover``
+does; the index only helps to resume after damage. Format: https://mcap.dev/spec.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import lz4.frame
 from backports import zstd
 
 MAGIC = b"\x89MCAP0\r\n"
-MAX_CHUNK = 2**27  # bytes, unpacked; rosbag2's chunks have 1 to 4 MiB
-MAX_OPEN = 2**28  # bytes of unpacked chunks that overlap in time
+MAX_CHUNK = 2**27  # bytes, decompressed; rosbag2's chunks have 1 to 4 MiB
+MAX_OPEN = 2**28  # bytes of decompressed chunks that overlap in time
 MAX_MESSAGES = 2**19  # in a chunk
 MAX_RATIO, FREE = 1000, 2**28
-"""To how many times its size a file is unpacked in all, and to how many bytes in any case; rendered images take a hundredth."""
+"""Greatest ratio of decompressed to stored bytes, and the bytes allowed in any case; rendered images compress to a hundredth."""
 _MESSAGE_SIZE = 250  # bytes that a message takes in memory besides its content
 
 _RECORD = struct.Struct("<BQ")  # opcode, length
@@ -34,11 +34,11 @@ _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _CHUNK_INDEX, _METADATA = 2, 3, 4,
 _FOOTER_SIZE = _RECORD.size + 20 + len(MAGIC)
 _MAX_METADATA = 2**22  # bytes
 _LOOSE = 2**20  # bytes of messages outside chunks that are read together
-_ZSTD = b"\x28\xb5\x2f\xfd"  # begins a compressed message; a serialized one begins with 0
+_ZSTD = b"\x28\xb5\x2f\xfd"  # first bytes of a compressed message; a serialized one begins with 0
 
 
 class McapError(ValueError):
-    """A file of which nothing can be read, or no more; the message says why."""
+    """Nothing, or nothing more, can be read from a file; the message says why."""
 
 
 class _DamageError(ValueError):
@@ -46,7 +46,7 @@ class _DamageError(ValueError):
 
 
 class RawMessage(NamedTuple):
-    """A message as it lies in a file: log time (ns), type such as ``sensor_msgs/msg/Image``, CDR."""
+    """A message as stored in a file: log time (ns), type such as ``sensor_msgs/msg/Image``, CDR."""
 
     logged: int
     topic: str
@@ -63,7 +63,7 @@ class _Channel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """A chunk, or a row of messages outside chunks: first log time (ns), place of its records in the file."""
+    """A chunk, or a run of messages outside chunks: first log time (ns), byte range of its records in the file."""
 
     logged: int
     begin: int
@@ -75,13 +75,13 @@ class McapFile:
     """An MCAP file.
 
     Attributes:
-        closed: whether it has its end, as a recording that was not interrupted.
-        read_to: byte up to which it could be gone through; behind it lies what was cut short.
-        metadata: what rosbag2 put into the file of its metadata.yaml, YAML; empty when it did not.
-        damage: what was passed over, in words, and how often; complete when :meth:`messages` has been exhausted.
+        closed: whether it has a footer, unlike an interrupted recording.
+        read_to: byte up to which it could be scanned; the rest was cut short.
+        metadata: the copy of metadata.yaml that rosbag2 stores in the file; empty when there is none.
+        damage: what was skipped, in words, and how often; complete when :meth:`messages` has been exhausted.
 
     Raises:
-        McapError: it does not begin as an MCAP file does.
+        McapError: it does not begin like an MCAP file.
         OSError: it cannot be opened.
     """
 
@@ -91,8 +91,8 @@ class McapFile:
         self.damage: Counter[str] = Counter()
         self.metadata = ""
         self.read_to = 0
-        self._opened = 0  # bytes of the blocks that are open
-        self._unpacked = 0  # bytes of all blocks so far
+        self._opened = 0  # bytes of the blocks that are decompressed now
+        self._unpacked = 0  # bytes of all blocks decompressed so far
         self._schemas: dict[int, str] = {}
         self._channels: dict[int, _Channel] = {}
         with path.open("rb") as stream:
@@ -107,7 +107,7 @@ class McapFile:
         return not self._blocks
 
     def _read_summary(self, stream: IO[bytes]) -> tuple[bool, list[int]]:
-        """Whether the file has an end, and where its index says that chunks begin. Takes schemas and channels from there."""
+        """Whether the file has a footer, and where chunks begin according to its index. Takes schemas and channels from there."""
         stream.seek(max(self.size - _FOOTER_SIZE, 0))
         end = stream.read()
         if len(end) != _FOOTER_SIZE or not end.endswith(MAGIC) or _RECORD.unpack_from(end) != (_FOOTER, 20):
@@ -117,7 +117,7 @@ class McapFile:
             return True, []
         stream.seek(start)
         summary, chunks = stream.read(), []
-        with suppress(struct.error, UnicodeDecodeError):  # when the end is damaged: what matters of it is in the file itself
+        with suppress(struct.error, UnicodeDecodeError):  # a damaged summary: the file itself has what matters
             for opcode, at, last in _records(summary, 0):
                 if opcode in (_SCHEMA, _CHANNEL):
                     self._define(opcode, summary[at:last])
@@ -135,7 +135,7 @@ class McapFile:
             end = at + _RECORD.size + length
             behind = bisect.bisect_right(indexed, at)
             following = indexed[behind] if behind < len(indexed) else self.size
-            if opcode == 0 or end > following:  # cut short, empty, or a length that cannot be
+            if opcode == 0 or end > following:  # cut short, empty, or an impossible length
                 at = following
                 if at < self.size:
                     self.damage[f"the bytes {self.read_to} to {at} are damaged"] += 1
@@ -167,7 +167,7 @@ class McapFile:
     def _read_metadata(self, body: bytes) -> None:
         texts = []
         at = 0
-        for skipped in (0, 4, 0):  # the record's name, then a map of so many bytes: key, value
+        for skipped in (0, 4, 0):  # the record's name, then a map with its size in bytes: key, value
             (size,) = struct.unpack_from("<I", body, at + skipped)
             at += skipped + 4
             texts.append(body[at : at + size].decode())
@@ -186,7 +186,7 @@ class McapFile:
         self._channels[key] = _Channel(topic, self._schemas.get(schema, ""), body[at + 4 : at + 4 + size].decode())
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[RawMessage]:
-        """All messages, in log order, those of one log time in the order of the file; of ``topics`` (without "/") only, if given.
+        """All messages in log order, those of one log time in the order of the file; only of ``topics`` (without "/"), if given.
 
         Raises:
             McapError: more than :data:`MAX_OPEN` bytes of chunks overlap in time.
@@ -194,14 +194,14 @@ class McapFile:
         self._unpacked = 0
         with self.path.open("rb") as stream:
             blocks = [self._in_order(block, stream, topics) for block in self._blocks]
-            for _, _, message in heapq.merge(*blocks):  # never compared by message: a place is of one block
+            for _, _, message in heapq.merge(*blocks):  # never compares messages: each block has its own place
                 if message is not None:
                     yield message
 
     def _in_order(
         self, block: _Block, stream: IO[bytes], topics: Collection[str] | None
     ) -> Iterator[tuple[int, int, RawMessage | None]]:
-        yield block.logged, 0, None  # when this time comes, the block is opened
+        yield block.logged, 0, None  # the block is decompressed when the merge arrives at this time
         found: list[RawMessage] = []
         size = 0
         try:
@@ -231,13 +231,13 @@ class McapFile:
         self._opened -= size
 
     def _count(self, size: int) -> None:
-        """McapError when with ``size`` bytes more too much came out of the file."""
+        """McapError when ``size`` more decompressed bytes exceed what is plausible for the file."""
         self._unpacked += size
         if self._unpacked > FREE + MAX_RATIO * self.size:
             raise McapError(f"it unpacks to more than {MAX_RATIO} times its size, as no recording does; copy it again")
 
     def _unpack(self, stream: IO[bytes], block: _Block) -> bytes:
-        """The records of a block. _DamageError when they do not agree with what the chunk says of them."""
+        """The records of a block. _DamageError when they do not match the chunk's header."""
         if not block.chunk:
             return stream.read(block.end - block.begin)
         try:
@@ -247,14 +247,14 @@ class McapFile:
             if packed != block.end - stream.tell():
                 raise _DamageError("its head is damaged")
             records = unpack(stream.read(packed), compression, size)
-        except Exception as error:  # of decompression; each library has its own
+        except Exception as error:  # each decompression library raises its own
             raise _DamageError(str(error)) from error
         if crc and zlib.crc32(records) != crc:
             raise _DamageError("its checksum is another")
         return records
 
     def _parse(self, records: bytes, topics: Collection[str] | None, found: list[RawMessage]) -> None:
-        """Add the messages in ``records`` to ``found``. _DamageError where they are damaged; what lies before is found."""
+        """Add the messages in ``records`` to ``found``. _DamageError where they are damaged; those before have been added."""
         try:
             for opcode, at, end in _records(records, 0):
                 if opcode == _MESSAGE:
@@ -273,7 +273,7 @@ class McapFile:
 
 
 def _records(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
-    """Opcode, begin and end of each record. struct.error when one is cut short."""
+    """Opcode, start and end of each record. struct.error when one is cut short."""
     while at < len(data):
         opcode, length = _RECORD.unpack_from(data, at)
         at += _RECORD.size
@@ -284,12 +284,12 @@ def _records(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
 
 
 def unpack(data: bytes, compression: str, size: int | None) -> bytes:
-    """Decompress ``data``, compressed by "", "lz4" or "zstd", to ``size`` bytes (None: as it says, in one zstd frame).
+    """Decompress ``data``, compressed by "", "lz4" or "zstd", to ``size`` bytes (None: the size in its header, one zstd frame).
 
-    Never more than :data:`MAX_CHUNK` bytes come out of it, whatever it says.
+    Never yields more than :data:`MAX_CHUNK` bytes, whatever the header claims.
 
     Raises:
-        ValueError: of another compression or size, or too large. Errors of the libraries for what is damaged.
+        ValueError: another compression or size, or too large. Damaged data raise the libraries' own errors.
     """
     if size is None:
         size = zstd.get_frame_info(data).decompressed_size

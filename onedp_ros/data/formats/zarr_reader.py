@@ -1,7 +1,7 @@
-"""Zarr stores from elsewhere, read so that none can hurt: arrays of numbers, in a folder or a zip file, of format 2 or 3.
+"""A safe reader of zarr stores from elsewhere: arrays of numbers, in a folder or a zip file, of format 2 or 3.
 
-zarr itself runs what a store names: its codec ``pickle`` executes whatever lies in a chunk, and decompression fills the memory.
-Here a few codecs and types are read and nothing else, and no chunk is unpacked to more than its array says. Format:
+zarr itself runs whatever codec a store names: ``pickle`` executes what is in a chunk, and decompression can fill the memory.
+Here only a few codecs and types are read, and no chunk is decompressed to more than its array's chunk size. Format:
 https://zarr-specs.readthedocs.io
 """
 
@@ -33,13 +33,13 @@ else:
     from backports import zstd
 
 COMPRESSORS = ("blosc", "gzip", "lz4", "zlib", "zstd")
-MAX_CHUNK = 2**28  # bytes unpacked; 32 images of full HD have 200 MB
-MAX_METADATA = 2**26  # bytes of one file of metadata; what is noted of 100,000 episodes
+MAX_CHUNK = 2**28  # bytes decompressed; 32 images of full HD have 200 MB
+MAX_METADATA = 2**26  # bytes of one metadata file; enough for notes on 100,000 episodes
 MAX_RATIO, MAX_RATIO_IMAGES, FREE = 100, 1000, 2**26
-"""How many times as large as its chunks an array may be, and from how many bytes on. Recorded numbers are packed less than ten
-times, rendered images a hundred times, and what is all the same tens of thousands of times."""
+"""Greatest ratio of an array's size to that of its stored chunks, and the bytes from which it is checked. Recorded numbers compress
+less than tenfold, rendered images a hundredfold, and constant data tens of thousands of times."""
 FREE_CHUNKS = 2**15
-"""How many chunks may be missing of an array of a few: zarr leaves out those of zeros only. Each takes time all the same."""
+"""How many chunks of an array may be missing: zarr leaves out chunks of zeros only, and each missing one still takes time."""
 _MAX_FILES = 2**26  # bytes of a zip file's table of contents
 _TYPES = {"bool": "b1", **{f"{kind}int{8 * n}": f"{kind or 'i'}{n}" for kind in ("", "u") for n in (1, 2, 4, 8)}}
 _TYPES |= {f"float{8 * n}": f"f{n}" for n in (2, 4, 8)}
@@ -48,14 +48,14 @@ _V2, _V3 = ".zarray", "zarr.json"
 
 
 class ZarrError(ValueError):
-    """A store that is not read; the message names it, the array and the remedy."""
+    """A store that cannot be read; the message names it, the array and the remedy."""
 
 
 class ZarrStore:
     """A store, read only.
 
     Attributes:
-        attributes: of the root.
+        attributes: those of the root group.
 
     Raises:
         ZarrError: there is none, or its metadata are damaged.
@@ -88,8 +88,8 @@ class ZarrStore:
         """The array ``name``, such as ``data/state``.
 
         Raises:
-            ZarrError: it is absent, no array of numbers, packed otherwise than by :data:`COMPRESSORS`, or far larger than what lies
-                on the disk of it.
+            ZarrError: it is absent, not an array of numbers, compressed otherwise than by :data:`COMPRESSORS`, or far larger than
+                its chunks on disk.
         """
         try:
             if (metadata := self._metadata(f"{name}/{_V2}")) is not None:
@@ -125,12 +125,12 @@ class ZarrStore:
 
 
 class _Refused(ValueError):
-    """Why an array is not read, without its name."""
+    """Why an array cannot be read, without its name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How an array lies in its chunks; ``key``: prefix of their names, and what separates the numbers."""
+    """How an array is stored in chunks; ``key``: prefix of the chunks' names, and the separator of the numbers in them."""
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
@@ -182,7 +182,7 @@ def _fill(value: Any, dtype: np.dtype[Any]) -> Any:
 
 
 def _layout_2(data: Mapping[str, Any]) -> _Layout:
-    """Of ``.zarray``."""
+    """The layout that ``.zarray`` describes."""
     dtype = data.get("dtype")
     if not isinstance(dtype, str) or not re.fullmatch(r"[|<>](b1|[iu][1248]|f[248])", dtype):
         raise _Refused(f"is of type {shown(dtype)}, read are truth values, whole and floating point numbers; {_REPACK}")
@@ -204,7 +204,7 @@ def _layout_2(data: Mapping[str, Any]) -> _Layout:
 
 
 def _layout_3(data: Mapping[str, Any]) -> _Layout:
-    """Of ``zarr.json``."""
+    """The layout that ``zarr.json`` describes."""
     if data.get("node_type") != "array":
         raise _Refused("is a group, expected an array")
     kind = data.get("data_type")
@@ -264,7 +264,7 @@ class ZarrArray:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        """Rows, as numpy's arrays give them. ZarrError for a chunk that is damaged."""
+        """Rows, as of a NumPy array. ZarrError for a damaged chunk."""
         wanted = range(*rows.indices(self.shape[0]))
         out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         if not out.size:
@@ -300,7 +300,7 @@ class ZarrArray:
 
 
 def _unpack(data: bytes, compressor: str, size: int) -> Any:
-    """Decompress to ``size`` bytes and never more. ValueError when it is another size; errors of the libraries for damage."""
+    """Decompress to ``size`` bytes and never more. ValueError for another size; damaged data raise the libraries' own errors."""
     if compressor == "blosc":
         if len(data) < 16 or struct.unpack_from("<I4xI", data, 4) != (size, len(data)):
             raise ValueError("its head does not fit the array")
@@ -343,13 +343,13 @@ class _Folder:
         return [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
 
     def stored(self, name: str) -> tuple[int, int]:
-        """Bytes and number of the files of an array."""
+        """Total bytes and number of the files of an array."""
         sizes = [path.stat().st_size for path in (self._path / name).rglob("*") if path.is_file()]
         return sum(sizes), len(sizes)
 
 
 class _Zip:
-    """The files of a store in a zip file. Nothing is extracted; pickled, it opens the file anew."""
+    """The files of a store in a zip file. Nothing is extracted; a pickled instance opens the file again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -388,7 +388,7 @@ class _Zip:
 
     def stored(self, name: str) -> tuple[int, int]:
         sizes = [self._open.getinfo(key).compress_size for key in self._below(name)]
-        return min(sum(sizes), self._path.stat().st_size), len(sizes)  # what its directory says may be untrue
+        return min(sum(sizes), self._path.stat().st_size), len(sizes)  # the zip file's directory may lie
 
     def _below(self, group: str) -> Iterator[str]:
         return (name for name in self._open.namelist() if name.startswith(f"{group}/") and not name.endswith("/"))
