@@ -2,11 +2,12 @@
 
 from launch import LaunchDescription
 from onedp_ros.graph.launching import ROBOT, description, integer, robot_arguments
-from onedp_ros.graph.processes import DEVICES, record_graph
+from onedp_ros.graph.processes import record_graph
+from onedp_ros.teleop.devices import DEVICES
 
 ARGUMENTS = {
     "task": ("pnp_milk", "name of a file in config/tasks, or path of a task file"),
-    "device": ("phone", f"what the operator holds, one of {', '.join(DEVICES)}; none: teleop_node is started elsewhere"),
+    "device": ("phone", f"what the operator holds, one of {', '.join(DEVICES.names())}; none: teleop_node is started elsewhere"),
     "teleop": ("", "file of speeds, frame, operator's place …; empty: config/teleop.yaml"),
     "operator": ("", "who demonstrates, noted in the bags"),
     "out": ("", "folder of the bags; empty: out/<task>/bags"),

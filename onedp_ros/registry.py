@@ -40,19 +40,24 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self.names()
 
-    def get(self, name: str) -> T:
-        """The member called ``name``.
+    def check(self, name: str) -> str:
+        """``name``, if there is a member called so, which is not imported.
 
         Raises:
             UnknownNameError: there is none.
         """
-        if name in self._added:
-            return self._added[name]
         if name not in self.names():
             raise UnknownNameError(
                 f"unknown {self.kind} '{name}', expected one of {', '.join(self.names())}; to add one, write the file "
                 f"{self.package.replace('.', '/')}/{name if name.isidentifier() else '<name>'}.py with its {self.attribute}"
             )
+        return name
+
+    def get(self, name: str) -> T:
+        """The member called ``name``. Errors as of :meth:`check`."""
+        if name in self._added:
+            return self._added[name]
+        self.check(name)
         member: T = getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
         return member
 

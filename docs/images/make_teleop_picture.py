@@ -7,7 +7,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from onedp_ros.teleop.keyboard import EVENT_KEYS, HOME, MOVES
+from onedp_ros.teleop.devices.keyboard import EVENT_KEYS, HOME, MOVES
 
 IMAGES = Path(__file__).parent
 DIRECTIONS = {
@@ -65,8 +65,8 @@ def draw_table(axes: Axes, device: str, data: dict) -> None:
     for name, (index, sign) in data["axes"].items():
         positive, negative = DIRECTIONS[name]
         rows.append((STICKS[device][index], f"{positive} / {negative}" if sign > 0 else f"{negative} / {positive}"))
-    held = "moving the cap" if data["dead_man"] < 0 else BUTTONS[device][data["dead_man"]] + ", held"
-    rows.append((held, "dead man"))
+    held = "moving the cap" if data["dead_man_switch"] < 0 else BUTTONS[device][data["dead_man_switch"]] + ", held"
+    rows.append((held, "dead-man switch"))
     rows += [(BUTTONS[device][index], EVENTS[event].replace("\n", " ")) for event, index in data["buttons"].items()]
     table = axes.table(cellText=rows, loc="upper center", cellLoc="left", colWidths=[0.45, 0.45], edges="horizontal")
     table.auto_set_font_size(False)

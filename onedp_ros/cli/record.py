@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onedp_ros.graph.processes import DEVICES, record_graph
+from onedp_ros.graph.processes import record_graph
 from onedp_ros.graph.supervisor import Supervisor, add_place_arguments, add_robot_arguments, on_terminate, place, robot_arguments
 from onedp_ros.resources import task_folder
+from onedp_ros.teleop.devices import DEVICES
 
 if TYPE_CHECKING:
     from onedp_ros.graph.client import GraphWatch
@@ -73,7 +74,9 @@ def demonstrate(watch: GraphWatch, episodes: int) -> dict[str, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp record", description=__doc__)
     parser.add_argument("task", help="name of a file in config/tasks, for example pnp_milk, or path of a task file")
-    parser.add_argument("--device", choices=(*DEVICES, "expert", "none"), default="phone", help="what the operator holds (phone)")
+    parser.add_argument(
+        "--device", choices=(*DEVICES.names(), "expert", "none"), default="phone", help="what the operator holds (phone)"
+    )
     parser.add_argument("--teleop", default="", help="file of speeds, frame, operator's place … (default config/teleop.yaml)")
     parser.add_argument("--operator", default="", help="who demonstrates, noted in the bags")
     parser.add_argument("--out", type=Path, help="folder of the bags (default out/<task>/bags)")

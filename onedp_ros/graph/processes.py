@@ -17,10 +17,11 @@ from typing import Any
 from onedp_ros.graph.shm import PROFILES
 from onedp_ros.resources import named_file, read_task, resource
 from onedp_ros.robot import MODES
+from onedp_ros.teleop.devices import DEVICES
 
 ROBOTS = ("twin", "franka", "crisp")
 ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
-DEVICES = ("phone", "spacemouse", "spacenav", "gamepad", "keyboard")  # of an operator
+NO_DEVICE = ("expert", "none")  # in place of a device: who else moves the arm
 PACKAGE = "onedp_ros"
 NETWORKS = ("localhost", "subnet")
 RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
@@ -32,7 +33,7 @@ METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
 @dataclasses.dataclass(frozen=True)
 class NodeProcess:
     """One node, one process: ``executable`` of this package, which is also the module's name in ``onedp_ros.nodes``. A node that
-    ended is started again with ``respawn``; without, it ends the graph. ``terminal``: it reads the keyboard. ``namespace``,
+    ended is started again with ``respawn``; without, it ends the graph. ``terminal``: it may read from the terminal. ``namespace``,
     ``params_file`` and ``log_level`` as of :func:`placed`; empty: none, and ROS's own level."""
 
     name: str
@@ -157,7 +158,7 @@ def record_graph(
 
     Args:
         task, robot, robot_file, speed, image_transport, twin_seed, franka: as of :func:`task_graph`.
-        device: what the operator holds, one of :data:`DEVICES`; ``expert``: the twin's scripted expert drives, without an operator;
+        device: what the operator holds, one of ``teleop.devices.DEVICES``; ``expert``: the twin's scripted expert drives;
             ``none``: a teleop_node, or another publisher of targets, is started elsewhere.
         operator: who demonstrates, noted in the bags.
         out: folder of the bags; default: the recorder's.
@@ -168,8 +169,8 @@ def record_graph(
         ValueError: as :func:`task_graph`, and for an unknown device, or an expert without a twin.
         FileNotFoundError: no such task.
     """
-    if device not in (*DEVICES, "expert", "none"):
-        raise ValueError(f"unknown device '{device}', expected one of {', '.join(DEVICES)}, expert or none")
+    if device not in NO_DEVICE:
+        DEVICES.check(device)
     if device == "expert" and robot != "twin":
         raise ValueError(f"the scripted expert drives the twin only, not '{robot}'; choose a device")
     common = _common(task, robot, robot_file, speed)
@@ -192,11 +193,7 @@ def record_graph(
     return [
         arm,
         NodeProcess("recorder_node", "recorder_node", recorder),
-        *(
-            []
-            if device in ("expert", "none")
-            else [NodeProcess("teleop_node", "teleop_node", teleop_parameters, terminal=device == "keyboard")]
-        ),
+        *([] if device in NO_DEVICE else [NodeProcess("teleop_node", "teleop_node", teleop_parameters, terminal=True)]),
     ]
 
 

@@ -1,8 +1,8 @@
 """An operator's device -> targets for the arm, kept within the same limits as a policy's.
 
-One thread: a timer asks the device what the hands do, moves the target and publishes it. Nothing is published before the dead man
-is first held, nor after this process stood still until it is pressed anew. A phone's server has a thread of its own in
-``teleop.phone``. No message ends the node: what cannot be used is counted in /diagnostics.
+One thread: a timer asks the device what the hands do, moves the target and publishes it. Nothing is published before the dead-man
+switch is first held, nor after this process stood still until it is pressed anew. What a device is: ``teleop.devices.base``. No
+message ends the node: what cannot be used is counted in /diagnostics.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from onedp_ros.contract import LARGEST, MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.control.safety import pose_fault
 from onedp_ros.graph.client import name_within
-from onedp_ros.graph.processes import DEVICES
 from onedp_ros.messages.decode import decode_image, pose_arrays, stamp_ns
 from onedp_ros.messages.encode import header, pose_message
 from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, Report, counted, worst
@@ -44,8 +43,8 @@ from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import main_of
 from onedp_ros.ranges import values_and_expected
 from onedp_ros.resources import resource
-from onedp_ros.teleop.axes import AxesDevice, AxisMap
-from onedp_ros.teleop.device import Command, Device
+from onedp_ros.teleop.devices import DEVICES, read_settings
+from onedp_ros.teleop.devices.base import Command, Setup
 from onedp_ros.teleop.session import Motion, Session
 
 RATE = 60.0  # Hz of targets
@@ -57,20 +56,16 @@ RECORDER_EVENTS = ("start", "stop", "fail", "discard")
 
 
 class TeleopNode(Node):
-    """A device, the measured pose -> target_pose, gripper_target. Service ``~/home``: go home while the dead man is held.
+    """A device, the measured pose -> target_pose, gripper_target. Service ``~/home``: go home while the dead-man switch is held."""
 
-    Args:
-        device: makes the device in place of the one that the parameter names.
-    """
-
-    def __init__(self, device: Device | None = None, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__("teleop_node", **kwargs)
         self.contract = declare_contract(self)
         path, speed = declare_robot_file(self, "twin"), declare_speed(self)
-        kind = declare(self, "device", "phone", f"One of {', '.join(DEVICES)}")
+        kind = declare(self, "device", "phone", f"One of {', '.join(DEVICES.names())}")
         file = declare(self, "teleop", "", "Path of a file such as config/teleop.yaml; empty: that one")
-        self._host = declare(self, "host", "127.0.0.1", "Address that phones reach; 0.0.0.0: every address of this machine")
-        self._port = declare(self, "port", 8443, "Port that phones reach", 1, 65535)
+        host = declare(self, "host", "127.0.0.1", "Address that phones reach; 0.0.0.0: every address of this machine")
+        port = declare(self, "port", 8443, "Port that phones reach", 1, 65535)
         image, cameras = declare_cameras(self, self.contract)
         recorder = declare(self, "recorder", "recorder_node", "Name of the recorder's node, for the buttons that record")
         file = file or str(resource("config", "teleop.yaml"))
@@ -85,7 +80,9 @@ class TeleopNode(Node):
         self._refused: Counter[str] = Counter()
         self._problem: tuple[float, str] = (float("-inf"), "")
         self._targets, self._rate = 0, Rate()
-        self._device: Any = device if device is not None else self._make_device(kind, file)
+        tell = functools.partial(print, flush=True)
+        setup = Setup(read_settings(file, kind), list(self.contract.cameras), host, port, tell)
+        self._device = DEVICES.get(kind)(setup)
 
         self._pose_publisher = self.create_publisher(PoseStamped, "target_pose", 1)
         self._gripper_publisher = self.create_publisher(JointState, "gripper_target", 1)
@@ -97,7 +94,9 @@ class TeleopNode(Node):
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 20)
         self._recorder_clients = {event: self.create_client(Trigger, f"{recorder}/{event}") for event in RECORDER_EVENTS}
         self.create_service(Trigger, "~/home", self._on_home)
-        if hasattr(self._device, "show_frame"):
+        if self._device.joy_topic:
+            self.create_subscription(Joy, self._device.joy_topic, self._on_joy, 1)
+        if self._device.shows_frames:
             self._previews = [
                 PolledSubscriber(self, image, topic, 1, functools.partial(self._on_frame, name)) for name, topic in cameras.items()
             ]
@@ -105,33 +104,6 @@ class TeleopNode(Node):
         self._stepped = clock.now()
         self.create_timer(1.0 / RATE, self._step)
         self._diagnostics = Diagnostics(self, self._report)
-
-    def _make_device(self, kind: str, file: str) -> Any:
-        if kind == "phone":
-            from onedp_ros.teleop.phone import Phone
-
-            tell = functools.partial(print, flush=True)
-            phone = Phone(list(self.contract.cameras), self._host, self._port, tell=tell)
-            tell(phone.invitation)
-            return phone
-        if kind == "keyboard":
-            from onedp_ros.teleop.keyboard import Keyboard
-
-            return Keyboard()
-        if kind == "spacemouse":
-            from onedp_ros.teleop.spacemouse import SpaceMouse
-
-            return SpaceMouse(AxisMap.from_yaml(file, "spacemouse"))
-        topics = {"spacenav": "spacenav/joy", "gamepad": "joy"}
-        if kind not in topics:
-            raise ValueError(f"device is '{kind}', expected one of {', '.join(DEVICES)}")
-        joystick = AxesDevice(AxisMap.from_yaml(file, "gamepad" if kind == "gamepad" else "spacemouse"))
-
-        def feed(message: Any) -> None:
-            joystick.feed(message.axes, message.buttons)
-
-        self.create_subscription(Joy, topics[kind], feed, 1)
-        return joystick
 
     def destroy_node(self) -> None:
         self._device.close()
@@ -149,6 +121,9 @@ class TeleopNode(Node):
             self._refused[f"{self.contract.pose_topic} {reason}"] += 1
         else:
             self._pose = message
+
+    def _on_joy(self, message: Joy) -> None:
+        self._device.feed(message.axes, message.buttons)
 
     def _on_joints(self, message: JointState) -> None:
         fingers = [p for name, p in zip(message.name, message.position, strict=False) if name in self.contract.finger_joints]
@@ -173,7 +148,7 @@ class TeleopNode(Node):
 
     def _on_home(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._session.home()
-        response.message = "going home while the dead man is held" if response.success else "hold the dead man first"
+        response.message = "going home while the dead-man switch is held" if response.success else "hold the dead-man switch first"
         return response
 
     def _pose_now(self) -> tuple[Any, Any] | None:
@@ -207,7 +182,7 @@ class TeleopNode(Node):
             target = self._session.step(Command(), measured, self._opening, dt)
         if self._session.must_release:
             if command.engaged or events:
-                self._say("this process stood still, and the arm was left; let go of the enabling switch, then press it anew")
+                self._say("this process stood still, and the arm was left; let go of the dead-man switch, then press it anew")
             events = []
         for event in events:
             self._on_event(event)
@@ -226,7 +201,7 @@ class TeleopNode(Node):
             self._session.turn_gripper()
         elif event == "home":
             if not self._session.home():
-                self._say("hold the dead man to go home")
+                self._say("hold the dead-man switch to go home")
         elif not self._recorder_clients[event].service_is_ready():
             self._say(f"{self._recorder} is not there, so nothing is recorded; start it with onedp record or record.launch.py")
         else:
@@ -266,7 +241,7 @@ class TeleopNode(Node):
     def _problems(self) -> str:
         """What is wrong, of this node's own and of what the others say is an error."""
         now = time.monotonic()
-        own = self._problem[1] if now - self._problem[0] < RECENT else getattr(self._device, "problem", "")
+        own = self._problem[1] if now - self._problem[0] < RECENT else self._device.problem
         others = [
             f"{name}: {status.message}"[:LONGEST_TEXT]
             for name, (heard, status) in sorted(self._others.items())
@@ -298,7 +273,7 @@ class TeleopNode(Node):
             else None,
             self._pose_watch.finding(),
             (DiagnosticStatus.WARN, self._problem[1]) if recent else None,
-            (DiagnosticStatus.ERROR, self._device.problem) if getattr(self._device, "problem", "") else None,
+            (DiagnosticStatus.ERROR, self._device.problem) if self._device.problem else None,
             fine=self._session.state,
         )
         values = {
@@ -311,8 +286,7 @@ class TeleopNode(Node):
             **counted("limited", gate.limited),
         }
         refused = Counter(self._refused)
-        ours = getattr(self._device, "refused", 0)
-        refused.update(ours if isinstance(ours, dict) else {"reports of the device": ours})  # a phone counts by reason
+        refused.update(self._device.refused)
         return level, text, values | {"refused": sum(refused.values()), **counted("refused", refused)}
 
 

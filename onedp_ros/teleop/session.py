@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onedp_ros.clock import SHORTEST_PAUSE
-from onedp_ros.config import read_yaml
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.control.chunk import Target
 from onedp_ros.control.limits import WORKSPACE, SafetyLimits
@@ -25,11 +24,11 @@ from onedp_ros.geometry import (
     rotation_difference,
 )
 from onedp_ros.ranges import Choice, Range, check_fields, from_mapping, within
-from onedp_ros.teleop.device import Command
+from onedp_ros.teleop.devices import MOTION, read_section
+from onedp_ros.teleop.devices.base import AXES, Command
 
 Array = NDArray[np.float64]
 
-AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 FRAMES = ("base", "tool")
 NEAR, NEAR_ANGLE = 0.03, 0.15  # m, rad: an arm as near to its last target goes on from that; from farther away, from where it is
 LAG = 3.0  # times that: how far behind an arm may be that has not come to rest yet, and so how far targets run ahead of it
@@ -38,7 +37,7 @@ BRAKING = 0.1  # s that such an arm goes on at its speed when the operator lets 
 AHEAD, AHEAD_ANGLE = 0.04, 0.25  # m, rad that the hands may be ahead of the targets, which are bounded in speed
 OPEN = 0.9 * MAX_OPENING  # m: a hand that is less open may hold something, and stays closed
 TURN = Range(-2 * math.pi, 2 * math.pi, "rad", "more is more than a turn; is it in degrees?")
-IDLE = 0.02  # share: a device at rest
+IDLE = 0.02  # of the greatest deflection: a device at rest
 SETTLING = 0.25  # s after a pause of this process in which reports of a device may come that waited for its end
 
 
@@ -67,17 +66,17 @@ class Motion:
     def from_yaml(cls, path: str | Path) -> Motion:
         """The section ``motion`` of a file. ValueError names file and field."""
         try:
-            return cls.from_dict(read_yaml(path).get("motion"))
+            return cls.from_dict(read_section(path, MOTION))
         except ValueError as error:
             raise ValueError(f"{path}: {error}; see config/teleop.yaml for a complete one") from error
 
-    def slowed(self, share: float) -> Motion:
-        """With this share (0 to 1] of the speeds."""
-        return dataclasses.replace(self, linear_speed=share * self.linear_speed, angular_speed=share * self.angular_speed)
+    def slowed(self, fraction: float) -> Motion:
+        """With this fraction (0 to 1] of the speeds."""
+        return dataclasses.replace(self, linear_speed=fraction * self.linear_speed, angular_speed=fraction * self.angular_speed)
 
 
 class Session:
-    """Holds the arm's target and moves it while the operator holds the dead man.
+    """Holds the arm's target and moves it while the operator holds the dead-man switch.
 
     Engaging begins at the last target when the arm is there, else at the measured pose, and counts only what the device does from
     then on, so the arm never jumps. ``state``: ``waiting`` until first engaged, then ``moving``, ``homing``, ``stopping`` or
@@ -88,7 +87,7 @@ class Session:
 
     A step that comes later after the last than ``stale_after`` is the end of a pause: this process was stopped, or the machine
     suspended, and the arm has come to rest by itself. Nothing that the hands meant before counts: the session is ``waiting``, and
-    ``must_release`` is true until the dead man was seen let go.
+    ``must_release`` is true until the dead-man switch was seen let go.
     """
 
     def __init__(self, motion: Motion, limits: SafetyLimits) -> None:
@@ -112,7 +111,7 @@ class Session:
         return self.state in ("moving", "homing")
 
     def home(self) -> bool:
-        """Go home for as long as the dead man is held and nothing else is asked for. False when it is not held."""
+        """Go home for as long as the dead-man switch is held and nothing else is requested. False when it is not held."""
         self._homing = self.engaged
         return self.engaged
 
@@ -133,14 +132,14 @@ class Session:
         """
         measured = None if measured is not None and pose_fault(*measured) else measured
         command = self._after_pause(command, dt)
-        self._watch(measured, dt)
+        self._measure_speed(measured, dt)
         if not command.engaged or measured is None or opening is None:
             self._homing = False
             return self._let_go(measured, dt)
         if not self.engaged:
             self._engage(command, measured, opening)
         velocity = self._unlocked * np.clip(command.velocity, -1.0, 1.0)
-        shift, turn = self._of_the_device(command)
+        shift, turn = self._device_motion(command)
         if np.abs(velocity).max() > IDLE:
             self._homing = False
         if self._homing:
@@ -157,7 +156,7 @@ class Session:
         return self.gate.limit(Target(*self._goal, self.opening), dt)
 
     def _after_pause(self, command: Command, dt: float) -> Command:
-        """The command, or one that is not engaged until the dead man was let go after a pause."""
+        """The command, or one that is not engaged until the dead-man switch was let go after a pause."""
         if dt > max(self._limits.stale_after, SHORTEST_PAUSE):
             self.must_release, self._settling = True, SETTLING
             self.state, self._hold, self.gate.target = "waiting", None, None
@@ -167,12 +166,11 @@ class Session:
             self.must_release = False
         return Command() if self.must_release else command
 
-    def _watch(self, measured: tuple[Array, Array] | None, dt: float) -> None:
-        """How fast the arm is."""
+    def _measure_speed(self, measured: tuple[Array, Array] | None, dt: float) -> None:
         if measured is not None and self._measured is not None and dt > 0:
-            share = min(dt / SMOOTHING, 1.0)
-            self._speed += share * (float(np.linalg.norm(measured[0] - self._measured[0])) / dt - self._speed)
-            self._spin += share * (rotation_angle(measured[1], self._measured[1]) / dt - self._spin)
+            weight = min(dt / SMOOTHING, 1.0)
+            self._speed += weight * (float(np.linalg.norm(measured[0] - self._measured[0])) / dt - self._speed)
+            self._spin += weight * (rotation_angle(measured[1], self._measured[1]) / dt - self._spin)
         self._measured = measured
 
     def _let_go(self, measured: tuple[Array, Array] | None, dt: float) -> Target | None:
@@ -215,7 +213,7 @@ class Session:
         self._device = np.array(command.position), np.array(command.quaternion)
         self._ahead = _about_z(-_heading(self._device[1]))
 
-    def _of_the_device(self, command: Command) -> tuple[Array, Array]:
+    def _device_motion(self, command: Command) -> tuple[Array, Array]:
         """What a device with a pose did since the last step: shift (3,) m and turn (3,) rad in the operator's frame, whose x is
         where the device pointed when it was engaged."""
         position, quaternion = np.array(command.position), np.array(command.quaternion)
@@ -239,9 +237,10 @@ class Session:
         return _within(home, (last.position, last.quaternion), motion.linear_speed * dt, motion.angular_speed * dt)
 
 
-def _near(measured: tuple[Array, Array], target: Target, share: float = 1.0) -> bool:
+def _near(measured: tuple[Array, Array], target: Target, factor: float = 1.0) -> bool:
+    """Whether a measured pose lies within ``factor`` times :data:`NEAR` and :data:`NEAR_ANGLE` of a target."""
     away, turned = np.linalg.norm(target.position - measured[0]), rotation_angle(target.quaternion, measured[1])
-    return bool(away < share * NEAR and turned < share * NEAR_ANGLE)
+    return bool(away < factor * NEAR and turned < factor * NEAR_ANGLE)
 
 
 def _within(wanted: tuple[Array, Array], start: tuple[Array, Array], most: float, most_angle: float) -> tuple[Array, Array]:

@@ -28,7 +28,7 @@ from onedp_ros.learning.train import TrainConfig, make_config, read_section
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
-from onedp_ros.teleop.axes import AxisMap
+from onedp_ros.teleop.devices import read_settings
 from onedp_ros.teleop.session import Motion
 
 # ---- files of settings: one place of a good file changed at random
@@ -39,7 +39,7 @@ def read_robot(path: Path) -> object:
 
 
 def read_teleop(path: Path) -> object:
-    return Motion.from_yaml(path), AxisMap.from_yaml(path, "spacemouse"), AxisMap.from_yaml(path, "gamepad")
+    return Motion.from_yaml(path), read_settings(path, "spacemouse"), read_settings(path, "gamepad")
 
 
 def read_training(path: Path) -> object:

@@ -42,13 +42,16 @@ from onedp_ros.nodes.recorder_node import RecorderNode
 from onedp_ros.nodes.teleop_node import TeleopNode
 from onedp_ros.nodes.twin_node import TwinNode
 from onedp_ros.robot.fake_franka import FakeFranka
-from onedp_ros.teleop.device import Command
+from onedp_ros.teleop.devices import DEVICES
+from onedp_ros.teleop.devices.base import Command, Device
 
 CONTRACT = task_contract("pnp_milk")
 
 
-class Hands:
+class Hands(Device):
     """An operator who always pushes, and whose display takes what JSON can say."""
+
+    shows_frames = True
 
     def poll(self) -> Command:
         return Command(True, (0.5, 0.0, 0.0, 0.0, 0.0, 0.0))
@@ -61,9 +64,6 @@ class Hands:
 
     def show_frame(self, camera: str, jpeg: bytes) -> None:
         assert len(jpeg) < 1_000_000
-
-    def close(self) -> None:
-        pass
 
 
 @dataclasses.dataclass
@@ -173,7 +173,11 @@ def test_observation_node(make: Callable[..., Any], transport: str) -> None:
 
 
 def test_teleop_node(make: Callable[..., Any]) -> None:
-    node = make(functools.partial(TeleopNode, Hands()))
+    DEVICES.add("hands", Hands)
+    try:
+        node = make(TeleopNode, device="hands")
+    finally:
+        DEVICES.remove("hands")
     run(node)
     assert len(node._others) <= 65 and len(node._refused) < 50
 

@@ -35,7 +35,7 @@ def test_the_graph_of_a_recording_names_what_cannot_be():
     names = [p.name for p in record_graph("pnp_milk", robot="franka", device="spacenav", franka={"robot_ip": "172.16.0.2"})]
     assert names == ["franka_node", "recorder_node", "teleop_node"]
     assert [p.name for p in record_graph("pnp_milk", device="expert")] == ["twin_node", "recorder_node"]
-    assert [p.terminal for p in record_graph("pnp_milk", device="keyboard")] == [False, False, True]
+    assert [p.terminal for p in record_graph("pnp_milk", device="keyboard")] == [False, False, True], "teleop_node may read it"
     assert [p.name for p in record_graph("pnp_milk", device="none")] == ["twin_node", "recorder_node"]
     with pytest.raises(ValueError, match="unknown device 'wheel'"):
         record_graph("pnp_milk", device="wheel")

@@ -16,15 +16,19 @@ from std_srvs.srv import Trigger
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.messages.decode import pose_arrays, stamp_ns
 from onedp_ros.nodes.teleop_node import MOST_NAMES, TeleopNode
-from onedp_ros.teleop.device import Command
+from onedp_ros.teleop.devices import DEVICES
+from onedp_ros.teleop.devices.base import Command, Device
 
 NODE = "teleop_node"
 
 
-class Hands:
+class Hands(Device):
     """A device whose hands the test moves."""
 
-    def __init__(self):
+    shows_frames = True
+
+    def __init__(self, setup):
+        self.setup = setup
         self.command, self.asked, self.shown, self.frames = Command(), [], {}, {}
 
     def poll(self):
@@ -40,9 +44,6 @@ class Hands:
     def show_frame(self, camera, jpeg):
         self.frames[camera] = jpeg
 
-    def close(self):
-        pass
-
 
 def obey(source, targets):
     """Make the source's arm be where it was told to."""
@@ -56,13 +57,19 @@ def obey(source, targets):
 
 @pytest.fixture
 def hands(rig):
-    made = Hands()
-    made.targets, made.openings = rig.listen(PoseStamped, "target_pose"), rig.listen(JointState, "gripper_target")
-    made.source = rig.source()
-    obey(made.source, made.targets)
-    made.node = rig.add(functools.partial(TeleopNode, made), operator_yaw=0.0)
-    rig.until(lambda: NODE in rig.status, "the node")
-    return made
+    """A new device, in a running node: registering it is all that the node needs."""
+    targets, openings = rig.listen(PoseStamped, "target_pose"), rig.listen(JointState, "gripper_target")
+    source = rig.source()
+    obey(source, targets)
+    DEVICES.add("hands", Hands)
+    try:
+        node = rig.add(TeleopNode, device="hands", operator_yaw=0.0)
+        made = node._device
+        made.node, made.source, made.targets, made.openings = node, source, targets, openings
+        rig.until(lambda: NODE in rig.status, "the node")
+        yield made
+    finally:
+        DEVICES.remove("hands")
 
 
 def positions(messages):
@@ -73,7 +80,7 @@ def push(hands, **shares):
     hands.command = Command(True, tuple(float(shares.get(axis, 0.0)) for axis in ("x", "y", "z", "roll", "pitch", "yaw")))
 
 
-def test_the_dead_man_starts_and_stops_the_target(rig, hands):
+def test_the_dead_man_switch_starts_and_stops_the_target(rig, hands):
     rig.more(rig.listen(PoseStamped, "current_pose"), 5, "measured poses")
     assert not hands.targets and hands.shown["arm"] == "waiting"
     push(hands, y=1.0)
@@ -137,10 +144,10 @@ def test_without_a_measured_pose_the_operator_is_told_and_nothing_moves(rig, han
     push(hands, x=1.0)
     rig.until(lambda: "no current_pose" in hands.shown["problem"], "the reason")
     rig.until(lambda: rig.level(NODE, b"\x01", "no current_pose"), "the warning")
-    rig.until(lambda: hands.shown["arm"] in ("waiting", "holding"), "rest, though the dead man is held")
+    rig.until(lambda: hands.shown["arm"] in ("waiting", "holding"), "rest, though the dead-man switch is held")
 
 
-def test_home_needs_the_dead_man(rig, hands):
+def test_home_needs_the_dead_man_switch(rig, hands):
     client = rig.node.create_client(Trigger, f"{NODE}/home")
     rig.until(client.service_is_ready, "the service")
 
@@ -178,9 +185,12 @@ def test_a_joystick_on_its_topic_moves_the_arm(rig):
 
 
 def test_settings_that_make_no_sense_end_the_node(rig):
-    for parameters, words in (({"frame": "sky"}, "frame is 'sky'"), ({"device": "wheel"}, "device is 'wheel'")):
+    for parameters, words in (
+        ({"frame": "sky"}, "frame is 'sky'"),
+        ({"device": "wheel"}, "unknown device 'wheel', expected one of gamepad, .*write the file"),
+    ):
         with pytest.raises(ValueError, match=words):
-            rig.add(functools.partial(TeleopNode, None), **parameters)
+            rig.add(TeleopNode, **parameters)
 
 
 def test_the_twins_expert_needs_no_operator(rig, monkeypatch):
@@ -281,7 +291,7 @@ def test_a_second_publisher_of_the_measured_pose_stops_the_operator(rig, hands):
     rig.node.destroy_publisher(other)
 
 
-def test_after_a_pause_of_the_process_the_dead_man_must_be_pressed_anew(rig, pause=1.0):
+def test_after_a_pause_of_the_process_the_dead_man_switch_must_be_pressed_anew(rig, pause=1.0):
     targets = rig.listen(PoseStamped, "target_pose")
     obey(rig.source(), targets)
     process = rig.process("teleop_node", device="gamepad", operator_yaw=0.0)
@@ -304,6 +314,6 @@ def test_after_a_pause_of_the_process_the_dead_man_must_be_pressed_anew(rig, pau
     process.send_signal(signal.SIGCONT)
     push_for(1.5)
     assert len(targets) <= sent + 1, "none but the one that was being sent"
-    assert rig.level(NODE, b"\x01", "let go of the enabling switch")
+    assert rig.level(NODE, b"\x01", "let go of the dead-man switch")
     push_for(0.2, held=False)
     rig.until(lambda: push() or len(targets) > sent + 20, "the motion, pressed anew")

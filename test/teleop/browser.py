@@ -32,7 +32,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> 
 
 
 class PhoneDriver:
-    """One page on one phone, paired when a code is given. Where a thumb is: shares, -1 to 1, right and up positive.
+    """One page on one phone, paired when a code is given. Where a thumb is: fractions, -1 to 1, right and up positive.
 
     ``script`` runs before the page's own.
     """
@@ -50,7 +50,7 @@ class PhoneDriver:
         self.page.add_init_script(script)
         self.devtools = self.context.new_cdp_session(self.page)
         self.page.goto(url)
-        self._travel, self._dead = self.page.evaluate("[TRAVEL, DEAD]")
+        self._travel, self._dead = self.page.evaluate("[TRAVEL, DEADBAND]")
         self._touches: dict[str, tuple[float, float]] = {}  # where each finger is, CSS px
         self._origins: dict[str, tuple[float, float]] = {}  # where it was put down
         if code:
@@ -67,7 +67,7 @@ class PhoneDriver:
         return str(self.page.get_attribute("body", "data-state"))
 
     def hold(self, dx: float = 0.0, dy: float = 0.0) -> None:
-        """Hold the dead man, anew where the page asks for that. Its thumb: dx turns the tool (right: clockwise), dy lifts it."""
+        """Hold the dead-man switch, anew where the page asks for that; dx turns the tool (right: clockwise), dy lifts it."""
         if self.state == "again":
             self.lift("hold")
         signed = [(self._dead + (1 - self._dead) * abs(v)) * (1 if v > 0 else -1) if v else 0.0 for v in (dx, dy)]
@@ -80,7 +80,7 @@ class PhoneDriver:
         self._slide("pad", dx * scale, dy * scale)
 
     def engage(self, dx: float = 0.0, dy: float = 0.0) -> None:
-        """Hold the dead man until the server says that the arm may move."""
+        """Hold the dead-man switch until the server says that the arm may move."""
         end = time.monotonic() + 20.0
         while self.state != "engaged":
             assert time.monotonic() < end, f"the page stayed {self.state!r}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import CODE
 
-from onedp_ros.teleop.phone import Phone
+from onedp_ros.teleop.devices.base import Setup
+from onedp_ros.teleop.phone.server import Phone
 
 CAMERAS = ("front", "wrist")
 
@@ -24,7 +26,9 @@ def serve(certificate_folder: Path) -> Iterator[Callable[..., Phone]]:
     phones: list[Phone] = []
 
     def start(**options: object) -> Phone:
-        phones.append(Phone(CAMERAS, **{"port": 0, "code": CODE, "certificate_folder": certificate_folder, **options}))  # type: ignore[arg-type]
+        given: dict[str, Any] = {"code": CODE, "certificate_folder": certificate_folder, **options}
+        setup = {name: given.pop(name) for name in ("host", "port", "tell") if name in given}
+        phones.append(Phone(Setup(cameras=CAMERAS, **{"port": 0, **setup}), **given))
         return phones[-1]
 
     yield start

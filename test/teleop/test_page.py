@@ -12,8 +12,8 @@ import pytest
 from browser import CODE, PhoneDriver, wait_for
 
 from onedp_ros.geometry import quaternion_from_rotation_vector, quaternion_to_matrix
-from onedp_ros.teleop.device import Command
-from onedp_ros.teleop.phone import TRIES, Phone
+from onedp_ros.teleop.devices.base import Command
+from onedp_ros.teleop.phone.server import TRIES, Phone
 
 SIZES = ((390, 844), (360, 640), (844, 390))
 BUTTONS = ("gripper", "home", "start", "stop", "fail", "discard", "speed25", "speed50", "speed100", "tilt")
@@ -208,7 +208,7 @@ def test_letting_go_disengages_and_the_page_shows_it(phone: Phone, driver: Phone
     ],
     ids=["a cancelled touch", "a page that is left", "a hidden page"],
 )
-def test_the_dead_man_is_let_go_by(phone: Phone, driver: PhoneDriver, what: str) -> None:
+def test_the_dead_man_switch_is_let_go_by(phone: Phone, driver: PhoneDriver, what: str) -> None:
     driver.engage()
     driver.page.evaluate(what)
     assert driver.page.evaluate("hold.active") is False
@@ -237,20 +237,20 @@ def test_a_closed_page_lets_go_and_frees_the_phone(
     driver.engage()
     driver.close()
     wait_for(lambda: not phone.poll().engaged, "the end of the motion")
-    wait_for(lambda: phone._operator is None, "the end of the connection")
+    wait_for(lambda: phone.session.connection is None, "the end of the connection")
     open_page().engage()
 
 
 def test_a_lost_connection_lets_go_and_comes_back_by_itself_but_the_motion_does_not(phone: Phone, driver: PhoneDriver) -> None:
     driver.engage()
     driver.page.evaluate("socket.addEventListener('close', () => { window.afterwards = hold.active; })")
-    operator = phone._operator
+    operator = phone.session.connection
     assert operator
     phone._loop.call_soon_threadsafe(operator.socket._req.transport.abort)  # type: ignore[union-attr]
     until_let_go(driver, phone)
     driver.page.wait_for_selector("body[data-state=again]")  # connected anew; the thumb is still down
     assert driver.page.evaluate("window.afterwards") is False, "the page itself let go, before anybody told it to"
-    assert phone._operator is not operator
+    assert phone.session.connection is not operator
     assert not phone.poll().engaged
     assert "THEN HOLD" in driver.page.inner_text("#hold-label")
     driver.engage()

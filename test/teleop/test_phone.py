@@ -21,9 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onedp_ros import clock
-from onedp_ros.teleop import phone as phone_module
-from onedp_ros.teleop.device import Command
-from onedp_ros.teleop.phone import DELAY, REPLACED, TRIES, Phone, read_command
+from onedp_ros.teleop.devices.base import Command
+from onedp_ros.teleop.phone import server
+from onedp_ros.teleop.phone.messages import read_command
+from onedp_ros.teleop.phone.server import TRIES, Phone
+from onedp_ros.teleop.phone.session import DELAY, REPLACED, STATUS_PERIOD
 
 NOTHING = {"velocity": [0.0] * 6, "position": [0.0] * 3, "quaternion": [0.0, 0.0, 0.0, 1.0]}
 
@@ -158,7 +160,7 @@ def test_nothing_but_the_page_is_served_without_a_code(phone: Phone, certificate
 def test_who_says_no_code_hears_nothing_and_is_sent_away(
     phone: Phone, talk: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phone_module, "PAIRING_TIME", 0.3)
+    monkeypatch.setattr(server, "PAIRING_TIME", 0.3)
 
     async def conversation(client: Client) -> None:
         phone.show({"arm": "secret"})
@@ -198,17 +200,18 @@ def test_wrong_codes_make_the_code_longer_once_and_never_keep_out_who_knows_it(
 ) -> None:
     told: list[str] = []
     phone = serve(tell=told.append)
+    assert told == [phone.invitation], "whoever starts the server reads it"
     for count in range(TRIES):
-        assert not told
+        assert len(told) == 1
         answer = answers_of(phone, talk, code="000000")
         assert (answer["reason"], answer["digits"]) == ("wrong code", 12 if count == TRIES - 1 else 6)
     assert answers_of(phone, talk, code=CODE)["reason"] == "wrong code", "the old one is void"
     assert len(phone.code) == 12 and phone.code.isdecimal()
-    assert len(told) == 1 and f"{phone.code[:4]} {phone.code[4:8]} {phone.code[8:]}" in told[0]
+    assert len(told) == 2 and f"{phone.code[:4]} {phone.code[4:8]} {phone.code[8:]}" in told[1]
     code = phone.code
     for guess in range(3 * TRIES):
         assert answers_of(phone, talk, code=f"{guess:012d}")["reason"] == "wrong code"
-    assert phone.code == code and len(told) == 1, "who types it is not overtaken by another one"
+    assert phone.code == code and len(told) == 2, "who types it is not overtaken by another one"
     assert answers_of(phone, talk, code=code)["type"] == "paired"
 
 
@@ -307,7 +310,7 @@ def test_commands_arrive(phone: Phone, talk: Callable[..., Any]) -> None:
     wait_for(lambda: phone.poll() == Command(), "the end of what a closed connection said")
 
 
-def test_after_a_silence_the_dead_man_must_be_pressed_anew(phone: Phone, talk: Callable[..., Any]) -> None:
+def test_after_a_silence_the_dead_man_switch_must_be_pressed_anew(phone: Phone, talk: Callable[..., Any]) -> None:
     async def conversation(client: Client) -> None:
         await client.pair(code=CODE)
         assert not any(await client.stay(True)), "it was never let go"
@@ -447,7 +450,7 @@ def test_a_lost_connection_is_no_refusal(phone: Phone, talk: Callable[..., Any])
 def test_a_phone_that_died_makes_room_for_another(
     phone: Phone, talk: Callable[..., Any], certificate_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phone_module, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(server, "HEARTBEAT", 0.5)
 
     async def conversation(living: Client) -> None:
         async with connected(phone, certificate_folder, autoping=False) as dead:
@@ -505,10 +508,10 @@ def test_a_button_that_the_network_held_back_does_nothing(phone: Phone, talk: Ca
         await client.until(lambda: phone.refused["late"] == 1)
         assert phone.events() == []
         await client.say("event", name="start", time=client.time)
-        await client.until(lambda: phone._events)
+        await client.until(lambda: phone.session._events)
 
     talk(conversation, phone)
-    wait_for(lambda: phone._operator is None, "the end of the connection")
+    wait_for(lambda: phone.session.connection is None, "the end of the connection")
     assert phone.events() == [], "nobody is there any more who meant it"
 
 
@@ -526,7 +529,7 @@ def test_the_status_is_told_when_it_changes_and_again_and_again(phone: Phone, ta
         phone.show({"arm": "holds"})
         await client.until(lambda: client.newest("status").get("arm") == "holds")
 
-    assert phone_module.STATUS_PERIOD <= 0.5
+    assert STATUS_PERIOD <= 0.5
     talk(conversation, phone)
     with pytest.raises(ValueError, match="JSON"):
         phone.show({"seconds": math.nan})

@@ -1,4 +1,4 @@
-"""From hands to targets: nothing moves without the dead man, nothing jumps, and everything stays within the limits."""
+"""From hands to targets: nothing moves without the dead-man switch, nothing jumps, and everything stays within the limits."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from onedp_ros.contract import MAX_OPENING
 from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.geometry import gripper_down, quaternion_from_rotation_vector, quaternion_multiply, rotation_angle
 from onedp_ros.resources import resource
-from onedp_ros.teleop.device import Command
+from onedp_ros.teleop.devices.base import Command
 from onedp_ros.teleop.session import BRAKING, LAG, NEAR, Motion, Session
 
 MOTION = dataclasses.replace(Motion.from_yaml(resource("config", "teleop.yaml")), operator_yaw=0.0, locked=())
@@ -25,9 +25,9 @@ def engaged(**kwargs):
     return Command(engaged=True, **kwargs)
 
 
-def along(**shares):
-    """An engaged command with these shares of velocity."""
-    return engaged(velocity=tuple(float(shares.get(axis, 0.0)) for axis in ("x", "y", "z", "roll", "pitch", "yaw")))
+def along(**fractions):
+    """An engaged command with these fractions of velocity."""
+    return engaged(velocity=tuple(float(fractions.get(axis, 0.0)) for axis in ("x", "y", "z", "roll", "pitch", "yaw")))
 
 
 class Arm:
@@ -49,7 +49,7 @@ class Arm:
         return target
 
 
-def test_nothing_is_said_before_the_dead_man_is_held():
+def test_nothing_is_said_before_the_dead_man_switch_is_held():
     arm = Arm()
     assert arm.run(Command(velocity=(1.0,) * 6), 1.0) is None
     assert arm.session.state == "waiting"

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from onedp_ros.teleop.axes import AxesDevice, AxisMap
-from onedp_ros.teleop.device import Command
+from onedp_ros.teleop.devices.base import Command, Setup
+from onedp_ros.teleop.devices.joystick import Joystick
 
 REPORTS = 32  # that may have come between two looks
 
 
-class SpaceMouse(AxesDevice):
+class SpaceMouse(Joystick):
     """The first SpaceMouse that is found. RuntimeError, with the remedy, when there is none."""
 
-    def __init__(self, mapping: AxisMap) -> None:
-        super().__init__(mapping)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
         self._seen = 0.0
-        self.problem = ""
         try:
             import pyspacemouse
             from pyspacemouse.types import AxisConvention
@@ -34,7 +33,7 @@ class SpaceMouse(AxesDevice):
         try:
             for _ in range(REPORTS):
                 state = self._mouse.read()
-                if state.t == self._seen:  # nothing new: what was said grows old, and is let go of when that was the last
+                if state.t == self._seen:  # nothing new: the last report grows old, and in the end lets go
                     break
                 self._seen = state.t
                 self.feed((state.x, state.y, state.z, state.roll, state.pitch, state.yaw), state.buttons)
@@ -48,3 +47,6 @@ class SpaceMouse(AxesDevice):
         mouse, self._mouse = self._mouse, None
         if mouse is not None:
             mouse.close()
+
+
+DEVICE = SpaceMouse

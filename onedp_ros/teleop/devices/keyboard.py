@@ -11,9 +11,9 @@ import tty
 from collections.abc import Mapping
 from typing import Any
 
-from onedp_ros.teleop.device import SILENCE, Command
+from onedp_ros.teleop.devices.base import SILENCE, Command, Device, Setup
 
-MOVES = {  # key -> shares of velocity along x, y, z and about x, y, z
+MOVES = {  # key -> fractions of velocity along x, y, z and about x, y, z
     "w": (1, 0, 0, 0, 0, 0),
     "s": (-1, 0, 0, 0, 0, 0),
     "a": (0, 1, 0, 0, 0, 0),
@@ -29,17 +29,19 @@ MOVES = {  # key -> shares of velocity along x, y, z and about x, y, z
 }
 HOME = "h"
 EVENT_KEYS = {" ": "gripper", "1": "start", "2": "stop", "3": "fail", "4": "discard"}
-SPEEDS = {"-": 0.5, "+": 2.0, "=": 2.0}  # keys that change the share of the speeds
+SPEEDS = {"-": 0.5, "+": 2.0, "=": 2.0}  # keys that change the fraction of the speeds
 HELP = """\
 w s ahead, back   a d left, right   r f up, down   q e turn   u o roll   i k pitch   h home (hold)
 space gripper     - + slower, faster     1 record   2 stop, a success   3 stop, a failure   4 discard
 A key moves the arm for as long as it is held. Ctrl-C ends."""
 
 
-class Keyboard:
+class Keyboard(Device):
     """Reads keys from a terminal. RuntimeError when ``file`` (default: standard input) is none."""
 
-    def __init__(self, file: int | None = None) -> None:
+    uses_terminal = True
+
+    def __init__(self, setup: Setup, file: int | None = None) -> None:
         self._file = sys.stdin.fileno() if file is None else file
         if not os.isatty(self._file):
             raise RuntimeError(
@@ -75,8 +77,8 @@ class Keyboard:
         self._read()
         now = time.monotonic()
         held = [key for key, heard in self._heard.items() if now - heard < SILENCE]
-        shares = [sum(axis) for axis in zip(*(MOVES[key] for key in held if key != HOME), strict=True)] or [0] * 6
-        x, y, z, roll, pitch, yaw = (self._speed * max(-1, min(1, share)) for share in shares)
+        fractions = [sum(axis) for axis in zip(*(MOVES[key] for key in held if key != HOME), strict=True)] or [0] * 6
+        x, y, z, roll, pitch, yaw = (self._speed * max(-1, min(1, fraction)) for fraction in fractions)
         return Command(bool(held), (x, y, z, roll, pitch, yaw))
 
     def events(self) -> list[str]:
@@ -93,3 +95,6 @@ class Keyboard:
 
     def close(self) -> None:
         termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
+
+
+DEVICE = Keyboard

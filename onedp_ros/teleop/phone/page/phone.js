@@ -2,8 +2,8 @@
 // What the operator's thumbs, tilt or pose do goes to the server 60 times a second; whether the arm may move is the server's word.
 
 const TRAVEL = 70; // CSS px from where a thumb was put down to full speed
-const DEAD = 0.15; // share of it that does nothing
-const SILENCE = 500; // ms without an answer, after which the dead man must be pressed anew
+const DEADBAND = 0.15; // fraction of it that does nothing
+const SILENCE = 500; // ms without an answer, after which the dead-man switch must be pressed anew
 const BACKLOG = 4000; // bytes that wait to leave, with which nothing is said: it would only be old when it arrives
 const GONE = 3000; // ms without an answer, after which to connect anew
 const OLD_PICTURE = 1000; // ms
@@ -89,7 +89,7 @@ const hold = new Thumb($("hold"), async () => {
 });
 const pad = new Thumb($("pad"), () => {});
 
-// Whatever takes the operator's eyes or the connection away lets go of the dead man.
+// Whatever takes the operator's eyes or the connection away lets go of the dead-man switch.
 function release() {
   engaged = false;
   hold.spent = true;
@@ -99,15 +99,15 @@ window.addEventListener("blur", release);
 window.addEventListener("pagehide", release);
 document.addEventListener("visibilitychange", () => document.hidden && release());
 
-const share = (travel) => Math.max(0, Math.min(Math.abs(travel) / TRAVEL, 1) - DEAD) / (1 - DEAD);
+const deflection = (travel) => Math.max(0, Math.min(Math.abs(travel) / TRAVEL, 1) - DEADBAND) / (1 - DEADBAND);
 
 function velocity() {
   if (!hold.active) return [0, 0, 0, 0, 0, 0];
   // up and turn have nothing to do with each other, so each has a dead zone of its own; ahead and left are one direction
-  const [turn, lift] = hold.by.map((travel) => -Math.sign(travel) * share(travel) * speed);
+  const [turn, lift] = hold.by.map((travel) => -Math.sign(travel) * deflection(travel) * speed);
   if (!pad.active) return [0, 0, lift, 0, 0, turn];
   const length = Math.hypot(...pad.by) || 1;
-  const [left, forward] = pad.by.map((travel) => (-travel / length) * share(length) * speed);
+  const [left, forward] = pad.by.map((travel) => (-travel / length) * deflection(length) * speed);
   return [forward, left, lift, 0, 0, turn];
 }
 
