@@ -83,8 +83,8 @@ def test_colcon_installs_nodes_launch_files_configuration_and_models(tmp_path: P
     for name in ("onedp", *NODES):
         assert (prefix / "lib" / PACKAGE / name).stat().st_mode & 0o111
     site = next((prefix / "lib").glob("python*/site-packages"))
-    assert {p.name for p in (ROOT / PACKAGE / "teleop" / "phone" / "page").iterdir()} == {
-        p.name for p in (site / PACKAGE / "teleop" / "phone" / "page").iterdir()
+    assert {p.name for p in (ROOT / PACKAGE / "teleop" / "devices" / "phone" / "page").iterdir()} == {
+        p.name for p in (site / PACKAGE / "teleop" / "devices" / "phone" / "page").iterdir()
     }
     found = subprocess.run(
         [sys.executable, "-c", "from onedp_ros import resources; print(resources.__file__, resources.resource('config', 'dds'))"],

@@ -10,7 +10,7 @@ import pytest
 from browser import CODE
 
 from onedp_ros.teleop.devices.base import Setup
-from onedp_ros.teleop.phone.server import Phone
+from onedp_ros.teleop.devices.phone.server import Phone
 
 CAMERAS = ("front", "wrist")
 

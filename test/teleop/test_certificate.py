@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from onedp_ros.teleop.phone import certificate
-from onedp_ros.teleop.phone.certificate import addresses, configuration_folder, machine_certificate, names
+from onedp_ros.teleop.devices.phone import certificate
+from onedp_ros.teleop.devices.phone.certificate import addresses, configuration_folder, machine_certificate, names
 
 
 def test_only_its_owner_can_read_the_key(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from browser import CODE, PhoneDriver, wait_for
 
 from onedp_ros.geometry import quaternion_from_rotation_vector, quaternion_to_matrix
 from onedp_ros.teleop.devices.base import Command
-from onedp_ros.teleop.phone.server import TRIES, Phone
+from onedp_ros.teleop.devices.phone.server import TRIES, Phone
 
 SIZES = ((390, 844), (360, 640), (844, 390))
 BUTTONS = ("gripper", "home", "start", "stop", "fail", "discard", "speed25", "speed50", "speed100", "tilt")

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from onedp_ros import clock
 from onedp_ros.teleop.devices.base import Command
-from onedp_ros.teleop.phone import server
-from onedp_ros.teleop.phone.messages import read_command
-from onedp_ros.teleop.phone.server import TRIES, Phone
-from onedp_ros.teleop.phone.session import DELAY, REPLACED, STATUS_PERIOD
+from onedp_ros.teleop.devices.phone import server
+from onedp_ros.teleop.devices.phone.messages import read_command
+from onedp_ros.teleop.devices.phone.server import TRIES, Phone
+from onedp_ros.teleop.devices.phone.session import DELAY, REPLACED, STATUS_PERIOD
 
 NOTHING = {"velocity": [0.0] * 6, "position": [0.0] * 3, "quaternion": [0.0, 0.0, 0.0, 1.0]}
 

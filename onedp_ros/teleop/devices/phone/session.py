@@ -4,10 +4,10 @@ The phone is not trusted to be punctual: what it says counts for :data:`~onedp_r
 what it was told within :data:`DELAY`, and after either was missed the dead-man switch has to be let go and pressed anew. So a page,
 a phone, a network or this machine that slept moves nothing with what was meant before. Times are of :mod:`onedp_ros.clock`.
 
-Messages are JSON objects with a ``type``. The phone says ``pair`` (``code`` or ``token``) first, then ``command`` (see
-:func:`~onedp_ros.teleop.phone.messages.read_command`), ``event`` (``name``, ``time``) and ``drawn`` (``camera``: index of the
-picture that it has shown). It is told ``paired`` or ``refused``, then ``answer`` (to commands: ``sequence``, ``time``, ``engaged``)
-and ``status``; a binary message is a camera's index, one byte, and a JPEG.
+Messages are JSON objects with a ``type``. The phone sends ``pair`` (``code`` or ``token``) first, then ``command`` (see
+:func:`.messages.read_command`), ``event`` (``name``, ``time``) and ``drawn`` (``camera``: index of the picture that it has shown).
+It is told ``paired`` or ``refused``, then ``answer`` (to commands: ``sequence``, ``time``, ``engaged``) and ``status``; a binary
+message is a camera's index, one byte, and a JPEG.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aiohttp import WSMessage, web
 
 from onedp_ros import clock
 from onedp_ros.teleop.devices.base import EVENTS, SILENCE, Command
-from onedp_ros.teleop.phone.messages import is_gone, read_command, read_numbers, read_object
+from onedp_ros.teleop.devices.phone.messages import is_gone, read_command, read_numbers, read_object
 
 DELAY = 0.3  # s: what was sent when the phone had heard nothing newer than this is too old, a command to move the arm, or a button
 STATUS_PERIOD = 0.4  # s between statuses that did not change

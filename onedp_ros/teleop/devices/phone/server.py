@@ -23,9 +23,9 @@ from aiohttp import WSCloseCode, web
 
 from onedp_ros import clock
 from onedp_ros.teleop.devices.base import Command, Device, Setup
-from onedp_ros.teleop.phone.certificate import addresses, configuration_folder, machine_certificate, names
-from onedp_ros.teleop.phone.messages import LARGEST_MESSAGE, is_gone, read_object
-from onedp_ros.teleop.phone.session import PhoneSession
+from onedp_ros.teleop.devices.phone.certificate import addresses, configuration_folder, machine_certificate, names
+from onedp_ros.teleop.devices.phone.messages import LARGEST_MESSAGE, is_gone, read_object
+from onedp_ros.teleop.devices.phone.session import PhoneSession
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Phone(Device):
             thread, when the code has changed.
         code: the code, instead of a random one.
         certificate_folder: where this machine's certificate is kept, instead of
-            :func:`~onedp_ros.teleop.phone.certificate.configuration_folder`.
+            :func:`~onedp_ros.teleop.devices.phone.certificate.configuration_folder`.
 
     Raises:
         ValueError: a code that is not six digits.
