@@ -2,15 +2,19 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from onedp_ros.cli import COMMANDS
 from onedp_ros.ranges import expected_values
 from onedp_ros.robot.settings import SECTIONS
+from onedp_ros.teleop.devices import DEVICES
+from onedp_ros.teleop.devices.base import Device
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NEW_MEMBERS = {"add-a-device": (DEVICES, Device)}  # by page, the registry and the base class
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -76,3 +80,21 @@ def test_pages_that_messages_name_exist() -> None:
         named |= set(re.findall(rb"(?<![\w./])docs/[\w./-]+\.md", path.read_bytes()))
     assert {b"docs/how-to/network.md"} <= named
     assert not [name for name in named if not (ROOT / name.decode()).is_file()]
+
+
+def modules(page: str) -> list[str]:
+    """The examples on a how-to page that are whole files."""
+    text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8")
+    return [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if code.startswith('"""')]
+
+
+@pytest.mark.parametrize("page", NEW_MEMBERS)
+def test_examples_of_new_members_are_what_their_registry_expects(page: str) -> None:
+    registry, base = NEW_MEMBERS[page]
+    examples = modules(page)
+    assert examples
+    for code in examples:
+        module: dict[str, Any] = {"__name__": page}
+        exec(compile(code, page, "exec"), module)
+        member = module[registry.attribute]
+        assert isinstance(member, base) or (issubclass(member, base) and not getattr(member, "__abstractmethods__", None))
