@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from onedp_ros.cli import COMMANDS
-from onedp_ros.ranges import expected_values
 from onedp_ros.robot.settings import SECTIONS
+from onedp_ros.settings import expected_values
 from onedp_ros.teleop.devices import DEVICES
 from onedp_ros.teleop.devices.base import Device
 

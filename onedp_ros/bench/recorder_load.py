@@ -49,9 +49,9 @@ def robot_turns(contract: Contract) -> Iterator[Turn]:
     pose = pose_message([0.5, 0.0, 0.3], gripper_down(0.0), 0, "base")
     joints = JointState(name=[f"joint_{i}" for i in range(9)], position=[0.1] * 9, velocity=[0.0] * 9)
     state: Turn = [(contract.joint_states_topic, joints), (contract.pose_topic, pose)]
-    wish: Turn = [(TARGET_POSE_TOPIC, pose), (GRIPPER_TARGET_TOPIC, JointState(name=["gripper"], position=[0.04]))]
+    targets: Turn = [(TARGET_POSE_TOPIC, pose), (GRIPPER_TARGET_TOPIC, JointState(name=["gripper"], position=[0.04]))]
     for i in itertools.count():
-        yield state if i % TARGET_EVERY else state + wish
+        yield state if i % TARGET_EVERY else state + targets
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ def follow(franka: Franka, targets: list[Target], seconds: float, load: str, bar
         "lost": int(after["lost"] - before["lost"]),
         "success_rate_p1": round(float(np.percentile(rates, 1)), 3) if rates else None,
         "work_us": {"p50": percentile(work, 0.5), "p99": percentile(work, 0.99), "max": percentile(work, 1.0)},
-        "gap_ms": {name: percentile(gap, share) / 100 for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
+        "gap_ms": {name: percentile(gap, fraction) / 100 for name, fraction in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
         "following": round(len(rates) / max(looks, 1), 2),
         "tracking_mm_p95": round(1e3 * float(np.percentile(behind, 95)), 2) if behind else None,
         "to_target_mm_p50": round(1e3 * float(np.median(off)), 1) if off else None,

@@ -16,7 +16,7 @@ from onedp_ros.control.joints import JointGuard, JointMargins
 from onedp_ros.control.limits import STALE_AFTER, WORKSPACE
 from onedp_ros.control.servo import STILL, ServoLimits, TargetFilter, Triple
 from onedp_ros.geometry import columns_from_pose, rotation_between
-from onedp_ros.ranges import Range, check_fields, within
+from onedp_ros.settings import Range, check_fields, within
 
 Array = NDArray[np.float64]
 
@@ -25,10 +25,10 @@ TICK = 0.001  # s, the cycle of the arm's controller
 LOOK_EVERY = 10  # cycles between looks at the joints
 # m, and of a rotation matrix. Poses that the robot, which reports in single precision, cannot tell apart; and poses that cannot be
 # the same motion.
-SAME, FOREIGN = 1e-7, 1e-4
+SAME_POSE, OTHER_MOTION = 1e-7, 1e-4
 DEPTH = 12  # commands among which the last one that the robot took is looked for
-IN_VAIN = 50  # searches after which there are none: this robot keeps other books
-MOST_TICKS = 20  # cycles without a command that the robot makes up for; it stops after more
+MAX_FAILED_SEARCHES = 50  # searches after which there are none: this robot keeps other books
+MAX_COASTED_TICKS = 20  # cycles without a command that the robot makes up for; it stops after more
 
 RESUME_DISTANCE = Range(0.005, 0.2, "m", "less than the arm lags behind keeps it from following, more is a way nobody expects")
 INSET = Range(0.001, 0.03, "m", "less is what an arm overshoots, and more is lost of a small workspace")
@@ -74,11 +74,7 @@ class TargetFollower:
         self._low = [low + limits.inset for low in limits.workspace_min]
         self._high = [high - limits.inset for high in limits.workspace_max]
         self._stale_after = round(limits.stale_after * 1e9)
-        self.filter = TargetFilter(
-            dataclasses.replace(
-                servo, linear_speed=SPEED_MARGIN * servo.linear_speed, angular_speed=SPEED_MARGIN * servo.angular_speed
-            )
-        )
+        self.filter = TargetFilter(servo, SPEED_MARGIN)
         self.far = 0
 
     def start(
@@ -100,11 +96,11 @@ class TargetFollower:
         self._ticks = self._looked = self._since = 0
         self._sent: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=DEPTH)
         self._keep()
-        self._in_vain = 0
+        self._failed_searches = 0
         self._seen_joints = self._joints()
         self._guard.look(*self._seen_joints, 0.0)
         self._set_jerk()
-        self.share, self._push = 1.0, (1.0, 0.0)
+        self.fraction, self._push = 1.0, (1.0, 0.0)
         self.state = "holding"
         self._goal = self.filter.pose
 
@@ -118,29 +114,29 @@ class TargetFollower:
             commanded: that pose (``O_T_EE_c``), 16 numbers; None when the robot follows no pose.
         """
         self._ticks += ticks
-        if ticks == 1 and (commanded is None or max(map(abs, map(operator.sub, commanded, self.columns))) < SAME):
-            self._in_vain = 0
+        if ticks == 1 and (commanded is None or max(map(abs, map(operator.sub, commanded, self.columns))) < SAME_POSE):
+            self._failed_searches = 0
             return
-        if commanded is not None and self._in_vain < IN_VAIN:
-            least, best = FOREIGN, self._sent[-1][1]
+        if commanded is not None and self._failed_searches < MAX_FAILED_SEARCHES:
+            least, best = OTHER_MOTION, self._sent[-1][1]
             for tick, moment in reversed(self._sent):
                 self.filter.restore(moment)
                 self._coast(self._ticks - 1 - tick)
                 mine = columns_from_pose(*self.filter.pose)
                 away = max([abs(a - b) for a, b in zip(mine, commanded, strict=True)])
-                if away < SAME:
-                    self._in_vain = 0
+                if away < SAME_POSE:
+                    self._failed_searches = 0
                     return
                 if away < least:
                     least, best = away, self.filter.moment
-            self._in_vain += 1
+            self._failed_searches += 1
             self.filter.restore(best)
-            if least < FOREIGN:
+            if least < OTHER_MOTION:
                 return
         self._coast(ticks - 1)
 
     def _coast(self, ticks: int) -> None:
-        for _ in range(min(ticks, MOST_TICKS)):
+        for _ in range(min(ticks, MAX_COASTED_TICKS)):
             self.filter.coast(TICK)
 
     def step(self, stamp: int, position: Sequence[float], quaternion: Sequence[float], now: int, stop: bool = False) -> None:
@@ -172,9 +168,9 @@ class TargetFollower:
             self._keep()
             return
         if changed or turn == 3:
-            self._share_out()
+            self._limit_to_joints()
         if self.state == "following":
-            self.filter.follow(*self._wanted(self.share), TICK, *self._push)
+            self.filter.follow(*self._wanted(self.fraction), TICK, *self._push)
         else:
             self.filter.brake(TICK, *self._push)
         if self.state == "stopping" and self.filter.at_rest:
@@ -197,9 +193,9 @@ class TargetFollower:
             self.state = "following"
         self._goal = inside, quaternion
 
-    def _wanted(self, share: float) -> tuple[Triple, Triple]:
+    def _wanted(self, fraction: float) -> tuple[Triple, Triple]:
         """As of the filter, and towards a wall no faster than the arm can be braked there."""
-        (x, y, z), spin = self.filter.wanted(*self._goal, share)
+        (x, y, z), spin = self.filter.wanted(*self._goal, fraction)
         here, most = self.filter.pose[0], self._limits.wall_deceleration
         low, high = self._low, self._high
         velocity = (
@@ -211,12 +207,12 @@ class TargetFollower:
 
     def _set_jerk(self) -> None:
         limits = self.filter.limits
-        self.filter.jerk_share = self._guard.jerk_share(limits.linear_jerk, limits.angular_jerk)
+        self.filter.jerk_fraction = self._guard.jerk_fraction(limits.linear_jerk, limits.angular_jerk)
 
-    def _share_out(self) -> None:
+    def _limit_to_joints(self) -> None:
         """Ask what the joints can follow of what the filter wants now."""
         stopping = self.state == "stopping"
         velocity, spin = (STILL, STILL) if stopping else self._wanted(1.0)
         push, twist = self.filter.pushes(velocity, spin)
-        self.share, share, drag = self._guard.shares(self.filter.twist, velocity + spin, push + twist, stopping)
-        self._push = share, drag
+        self.fraction, fraction, drag = self._guard.fractions(self.filter.twist, velocity + spin, push + twist, stopping)
+        self._push = fraction, drag

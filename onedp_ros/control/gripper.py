@@ -1,25 +1,27 @@
-"""From a wished opening to commands of a hand that only knows "move there" and "grasp"."""
+"""From a requested opening to commands of a hand that only knows "move there" and "grasp"."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from onedp_ros.ranges import Range, check_fields, within
+from onedp_ros.settings import Range, check_fields, within
 
 OPENS = "a Franka hand opens by 0.08 m"
 
 
 @dataclasses.dataclass(frozen=True)
 class GripperSettings:
-    """``close_below`` < ``open_above`` (m): openings at which the wish turns; in between it stays. ``width`` (m) when open;
-    ``speed`` (m/s) of the opening, ``force`` (N) of a grasp; a grasp holds something when its width is above ``nothing`` (m)."""
+    """``close_below`` < ``open_above`` (m): openings at which the request turns; in between it stays. ``width`` (m) when open;
+    ``speed`` (m/s) of the opening, ``force`` (N) of a grasp; a grasp that ends at most ``empty_width`` (m) wide is empty."""
 
     close_below: float = within(Range(0.0, 0.08, "m", OPENS))
     open_above: float = within(Range(0.001, 0.08, "m", OPENS))
     width: float = within(Range(0.005, 0.08, "m", OPENS))
     speed: float = within(Range(0.005, 0.1, "m/s", "less takes longer than a command may, and the hand moves at 0.1 m/s at most"))
     force: float = within(Range(1.0, 70.0, "N", "less holds nothing, and the hand holds with 70 N at most"))
-    nothing: float = within(Range(0.0001, 0.02, "m", "fingers that touch are 0 m apart, and thin things are to be grasped"))
+    empty_width: float = within(
+        Range(0.0001, 0.02, "m", "fingers that touch are 0 m apart, and thin things are to be grasped"), formerly="nothing"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "gripper")
@@ -27,22 +29,22 @@ class GripperSettings:
             raise ValueError(
                 f"gripper.close_below {self.close_below}, open_above {self.open_above} and width {self.width} must rise"
             )
-        if not 2 * self.nothing < self.width:
-            raise ValueError(f"gripper.nothing is {self.nothing} m, expected less than half of width, {self.width} m")
+        if not 2 * self.empty_width < self.width:
+            raise ValueError(f"gripper.empty_width is {self.empty_width} m, expected less than half of width, {self.width} m")
 
 
 class GripperIntent:
-    """What the hand shall do, ``open`` or ``closed``, from the stream of wished openings; ``""`` before the first clear one."""
+    """What the hand shall do, ``open`` or ``closed``, from the stream of requested openings; ``""`` before the first clear one."""
 
     def __init__(self, settings: GripperSettings) -> None:
         self._settings = settings
-        self.wish = ""
+        self.request = ""
 
     def update(self, opening: float) -> bool:
-        """Take a wished opening, m. Whether that turned the wish."""
-        before = self.wish
+        """Take a requested opening, m. Whether that turned the request."""
+        before = self.request
         if opening < self._settings.close_below:
-            self.wish = "closed"
+            self.request = "closed"
         elif opening > self._settings.open_above:
-            self.wish = "open"
-        return self.wish != before
+            self.request = "open"
+        return self.request != before

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 
-from onedp_ros.ranges import Range, check_fields, within
+from onedp_ros.settings import Range, check_fields, within
 
 Array = NDArray[np.float64]
 
@@ -59,10 +59,10 @@ class JointMargins:
 
 
 class JointGuard:
-    """Says which share of a Cartesian velocity and acceleration the joints can follow.
+    """Tells which fraction of a Cartesian velocity and acceleration the joints can follow.
 
     The joints' part of a twist is that of the pseudo-inverse, which the robot's own inverse kinematics resembles; hence margins.
-    Near a singularity the shares go to nothing by themselves.
+    Near a singularity the fractions go to zero by themselves.
     """
 
     def __init__(self, margins: JointMargins) -> None:
@@ -83,16 +83,16 @@ class JointGuard:
         self._last = inverse
         self._q, self._inverse, self._change = q, inverse.T.tolist(), change.T.tolist()
 
-    def jerk_share(self, linear: float, angular: float) -> float:
-        """Of bounds of jerk (m/s³) and angular jerk (rad/s³): the share, 0 to 1, that no joint minds in any direction."""
+    def jerk_fraction(self, linear: float, angular: float) -> float:
+        """Of bounds of jerk (m/s³) and angular jerk (rad/s³): the fraction, 0 to 1, that no joint minds in any direction."""
         square = self._last * self._last
         worst = linear * np.sqrt(ONES @ square[:3]) + angular * np.sqrt(ONES @ square[3:])
         return min(1.0, self._margins.jerk * JOINT_JERK / float(worst.max()))
 
-    def shares(
+    def fractions(
         self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float], stopping: bool = False
     ) -> tuple[float, float, float]:
-        """What keeps all joints within limits: the shares, 0 to 1, of a wanted velocity and of an acceleration, and a drag (1/s).
+        """What keeps all joints within limits: fractions, 0 to 1, of a wanted velocity and of an acceleration, and a drag (1/s).
 
         Near a singularity hardly any change of direction is left; the drag then slows the present velocity down, whose joint speeds
         it only scales.
@@ -107,7 +107,7 @@ class JointGuard:
         """
         margins = self._margins
         most = JOINT_ACCELERATION * (max(STOPPING, margins.acceleration) if stopping else margins.acceleration)
-        share = push = 1.0
+        fraction = push = 1.0
         fastest = 1e-9
         for joint, (inverse, change) in enumerate(zip(self._inverse, self._change, strict=True)):
             speed, bend, gain = _dot(inverse, wanted), _dot(change, now), _dot(inverse, acceleration)
@@ -115,15 +115,15 @@ class JointGuard:
             distance = self._max[joint] - self._q[joint] if speed > 0 else self._q[joint] - self._min[joint]
             limit = margins.speed * joint_speed_limit(joint, BRAKING * distance)
             if abs(speed) > limit:
-                share = min(share, limit / abs(speed))
+                fraction = min(fraction, limit / abs(speed))
             if abs(bend) > BENDING * most:
-                share = min(share, math.sqrt(BENDING * most / abs(bend)))
+                fraction = min(fraction, math.sqrt(BENDING * most / abs(bend)))
             # An acceleration against the bend, such as braking before the arm is stretched, may be the greater by it.
             room = most + abs(bend) if bend * gain < 0 else most - min(abs(bend), BENDING * most)
             needed = _sum(inverse, acceleration)
             if needed > room:
                 push = min(push, room / needed)
-        return share, push, (1.0 - push) * min(DRAG, 0.5 * most / fastest)
+        return fraction, push, (1.0 - push) * min(DRAG, 0.5 * most / fastest)
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:

@@ -6,8 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from onedp_ros.config import read_yaml
-from onedp_ros.ranges import Range, check_fields, from_mapping, within
+from onedp_ros.settings import Range, check_fields, from_file, from_mapping, within
 
 WORKSPACE = Range(-1.5, 1.5, "m", "an FR3 with its hand reaches 1.4 m from its base", 3)
 LEAST_SIDE = 0.1  # m of a workspace: the arm stays off its walls
@@ -61,13 +60,10 @@ class SafetyLimits:
     @classmethod
     def from_yaml(cls, path: str | Path) -> SafetyLimits:
         """The section ``safety`` of a robot file. ValueError names file and field."""
-        try:
-            return cls.from_dict(read_yaml(path).get("safety"))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; see config/robot/twin.yaml for a complete one") from error
+        return from_file(cls, path, "safety", "config/robot/twin.yaml")
 
-    def slowed(self, share: float) -> SafetyLimits:
-        """With this share (0 to 1] of the speeds."""
-        if not 0 < share <= 1:
-            raise ValueError(f"speed is {share}, expected a share above 0 and up to 1")
-        return dataclasses.replace(self, linear_speed=share * self.linear_speed, angular_speed=share * self.angular_speed)
+    def slowed(self, fraction: float) -> SafetyLimits:
+        """With this fraction (0 to 1] of the speeds."""
+        if not 0 < fraction <= 1:
+            raise ValueError(f"speed is {fraction}, expected a fraction above 0 and up to 1")
+        return dataclasses.replace(self, linear_speed=fraction * self.linear_speed, angular_speed=fraction * self.angular_speed)

@@ -136,9 +136,9 @@ class SafetyGate:
         opening = min(max(target.opening, self.limits.opening[0]), self.limits.opening[1])
         self.limited["opening"] += abs(opening - target.opening) > 1e-9
         if dt > 0:
-            share = min(dt / SMOOTHING, 1.0)
-            self._velocity = self._velocity + share * (step / dt - self._velocity)
-            self._angular_velocity = self._angular_velocity + share * (turn / dt - self._angular_velocity)
+            fraction = min(dt / SMOOTHING, 1.0)
+            self._velocity = self._velocity + fraction * (step / dt - self._velocity)
+            self._angular_velocity = self._angular_velocity + fraction * (turn / dt - self._angular_velocity)
         return self._advance(step, turn, opening)
 
     def stop(self, dt: float, measured: MeasuredPose | None = None) -> Target:

@@ -13,7 +13,7 @@ from scipy.linalg.lapack import dposv
 
 from onedp_ros.control.joints import TORQUE_LIMITS
 from onedp_ros.geometry import multiply_xyzw, rotation_between, rotation_difference, xyzw_from_rotation_vector
-from onedp_ros.ranges import Range, check_fields, within
+from onedp_ros.settings import Range, check_fields, within
 
 Array = NDArray[np.float64]
 Triple = tuple[float, float, float]
@@ -58,16 +58,18 @@ class ServoLimits:
 
 
 class TargetFilter:
-    """Follows a target that may jump with a pose that cannot: speed, acceleration and jerk stay within limits.
+    """Follows a target that may jump with a pose that cannot: speed, acceleration and jerk stay within limits, of the speeds within
+    the fraction ``speed_margin``.
 
     Velocity is proportional to the error (bounded by speed and by what can still be braked), acceleration to the error in
     velocity, and the acceleration's change is bounded. Position and velocity in the base frame. Plain floats inside: a third of the
     time of NumPy on three numbers.
     """
 
-    def __init__(self, limits: ServoLimits) -> None:
+    def __init__(self, limits: ServoLimits, speed_margin: float = 1.0) -> None:
         self.limits = limits
-        self.jerk_share = 1.0  # of the jerks that is used
+        self._speed, self._turn_rate = speed_margin * limits.linear_speed, speed_margin * limits.angular_speed
+        self.jerk_fraction = 1.0  # of the jerks that is used
         self.reset(np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]))
 
     def reset(self, position: ArrayLike, quaternion: ArrayLike) -> None:
@@ -131,33 +133,33 @@ class TargetFilter:
         """Advance by ``dt`` (s) towards the target: (3,) m, (4,) xyzw."""
         self.follow(*self.wanted(position.tolist(), quaternion.tolist()), dt)
 
-    def wanted(self, position: Sequence[float], quaternion: Sequence[float], share: float = 1.0) -> tuple[Triple, Triple]:
-        """This share of the velocity (m/s) and angular velocity (rad/s) that close the errors to a target."""
+    def wanted(self, position: Sequence[float], quaternion: Sequence[float], fraction: float = 1.0) -> tuple[Triple, Triple]:
+        """This fraction of the velocity (m/s) and angular velocity (rad/s) that close the errors to a target."""
         lim, (x, y, z) = self.limits, self._position
         error = position[0] - x, position[1] - y, position[2] - z
         turn = rotation_between(quaternion, self._quaternion)
         return (
-            _closing(error, share, lim.gain, lim.linear_speed, lim.linear_acceleration),
-            _closing(turn, share, lim.gain, lim.angular_speed, lim.angular_acceleration),
+            _closing(error, fraction, lim.gain, self._speed, lim.linear_acceleration),
+            _closing(turn, fraction, lim.gain, self._turn_rate, lim.angular_acceleration),
         )
 
-    def follow(self, velocity: Triple, spin: Triple, dt: float, share: float = 1.0, drag: float = 0.0) -> None:
-        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), with this share of the accelerations,
+    def follow(self, velocity: Triple, spin: Triple, dt: float, fraction: float = 1.0, drag: float = 0.0) -> None:
+        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), with this fraction of the accelerations,
         and a drag (1/s) on the present velocity."""
         lim = self.limits
-        push, twist = self.pushes(velocity, spin, share)
+        push, twist = self.pushes(velocity, spin, fraction)
         if drag:
             push, twist = _plus(push, self._velocity, -drag), _plus(twist, self._spin, -drag)
-        self._acceleration = _changed(push, self._acceleration, self.jerk_share * lim.linear_jerk * dt)
-        self._spin_up = _changed(twist, self._spin_up, self.jerk_share * lim.angular_jerk * dt)
+        self._acceleration = _changed(push, self._acceleration, self.jerk_fraction * lim.linear_jerk * dt)
+        self._spin_up = _changed(twist, self._spin_up, self.jerk_fraction * lim.angular_jerk * dt)
         self.coast(dt)
 
-    def pushes(self, velocity: Triple, spin: Triple, share: float = 1.0) -> tuple[Triple, Triple]:
-        """The acceleration (m/s²) and angular acceleration (rad/s²) towards wanted velocities, this share of them."""
+    def pushes(self, velocity: Triple, spin: Triple, fraction: float = 1.0) -> tuple[Triple, Triple]:
+        """The acceleration (m/s²) and angular acceleration (rad/s²) towards wanted velocities, this fraction of them."""
         lim = self.limits
         return (
-            _towards(velocity, self._velocity, share, lim.gain, lim.linear_acceleration),
-            _towards(spin, self._spin, share, lim.gain, lim.angular_acceleration),
+            _towards(velocity, self._velocity, fraction, lim.gain, lim.linear_acceleration),
+            _towards(spin, self._spin, fraction, lim.gain, lim.angular_acceleration),
         )
 
     @property
@@ -180,28 +182,28 @@ class TargetFilter:
         length = math.sqrt(i * i + j * j + k * k + w * w)
         self._quaternion = i / length, j / length, k / length, w / length
 
-    def brake(self, dt: float, share: float = 1.0, drag: float = 0.0) -> None:
-        """Advance by ``dt`` (s), slowing down; ``share`` and ``drag`` as of :meth:`follow`."""
-        self.follow(STILL, STILL, dt, share, drag)
+    def brake(self, dt: float, fraction: float = 1.0, drag: float = 0.0) -> None:
+        """Advance by ``dt`` (s), slowing down; ``fraction`` and ``drag`` as of :meth:`follow`."""
+        self.follow(STILL, STILL, dt, fraction, drag)
 
 
 def _plus(a: Triple, b: Triple, scale: float) -> Triple:
     return a[0] + scale * b[0], a[1] + scale * b[1], a[2] + scale * b[2]
 
 
-def _closing(error: Triple, share: float, gain: float, speed: float, most: float) -> Triple:
-    """A share of the velocity that closes the error: proportional, within the speed limit, and no more than can still be braked."""
+def _closing(error: Triple, fraction: float, gain: float, speed: float, most: float) -> Triple:
+    """A fraction of the velocity that closes the error: proportional, within the speed limit, and not beyond what can be braked."""
     x, y, z = error
     distance = math.sqrt(x * x + y * y + z * z)
     # half of the acceleration is kept for the brake's own delay
-    scale = share * min(gain, min(speed, math.sqrt(most * distance)) / max(distance, 1e-12))
+    scale = fraction * min(gain, min(speed, math.sqrt(most * distance)) / max(distance, 1e-12))
     return scale * x, scale * y, scale * z
 
 
-def _towards(wanted: Triple, velocity: Triple, share: float, gain: float, most: float) -> Triple:
-    """A share of the acceleration that brings the velocity to the wanted one, within its limit."""
+def _towards(wanted: Triple, velocity: Triple, fraction: float, gain: float, most: float) -> Triple:
+    """A fraction of the acceleration that brings the velocity to the wanted one, within its limit."""
     x, y, z = 4.0 * gain * (wanted[0] - velocity[0]), 4.0 * gain * (wanted[1] - velocity[1]), 4.0 * gain * (wanted[2] - velocity[2])
-    scale = share * min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
+    scale = fraction * min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
     return scale * x, scale * y, scale * z
 
 

@@ -36,7 +36,7 @@ FINISH = 10.0  # s that a command of the hand may take
 
 
 class FrankaGripper:
-    """The newest wish, sent to franka_ros2's gripper actions when the last command has ended.
+    """The newest request, sent to franka_ros2's gripper actions when the last command has ended.
 
     Raises:
         ImportError: franka_msgs is not installed.
@@ -48,7 +48,7 @@ class FrankaGripper:
 
         s, half = settings, 0.5 * settings.width
         grasp = Grasp.Goal(width=half, speed=s.speed, force=s.force)
-        grasp.epsilon.inner, grasp.epsilon.outer = half - s.nothing, half
+        grasp.epsilon.inner, grasp.epsilon.outer = half - s.empty_width, half
         move = Move.Goal(width=s.width, speed=s.speed)
         self._goals = {
             "closed": (ActionClient(node, Grasp, f"{name}/grasp"), grasp),
@@ -58,18 +58,18 @@ class FrankaGripper:
         self._busy_since: float | None = None
         self.problem = ""
 
-    def wish(self, wish: str) -> None:
-        """Work towards a wish, ``open`` or ``closed``; call it again and again."""
+    def request(self, request: str) -> None:
+        """Work towards a request, ``open`` or ``closed``; call it again and again."""
         waited = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
         if waited > FINISH and self._sent:
             self._lost(f"no answer within {FINISH:.0f} s")
-        if not wish or wish == self._sent or (self._busy_since is not None and waited < FINISH):
+        if not request or request == self._sent or (self._busy_since is not None and waited < FINISH):
             return
-        client, goal = self._goals[wish]
+        client, goal = self._goals[request]
         if not client.server_is_ready():
             self.problem = "the gripper's action server is not there; start franka_gripper, or set the parameter gripper"
             return
-        self._sent, self._busy_since = wish, time.monotonic()
+        self._sent, self._busy_since = request, time.monotonic()
         client.send_goal_async(goal).add_done_callback(functools.partial(self._on_answer, self._busy_since))
 
     def _on_answer(self, since: float, future: Any) -> None:
@@ -86,7 +86,7 @@ class FrankaGripper:
         handle.get_result_async().add_done_callback(functools.partial(self._on_result, since))
 
     def _lost(self, why: str) -> None:
-        """Nobody knows what became of the last command: what is wished next is sent anew."""
+        """Nobody knows what became of the last command: the next request is sent anew."""
         self._sent, self._busy_since = "", None
         self.problem = f"the gripper's answer was lost: {why}"
 
@@ -140,7 +140,7 @@ class CrispNode(Node):
             return
         self._intent.update(opening)
         if self._gripper is not None:
-            self._gripper.wish(self._intent.wish)
+            self._gripper.request(self._intent.request)
 
     def _report(self) -> Report:
         self._pose.poll()
@@ -166,7 +166,7 @@ class CrispNode(Node):
             {
                 "publishers": publishers,
                 "followers": followers,
-                "gripper": self._intent.wish or "untold",
+                "gripper": self._intent.request or "not requested",
                 "gripper_refused": sum(self._refused.values()),
                 **counted("gripper_refused", self._refused),
             },

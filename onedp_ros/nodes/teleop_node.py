@@ -41,8 +41,8 @@ from onedp_ros.nodes.lib.parameters import (
 )
 from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import main_of
-from onedp_ros.ranges import values_and_expected
 from onedp_ros.resources import resource
+from onedp_ros.settings import values_and_expected
 from onedp_ros.teleop.devices import DEVICES, read_settings
 from onedp_ros.teleop.devices.base import Command, Setup
 from onedp_ros.teleop.session import Motion, Session

@@ -17,7 +17,7 @@ START_TIME = 15.0  # s until the arm's process must have loaded its libraries
 CONNECT_TIME = 3.5  # s from then until it must be connected
 HANG_TIME = 3.0  # s without a sign of life after that; libfranka itself gives up after 1 s
 END_TIME = 2.0  # s that the arm gets to come to rest and end
-MODES = {"cartesian_pose": memory.POSE, "cartesian_impedance": memory.IMPEDANCE}
+MODE_NUMBERS = {"cartesian_pose": memory.POSE, "cartesian_impedance": memory.IMPEDANCE}
 
 
 class Arm:
@@ -50,8 +50,8 @@ class Arm:
         self._latest["request"].write(self._request)
 
     def control(self, mode: str) -> None:
-        """Ask for a mode of :data:`MODES`, or ``"rest"``: to decelerate and end the motion."""
-        self._request["mode"] = memory.REST if mode == "rest" else MODES[mode]
+        """Ask for a mode of :data:`~onedp_ros.robot.MODES`, or ``"rest"``: to decelerate and end the motion."""
+        self._request["mode"] = memory.REST if mode == "rest" else MODE_NUMBERS[mode]
         self._ask()
 
     def send(self, position: ArrayLike, quaternion: ArrayLike, arrived: int) -> None:
@@ -102,20 +102,22 @@ class Arm:
         """What keeps the arm from moving; None when nothing does. Ends a process that hangs."""
         state, now = self.state(), clock.now()
         if ended := self.child.ended():
-            return self._told(state) or Fault(f"the arm's process {ended}; call ~/recover", ("process_died",))
+            return self._reported_fault(state) or Fault(f"the arm's process {ended}; call ~/recover", ("process_died",))
         phase = int(state["phase"])
         if phase == memory.FAULT and state["serial"] >= self._request["serial"]:
-            return self._told(state)
+            return self._reported_fault(state)
         alive = float(state["alive"]) * 1e-9
         if alive < self.child.started:
             if now - self.child.started > START_TIME:
                 self.child.kill()
-                return self._tell(Fault(f"the arm's process did not start within {START_TIME:.0f} s; call ~/recover", ("hung",)))
+                return self._report_for_it(
+                    Fault(f"the arm's process did not start within {START_TIME:.0f} s; call ~/recover", ("hung",))
+                )
             return None
         waited = now - max(alive if phase == memory.CONNECTING else self.child.started, self._asked_at)
         if phase == memory.CONNECTING and waited > CONNECT_TIME:
             self.child.kill()
-            return self._tell(
+            return self._report_for_it(
                 Fault(
                     f"no answer from {self.address} within {CONNECT_TIME:.0f} s: another program may hold the robot, or "
                     f"robot_ip, cable or power are wrong; end the other program or mend that, then call ~/recover",
@@ -125,20 +127,22 @@ class Arm:
         silent = min(waited, now - alive) if phase != memory.FAULT else waited  # a fault that was to be recovered from
         if phase != memory.CONNECTING and silent > HANG_TIME:
             self.child.kill()
-            return self._tell(Fault(f"the arm's process hung for {HANG_TIME:.0f} s and was ended; call ~/recover", ("hung",)))
+            return self._report_for_it(
+                Fault(f"the arm's process hung for {HANG_TIME:.0f} s and was ended; call ~/recover", ("hung",))
+            )
         return None
 
-    def _told(self, state: NDArray[np.void]) -> Fault | None:
-        said = memory.record("arm", "fault")
-        if state["phase"] != memory.FAULT or not self._latest["fault"].read(said):
+    def _reported_fault(self, state: NDArray[np.void]) -> Fault | None:
+        record = memory.record("arm", "fault")
+        if state["phase"] != memory.FAULT or not self._latest["fault"].read(record):
             return None
-        return Fault(said["text"].item().decode(errors="ignore"), tuple(said["names"].item().decode().split()))
+        return Fault(record["text"].item().decode(errors="ignore"), tuple(record["names"].item().decode().split()))
 
-    def _tell(self, fault: Fault) -> Fault:
-        """Say it in the ended process's place."""
-        said = memory.record("arm", "fault")
-        said["text"], said["names"] = str(fault).encode(), " ".join(fault.names).encode()
-        self._latest["fault"].write(said)
+    def _report_for_it(self, fault: Fault) -> Fault:
+        """Publish a fault in place of the process, which has ended."""
+        record = memory.record("arm", "fault")
+        record["text"], record["names"] = str(fault).encode(), " ".join(fault.names).encode()
+        self._latest["fault"].write(record)
         self._state["phase"], self._state["serial"] = memory.FAULT, self._request["serial"]
         self._latest["state"].write(self._state)
         return fault
@@ -151,7 +155,7 @@ class Arm:
         self.memory.close()
 
 
-def percentile(histogram: NDArray[np.int64], share: float) -> int:
-    """The bin of a histogram below which this share (0 to 1) of the values lie, the last one for 1; 0 when it is empty."""
+def percentile(histogram: NDArray[np.int64], fraction: float) -> int:
+    """The bin of a histogram below which this fraction (0 to 1) of the values lie, the last one for 1; 0 when it is empty."""
     total = np.cumsum(histogram)
-    return int(np.searchsorted(total, share * total[-1])) if total[-1] else 0
+    return int(np.searchsorted(total, fraction * total[-1])) if total[-1] else 0

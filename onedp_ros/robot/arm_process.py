@@ -47,19 +47,19 @@ CONTROLLERS = {
 
 
 @dataclasses.dataclass
-class Report:
-    """What is said of the control besides libfranka's state; see ``memory``."""
+class ControlStatus:
+    """What is published of the control besides libfranka's state; see ``memory``."""
 
     phase: int = memory.CONNECTING
     serial: int = 0
     cycles: int = 0
     lost: int = 0
     far: int = 0
-    share: float = 1.0
+    fraction: float = 1.0
 
 
 class ArmProcess:
-    """Connects, controls while asked to, and says what happens.
+    """Connects, controls while asked to, and publishes what happens.
 
     Args:
         descriptor: of the parent's :func:`~onedp_ros.robot.memory.arm_memory`.
@@ -74,7 +74,7 @@ class ArmProcess:
         self._latest = self._memory.latest
         self._address, self._settings, self._enforce, self._cpu = address, settings, enforce, cpu
         self._parent = parent
-        self._report = Report()
+        self._status = ControlStatus()
         self._robot: Any = None
         self._model: Any = None
         self._faulty = False
@@ -86,14 +86,14 @@ class ArmProcess:
 
     def run(self) -> None:
         """Until asked to end, or until the parent has died."""
-        self._say(memory.CONNECTING)
+        self._publish_phase(memory.CONNECTING)
         while self._asked() != memory.END:
             try:
                 self._advance()
-            except Exception as error:  # libfranka's own have no common base that says so
+            except Exception as error:  # libfranka's own have no common base
                 self._fail(error)
         self._robot = None
-        self._say(memory.ENDED)
+        self._publish_phase(memory.ENDED)
 
     def _asked(self) -> int:
         mode, self._serial = self._latest["request"].unpack()
@@ -102,7 +102,7 @@ class ArmProcess:
     def _advance(self) -> None:
         """One look at the requests, and what they ask for."""
         mode, serial = self._asked(), self._serial
-        if self._faulty and serial <= self._report.serial:
+        if self._faulty and serial <= self._status.serial:
             if self._robot is None:
                 time.sleep(IDLE_PERIOD)
             else:
@@ -112,8 +112,8 @@ class ArmProcess:
             self._connect()
             self._faulty = False
             return
-        if serial > self._report.serial:
-            self._report.serial = serial
+        if serial > self._status.serial:
+            self._status.serial = serial
             self._robot.automatic_error_recovery()
         self._faulty = False
         if mode in (memory.POSE, memory.IMPEDANCE):
@@ -122,8 +122,8 @@ class ArmProcess:
             self._idle(memory.IDLE)
 
     def _connect(self) -> None:
-        self._say(memory.CONNECTING)
-        self._report.serial = self._serial
+        self._publish_phase(memory.CONNECTING)
+        self._status.serial = self._serial
         arm = self._settings.arm
         self._robot = None
         realtime = franka.RealtimeConfig.kEnforce if self._enforce else franka.RealtimeConfig.kIgnore
@@ -143,7 +143,7 @@ class ArmProcess:
         self._latest["notes"].write(notes)
 
     def _ask_for_realtime(self) -> str:
-        """SCHED_FIFO, a processor, locked memory; says which were granted, and how to get the others."""
+        """SCHED_FIFO, a processor, locked memory. Returns which were granted, and how to get the others."""
         granted, refused = [], []
         if self._cpu >= 0:
             try:
@@ -168,10 +168,10 @@ class ArmProcess:
     # without control
 
     def _idle(self, phase: int) -> None:
-        self._report.phase = phase
+        self._status.phase = phase
         state = self._robot.read_once()
-        self._report.cycles += 1
-        if self._report.cycles % PUBLISH_EVERY == 0:
+        self._status.cycles += 1
+        if self._status.cycles % PUBLISH_EVERY == 0:
             self._publish(state, time.time_ns())
 
     # with control
@@ -190,18 +190,18 @@ class ArmProcess:
             gc.enable()
 
     def _loop(self, mode: int, control: Any) -> None:
-        follower, report = self._follower, self._report
+        follower, status = self._follower, self._status
         targets, requests = self._latest["target"], self._latest["request"]
         work, gap, now = self._work, self._gap, clock.now_ns
         last_work, last_gap = memory.WORK_BINS - 1, memory.GAP_BINS - 1
         state, period = control.readOnce()
         self._measured = state
-        # The motion generator starts where the robot was last told to be, within a millimetre of where it is.
+        # The motion generator starts where the robot was last commanded to be, within a millimetre of where it is.
         if mode == memory.POSE:
             follower.start(*pose_from_columns(state.O_T_EE_c), now())
         else:
             follower.start(*pose_from_columns(state.O_T_EE), now(), self._motion)
-        far, cycles, lost = report.far - follower.far, report.cycles, report.lost
+        far, cycles, lost = status.far - follower.far, status.cycles, status.lost
         posture = np.array(state.q)
         taken = asked = resting = cycle = 0
         received, wanted = 0, mode
@@ -216,7 +216,7 @@ class ArmProcess:
                 given = (x, y, z), turn
             if requests.count != asked or cycle % PUBLISH_EVERY == 0:
                 asked, wanted = requests.count, self._asked()
-                if self._serial > report.serial:
+                if self._serial > status.serial:
                     wanted = memory.REST  # somebody asks to recover: the answer is given at rest
             self._measured = state
             follower.catch_up(ticks, state.O_T_EE_c if mode == memory.POSE else None)
@@ -226,9 +226,9 @@ class ArmProcess:
                 command = franka.CartesianPose(follower.columns)
             else:
                 dq = np.array(state.dq)
-                wished = self._torque(state, dq, posture)
+                desired = self._torque(state, dq, posture)
                 last = np.array(state.tau_J_d)  # what the robot took last, not what was sent
-                torque = np.minimum(np.maximum(wished, last - TORQUE_STEP), last + TORQUE_STEP)
+                torque = np.minimum(np.maximum(desired, last - TORQUE_STEP), last + TORQUE_STEP)
                 command = franka.Torques(torque.tolist())
                 resting = resting + 1 if ended else 0
                 ended = ended and (float(np.abs(dq).max()) < SETTLED or resting > 1000 * SETTLE_TIME)
@@ -237,8 +237,8 @@ class ArmProcess:
             cycle += 1
             lost += ticks - 1
             if ended or cycle % PUBLISH_EVERY == 0:
-                report.phase, report.cycles, report.lost = PHASE_OF[follower.state], cycles + cycle, lost
-                report.far, report.share = far + follower.far, follower.share
+                status.phase, status.cycles, status.lost = PHASE_OF[follower.state], cycles + cycle, lost
+                status.far, status.fraction = far + follower.far, follower.fraction
                 self._publish(state, time.time_ns() - (now() - begin))
             work[min((now() - begin) // 1000, last_work)] += 1
             if ended:
@@ -268,49 +268,49 @@ class ArmProcess:
         spring = impedance_torque(gains, reference, position, quaternion, jacobian, dq, posture - q, mass)
         return np.minimum(np.maximum(spring + self._model.coriolis(state), -TORQUE_LIMITS), TORQUE_LIMITS)
 
-    # what is said
+    # what is published
 
     def _publish(self, state: Any, stamp: int) -> None:
-        report, here, there = self._report, pose_from_columns(state.O_T_EE), self._follower.filter.pose
+        status, here = self._status, pose_from_columns(state.O_T_EE)
+        reference, _ = self._follower.filter.pose
         self._latest["state"].pack(
             stamp,
             clock.now_ns(),
-            report.phase,
+            status.phase,
             state.robot_mode.value,
-            report.serial,
+            status.serial,
             *state.q,
             *state.dq,
             *state.tau_J,
             *here[0],
             *here[1],
-            *there[0],
-            *there[1],
+            *reference,
             *state.O_F_ext_hat_K,
             state.control_command_success_rate,
-            report.share,
-            report.cycles,
-            report.lost,
-            report.far,
+            status.fraction,
+            status.cycles,
+            status.lost,
+            status.far,
         )
 
-    def _say(self, phase: int) -> None:
-        """Tell the phase, with the last state that was read."""
-        self._report.phase = phase
-        said = memory.record("arm", "state")
-        self._latest["state"].read(said)
-        said["phase"], said["serial"], said["alive"] = phase, self._report.serial, clock.now_ns()
-        self._latest["state"].write(said)
+    def _publish_phase(self, phase: int) -> None:
+        """Publish the phase, with the last state that was read."""
+        self._status.phase = phase
+        record = memory.record("arm", "state")
+        self._latest["state"].read(record)
+        record["phase"], record["serial"], record["alive"] = phase, self._status.serial, clock.now_ns()
+        self._latest["state"].write(record)
 
     def _fail(self, error: Exception) -> None:
-        fault, said = explain(error, self._address), memory.record("arm", "fault")
+        fault, record = explain(error, self._address), memory.record("arm", "fault")
         if self._still and isinstance(error, franka.ControlException):
             fault = pause_fault("the arm's process", 1e-9 * self._still, fault.names)
-        said["text"], said["names"] = str(fault).encode()[:1000], " ".join(fault.names).encode()[:500]
-        self._latest["fault"].write(said)
+        record["text"], record["names"] = str(fault).encode()[:1000], " ".join(fault.names).encode()[:500]
+        self._latest["fault"].write(record)
         self._faulty = True
         if isinstance(error, franka.NetworkException):
             self._robot = None
-        self._say(memory.FAULT)
+        self._publish_phase(memory.FAULT)
 
 
 PHASE_OF = {"holding": memory.HOLDING, "following": memory.FOLLOWING, "stopping": memory.STOPPING}
@@ -318,7 +318,7 @@ PHASE_OF = {"holding": memory.HOLDING, "following": memory.FOLLOWING, "stopping"
 
 def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent says when to end, or dies
+        signal.signal(number, signal.SIG_IGN)  # the parent asks for the end, or dies
     options = json.loads(argv[3])
     settings = RobotSettings.from_dict(options["settings"])
     ArmProcess(int(argv[0]), int(argv[1]), argv[2], settings, options["enforce"], options["cpu"]).run()

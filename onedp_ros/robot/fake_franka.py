@@ -47,7 +47,7 @@ def environment() -> Path:
     for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], pip):
         if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
             raise RuntimeError(
-                f"could not make the fake robot's environment: {' '.join(command)} said: {done.stderr.strip()[-800:]}"
+                f"could not make the fake robot's environment: {' '.join(command)} printed: {done.stderr.strip()[-800:]}"
             )
     made_from.write_text(wanted)
     return python
@@ -101,7 +101,7 @@ class FakeFranka:
         with self._arrived:
             while answer not in self._answers:
                 if "ended" in self._answers or not self._arrived.wait(max(deadline - time.monotonic(), 0.0)):
-                    raise RuntimeError(f"the fake robot did not say '{answer}'; is port 1337 or 1338 of {self.address} taken?")
+                    raise RuntimeError(f"the fake robot did not answer '{answer}'; is port 1337 or 1338 of {self.address} taken?")
             self._answers.clear()
 
     def tell(self, command: str) -> None:

@@ -69,8 +69,8 @@ class SlowHand(FrankaHandSim):
         time.sleep(self.LATENCY)
         start, begin = self.width, time.monotonic()
         duration = abs(goal - start) / max(speed, 1e-3)
-        while (share := (time.monotonic() - begin) / max(duration, 1e-6)) < 1.0:
-            self.width = start + share * (goal - start)
+        while (fraction := (time.monotonic() - begin) / max(duration, 1e-6)) < 1.0:
+            self.width = start + fraction * (goal - start)
             time.sleep(0.01)
         self.width = goal
 

@@ -37,22 +37,22 @@ def pause_fault(what: str, seconds: float, names: tuple[str, ...] = ()) -> Fault
 
 def explain(error: BaseException, address: str) -> Fault:
     """An exception of pylibfranka -> the fault, with cause and remedy. ``address`` is the robot's."""
-    said = str(error).removeprefix("libfranka: ").strip()
-    low, kind = said.lower(), type(error).__name__
-    names = tuple(dict.fromkeys(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", said)))
+    text = str(error).removeprefix("libfranka: ").strip()
+    low, kind = text.lower(), type(error).__name__
+    names = tuple(dict.fromkeys(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text)))
     if "user stop" in low or "userstopped" in low or "user stopped" in low:
         return Fault("user stop pressed (or the enabling device released); release it, then call ~/recover", ("user_stop",))
     if "safety function" in low:
-        return Fault(f"a safety function is active: {said}; see Desk, then call ~/recover", ("safety_function",))
+        return Fault(f"a safety function is active: {text}; see Desk, then call ~/recover", ("safety_function",))
     if "incompatible library version" in low:
         return Fault(
-            f"the robot at {address} speaks another version of the protocol: {said}; this client needs an FR3 with system 5.9.0 or "
+            f"the robot at {address} speaks another version of the protocol: {text}; this client needs an FR3 with system 5.9.0 or "
             f"later: update the robot, or install the pylibfranka that fits it",
             ("incompatible_version",),
         )
     if kind == "RealtimeException":
         return Fault(
-            f"no real-time scheduling: {said}; use a kernel with PREEMPT_RT and allow it ('USER - rtprio 99' and 'USER - memlock "
+            f"no real-time scheduling: {text}; use a kernel with PREEMPT_RT and allow it ('USER - rtprio 99' and 'USER - memlock "
             f"unlimited' in /etc/security/limits.d/, then log in again), or set realtime:=ignore where no arm can do harm",
             ("realtime",),
         )
@@ -62,16 +62,16 @@ def explain(error: BaseException, address: str) -> Fault:
     if kind == "NetworkException":
         if "refused" in low:
             return Fault(
-                f"{address} refuses the connection: {said}; activate FCI in Desk, and check robot_ip", ("connection_refused",)
+                f"{address} refuses the connection: {text}; activate FCI in Desk, and check robot_ip", ("connection_refused",)
             )
         return Fault(
-            f"no connection to the robot at {address}: {said}; check robot_ip, cable and power, activate FCI in Desk, and end any "
+            f"no connection to the robot at {address}: {text}; check robot_ip, cable and power, activate FCI in Desk, and end any "
             f"other program that controls the arm; then call ~/recover",
             ("network",),
         )
     if "reflex" in low or names:
         return Fault(
-            f"motion aborted: {', '.join(names) or said}; see docs/reference/diagnostics.md, then call ~/recover",
+            f"motion aborted: {', '.join(names) or text}; see docs/reference/diagnostics.md, then call ~/recover",
             names or ("reflex",),
         )
-    return Fault(f"{said or kind}; see docs/reference/diagnostics.md, then call ~/recover", ("rejected",))
+    return Fault(f"{text or kind}; see docs/reference/diagnostics.md, then call ~/recover", ("rejected",))

@@ -149,7 +149,7 @@ class Franka:
         return since < SETTLING or (since < REST_TIME and self.arm.phase == "stopping")
 
     def opening(self, opening: float) -> None:
-        """A wished opening between the fingers, m; left where a fault is or nothing is active."""
+        """A requested opening between the fingers, m; left where a fault is or nothing is active."""
         if self.active and self.fault is None:
             self.hand.command(opening)
 
@@ -203,7 +203,7 @@ class Franka:
             raise fault
 
     def close(self, wanted: bool = True) -> None:
-        """Bring the arm to rest and end both processes. Not ``wanted``: something failed, and the next process will say so."""
+        """Bring the arm to rest and end both processes. Not ``wanted``: something failed, and the next process will report it."""
         self.active = False
         self.arm.close()
         self.hand.close()

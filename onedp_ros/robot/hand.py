@@ -1,4 +1,4 @@
-"""The hand as its node sees it: wished openings in, widths and faults out. No call waits for it."""
+"""The hand as its node sees it: requested openings in, widths and faults out. No call waits for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONNECT_TIME = 4.5  # s from its start until the hand's process must be connecte
 HANG_TIME = 3.0  # s without a sign of life
 COMMAND_TIME = 20.0  # s that a command may take; homing takes about ten
 END_TIME = 0.1  # s that the process gets to end; what the hand does, it finishes by itself
-WISHES = {"open": memory.OPEN, "closed": memory.CLOSED}
+REQUESTS = {"open": memory.OPEN, "closed": memory.CLOSED}
 
 
 class Hand:
@@ -39,27 +39,27 @@ class Hand:
         self.child.start()
 
     def command(self, opening: float) -> None:
-        """Take a wished opening, m; the hand is told when it turns from open to closed or back."""
+        """Take a requested opening, m; the hand is told when it turns from open to closed or back."""
         turned = self.intent.update(opening)
-        if self.intent.wish:
-            self._wish(WISHES[self.intent.wish], turned)
+        if self.intent.request:
+            self._send(REQUESTS[self.intent.request], turned)
 
     def home(self) -> None:
         """Find the fingers' range anew: closes and opens the hand."""
-        self.intent.wish = ""  # what is wished next is told, whatever was told before
+        self.intent.request = ""  # the next request is sent, whatever was sent before
         self._intent["homings"] += 1
         self._intent["homing_stamp"] = clock.now_ns()
         self._latest["intent"].write(self._intent)
 
-    def _wish(self, wish: int, anew: bool = True) -> None:
-        self._intent["wish"], self._intent["stamp"] = wish, clock.now_ns()
+    def _send(self, request: int, anew: bool = True) -> None:
+        self._intent["request"], self._intent["stamp"] = request, clock.now_ns()
         self._intent["serial"] += anew
         self._latest["intent"].write(self._intent)
 
     def recover(self) -> None:
-        """Start an ended process anew. What was wished before is not repeated: what is wished next is told."""
+        """Start an ended process anew. An earlier request is not repeated; the next one is sent."""
         if self.child.ended():
-            self.intent.wish = ""
+            self.intent.request = ""
             self.start()
 
     def state(self) -> NDArray[np.void]:
@@ -104,6 +104,6 @@ class Hand:
 
     def close(self) -> None:
         """End the process."""
-        self._wish(memory.LEAVE)
+        self._send(memory.LEAVE)
         self.child.wait(END_TIME)
         self._memory.close()

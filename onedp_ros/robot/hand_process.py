@@ -1,8 +1,8 @@
 """The hand's process: pylibfranka's gripper commands take up to a second each and hold the interpreter's lock all the while.
 
 ``python -m onedp_ros.robot.hand_process DESCRIPTOR PARENT ADDRESS SETTINGS``, started by :class:`onedp_ros.robot.hand.Hand`. A
-command cannot be cut short; when it has ended, the newest wish is obeyed, and those in between are forgotten. A wish that was
-not had for a while waits until somebody has it again: this process may have been stopped in between.
+command cannot be cut short; when it has ended, the newest request is obeyed, and those in between are forgotten. A request
+that is some time old waits until it is made again: this process may have been stopped in between.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from onedp_ros import clock
 from onedp_ros.control.gripper import GripperSettings
 from onedp_ros.robot import memory
 
-LATE = 1_500_000_000  # ns since it was wished: a command takes about a second, and what is wished meanwhile waits for its end
+LATE = 1_500_000_000  # ns since it was made: a command takes about a second, and requests wait for its end
 
 
 class HandProcess:
-    """Obeys the newest wish and tells the width."""
+    """Obeys the newest request and reports the width."""
 
     def __init__(self, descriptor: int, parent: int, address: str, settings: GripperSettings) -> None:
         self._latest = memory.hand_memory(descriptor).latest
         self._settings, self._parent = settings, parent
-        self._said = memory.record("hand", "state")
+        self._state = memory.record("hand", "state")
         self._address = address
 
     def run(self) -> None:
-        """Until told to leave, or until the parent has died."""
+        """Until asked to leave, or until the parent has died."""
         self._gripper = franka.Gripper(self._address)
         _, obeyed, _, homings, _ = self._latest["intent"].unpack()
         self._look()
         while os.getppid() == self._parent:
-            wish, serial, wished_at, asked, asked_at = self._latest["intent"].unpack()
-            if wish == memory.LEAVE:
+            request, serial, requested_at, asked, asked_at = self._latest["intent"].unpack()
+            if request == memory.LEAVE:
                 return
             if asked != homings:
                 homings = asked
                 if self._fresh(asked_at):
                     self._obey(None)
                 else:
-                    self._said["problem"] = b"homing was not begun: the gripper's process stood still; call ~/home_gripper again"
-            elif serial != obeyed and self._fresh(wished_at):
+                    self._state["problem"] = b"homing was not begun: the gripper's process stood still; call ~/home_gripper again"
+            elif serial != obeyed and self._fresh(requested_at):
                 obeyed = serial
-                self._obey(wish)
+                self._obey(request)
             self._look()
 
     def _fresh(self, stamp: int) -> bool:
@@ -55,52 +55,52 @@ class HandProcess:
 
     def _look(self) -> None:
         state = self._gripper.read_once()
-        said = self._said
-        said["connected"], said["moving"] = True, False
-        said["width"], said["grasped"] = state.width, state.is_grasped
-        self._say()
+        record = self._state
+        record["connected"], record["moving"] = True, False
+        record["width"], record["grasped"] = state.width, state.is_grasped
+        self._report()
 
-    def _obey(self, wish: int | None) -> None:
-        """Do what is wished, or find the fingers' range."""
-        s, said = self._settings, self._said
-        said["moving"], said["begin"], said["speed"] = True, clock.now_ns(), s.speed
-        said["goal"] = 0.0 if wish == memory.CLOSED else s.width
-        self._say()
+    def _obey(self, request: int | None) -> None:
+        """Do what is requested, or find the fingers' range."""
+        s, record = self._settings, self._state
+        record["moving"], record["begin"], record["speed"] = True, clock.now_ns(), s.speed
+        record["goal"] = 0.0 if request == memory.CLOSED else s.width
+        self._report()
         problem = ""
         try:
-            if wish == memory.CLOSED:
-                half = 0.5 * s.width  # anything between nothing and the whole width is an object
-                if not self._gripper.grasp(half, s.speed, s.force, half - s.nothing, half):
+            if request == memory.CLOSED:
+                half = 0.5 * s.width  # anything between the empty width and the whole one is an object
+                if not self._gripper.grasp(half, s.speed, s.force, half - s.empty_width, half):
                     problem = "the grasp closed on nothing; open and close again"
-            elif wish == memory.OPEN:
+            elif request == memory.OPEN:
                 if not self._gripper.move(s.width, s.speed):
                     problem = f"the hand did not open to {s.width} m; is something in its way?"
             elif not self._gripper.homing():
                 problem = "homing failed; are the fingers free?"
         except franka.CommandException as error:
             problem = f"the hand refused: {error}; call ~/home_gripper with free fingers"
-        said["done"] += 1
-        said["failed"] += bool(problem)
-        said["problem"] = problem.encode()[:300]
+        record["done"] += 1
+        record["failed"] += bool(problem)
+        record["problem"] = problem.encode()[:300]
 
-    def say_last(self, problem: str) -> None:
+    def report_last(self, problem: str) -> None:
         """Why the process ends."""
-        self._said["connected"], self._said["problem"] = False, problem.encode()[:300]
-        self._say()
+        self._state["connected"], self._state["problem"] = False, problem.encode()[:300]
+        self._report()
 
-    def _say(self) -> None:
-        self._said["alive"] = clock.now_ns()
-        self._latest["state"].write(self._said)
+    def _report(self) -> None:
+        self._state["alive"] = clock.now_ns()
+        self._latest["state"].write(self._state)
 
 
 def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent says when to end, or dies
+        signal.signal(number, signal.SIG_IGN)  # the parent asks for the end, or dies
     process = HandProcess(int(argv[0]), int(argv[1]), argv[2], GripperSettings(**json.loads(argv[3])))
     try:
         process.run()
     except franka.NetworkException as error:
-        process.say_last(str(error))
+        process.report_last(str(error))
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""What the node's process, the arm's and the hand's say to each other. Monotonic stamps are ns of ``onedp_ros.clock``."""
+"""The records that the node's process, the arm's and the hand's exchange. Monotonic stamps are ns of ``onedp_ros.clock``."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ _ARM: dict[str, np.dtype] = {
             ("position", "f8", 3),
             ("quaternion", "f8", 4),
             ("reference_position", "f8", 3),
-            ("reference_quaternion", "f8", 4),
             ("wrench", "f8", 6),
             ("success_rate", "f8"),
-            ("share", "f8"),  # of the wanted velocity that the joints can follow
+            ("fraction", "f8"),  # of the wanted velocity that the joints can follow
             ("cycles", "i8"),
             ("lost", "i8"),  # cycles without a command of ours in time
             ("far", "i8"),  # targets that were too far away to begin with
@@ -46,9 +45,9 @@ _ARM: dict[str, np.dtype] = {
 _HAND: dict[str, np.dtype] = {
     "intent": np.dtype(
         [
-            ("wish", "u1"),
-            ("serial", "i8"),  # counts wishes
-            ("stamp", "i8"),  # when it was last wished; monotonic
+            ("request", "u1"),
+            ("serial", "i8"),  # counts requests that differ from the one before
+            ("stamp", "i8"),  # when it was last made; monotonic
             ("homings", "i8"),  # counts requests for one
             ("homing_stamp", "i8"),
         ]
@@ -70,7 +69,7 @@ _HAND: dict[str, np.dtype] = {
     ),
 }
 
-NOTHING, OPEN, CLOSED, LEAVE = range(4)  # wishes of the hand; the last ends its process
+OPEN, CLOSED, LEAVE = range(1, 4)  # requests of the hand; the last ends its process
 
 
 def arm_memory(descriptor: int | None = None) -> SharedMemory:

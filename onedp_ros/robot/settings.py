@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onedp_ros.config import read_yaml
 from onedp_ros.control.follow import RESUME_ANGLE, RESUME_DISTANCE, FollowLimits
 from onedp_ros.control.gripper import GripperSettings
 from onedp_ros.control.joints import JointMargins
 from onedp_ros.control.limits import STALE_AFTER, SafetyLimits
 from onedp_ros.control.servo import ImpedanceGains, ServoLimits
-from onedp_ros.ranges import Choice, Range, check_fields, from_mapping, values_and_expected, within
 from onedp_ros.robot import MODES
+from onedp_ros.settings import Choice, Range, check_fields, from_file, from_mapping, values_and_expected, within
 
 CONTROLLERS = ("joint_impedance", "cartesian_impedance")
 HARMLESS = ("cartesian_reflex", "joint_reflex", "communication_constraints_violation")  # errors that may be recovered from unasked
@@ -84,19 +83,13 @@ class RobotSettings:
 
     @classmethod
     def from_dict(cls, data: Any) -> RobotSettings:
-        """Plain data -> settings. ValueError names a missing, unknown or senseless field."""
-        if not isinstance(data, Mapping) or set(data) != set(SECTIONS):
-            found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-            raise ValueError(f"its sections are {found}, expected exactly {', '.join(SECTIONS)}")
-        return cls(**{name: from_mapping(kind, name, data[name]) for name, kind in SECTIONS.items()})
+        """Plain data -> settings. ValueError names a missing, unknown or senseless section or field."""
+        return from_mapping(cls, "", data)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> RobotSettings:
         """ValueError names file and field."""
-        try:
-            return cls.from_dict(read_yaml(path))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; see config/robot/franka.yaml for a complete one") from error
+        return from_file(cls, path, "", "config/robot/franka.yaml")
 
     def to_dict(self) -> dict[str, Any]:
         """Inverse of :meth:`from_dict`, of JSON's types."""
@@ -118,10 +111,10 @@ class RobotSettings:
             data[section or "safety"][field] = value
         return RobotSettings.from_dict(data)
 
-    def slowed(self, share: float) -> RobotSettings:
-        """With this share (0 to 1] of the speeds."""
-        if not 0 < share <= 1:
-            raise ValueError(f"speed is {share}, expected a share above 0 and up to 1")
+    def slowed(self, fraction: float) -> RobotSettings:
+        """With this fraction (0 to 1] of the speeds."""
+        if not 0 < fraction <= 1:
+            raise ValueError(f"speed is {fraction}, expected a fraction above 0 and up to 1")
         s = self.servo
-        slow = dataclasses.replace(s, linear_speed=share * s.linear_speed, angular_speed=share * s.angular_speed)
+        slow = dataclasses.replace(s, linear_speed=fraction * s.linear_speed, angular_speed=fraction * s.angular_speed)
         return dataclasses.replace(self, servo=slow)

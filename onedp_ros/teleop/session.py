@@ -23,7 +23,7 @@ from onedp_ros.geometry import (
     rotation_angle,
     rotation_difference,
 )
-from onedp_ros.ranges import Choice, Range, check_fields, from_mapping, within
+from onedp_ros.settings import Choice, Range, check_fields, from_mapping, within
 from onedp_ros.teleop.devices import MOTION, read_section
 from onedp_ros.teleop.devices.base import AXES, Command
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from onedp_ros.control.follow import IN_VAIN, MOST_TICKS, TICK, TargetFollower
+from onedp_ros.control.follow import MAX_COASTED_TICKS, MAX_FAILED_SEARCHES, TICK, TargetFollower
 from onedp_ros.control.joints import (
     JOINT_ACCELERATION,
     JOINT_JERK,
@@ -19,6 +19,7 @@ from onedp_ros.control.servo import ServoLimits
 from onedp_ros.geometry import columns_from_pose, gripper_down, pose_from_columns, rotation_angle
 from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
+from onedp_ros.settings import expected_values
 from onedp_ros.tasks.pnp_milk import PnpMilk
 from onedp_ros.twin.cell import HOME, build_model
 
@@ -53,6 +54,14 @@ def test_a_target_near_by_is_followed_and_reached() -> None:
     assert made.state == "following"
     np.testing.assert_allclose(made.filter.position, START + 0.04, atol=1e-4)
     assert rotation_angle(made.filter.quaternion, gripper_down(0.3)) < 1e-3
+
+
+def test_the_least_speeds_that_a_robot_file_may_give_are_followed() -> None:
+    low = {name: expected_values(ServoLimits)[name].low for name in ("linear_speed", "angular_speed")}  # type: ignore[union-attr]
+    made = follower(**low)
+    go(made, 1000, START + 0.04, 0)
+    moved = float(np.linalg.norm(made.filter.position - START))
+    assert 0.5 * low["linear_speed"] < moved < low["linear_speed"]
 
 
 @pytest.mark.parametrize("away", [np.array([0.0, FOLLOW.resume_distance + 0.01, 0.0]), None])
@@ -163,7 +172,7 @@ def test_after_lost_commands_it_goes_on_from_where_the_robot_went(told: bool) ->
                 robot.take(None)
             ticks, silent = 1 + silent, 0
     assert robot.jerks()[3:].max() < 3 * made.filter.limits.linear_jerk
-    assert MOST_TICKS >= 12
+    assert MAX_COASTED_TICKS >= 12
 
 
 def test_books_that_never_agree_are_not_searched_for_ever() -> None:
@@ -171,13 +180,13 @@ def test_books_that_never_agree_are_not_searched_for_ever() -> None:
     made = follower()
     go(made, 100, START + 0.05, 0)
     for away in (1e-5, 1.0):  # close to what we sent, and nothing like it
-        made._in_vain = 0
+        made._failed_searches = 0
         for _ in range(60):
             strange = columns_from_pose(made.filter.pose[0], made.filter.pose[1])
             strange[12] += away
             made.catch_up(1, strange)
             made.step(0, tuple(START), tuple(DOWN), 10**12)
-        assert made._in_vain == IN_VAIN
+        assert made._failed_searches == MAX_FAILED_SEARCHES
 
 
 def test_joint_speeds_end_at_the_ends_of_the_ranges() -> None:
@@ -236,5 +245,5 @@ def test_at_a_singularity_nothing_is_left() -> None:
     jacobian[2, 2] = 1e-3
     guard = JointGuard(JointMargins())
     guard.look(HOME.tolist(), jacobian, 0.0)
-    share, push, drag = guard.shares([0.01] * 6, [0.0, 0.0, 0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
-    assert share < 0.02 and push < 0.01 and drag > 0
+    fraction, push, drag = guard.fractions([0.01] * 6, [0.0, 0.0, 0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    assert fraction < 0.02 and push < 0.01 and drag > 0

@@ -81,7 +81,7 @@ class Wishes:
     def __init__(self, node: Any, name: str, settings: Any) -> None:
         self.problem = ""
 
-    def wish(self, wish: str) -> None:
+    def request(self, request: str) -> None:
         pass
 
 

@@ -1,4 +1,4 @@
-"""What keeps CRISP from following is said. Its controllers and franka_msgs are not installed here; others take their place."""
+"""What keeps CRISP from following is heard. Its controllers and franka_msgs are not installed here; others take their place."""
 
 import importlib.util
 import sys
@@ -20,14 +20,14 @@ from onedp_ros.robot.settings import RobotSettings
 NODE = "crisp_node"
 
 
-class Wishes:
-    """Takes the place of franka_ros2's gripper: notes what is wished."""
+class Requests:
+    """Takes the place of franka_ros2's gripper: notes the requests."""
 
     def __init__(self, node, name, settings):
-        self.wishes, self.problem = [], ""
+        self.requests, self.problem = [], ""
 
-    def wish(self, wish):
-        self.wishes.append(wish)
+    def request(self, request):
+        self.requests.append(request)
 
 
 def test_without_franka_msgs_the_hand_is_said_to_be_missing(rig):
@@ -38,7 +38,7 @@ def test_without_franka_msgs_the_hand_is_said_to_be_missing(rig):
 
 
 def test_what_crisp_lacks_is_said_one_after_the_other(rig):
-    rig.add(partial(CrispNode, Wishes))
+    rig.add(partial(CrispNode, Requests))
     rig.until(lambda: rig.error(NODE, "nobody follows") and rig.error(NODE, "current_pose: not heard"), "both errors")
     rig.node.create_subscription(PoseStamped, "target_pose", lambda message: None, 1)
     poses = rig.node.create_publisher(PoseStamped, "current_pose", 1)
@@ -52,20 +52,20 @@ def test_what_crisp_lacks_is_said_one_after_the_other(rig):
     rig.until(lambda: say() or rig.error(NODE, "2 nodes publish"), "the error")
 
 
-def test_openings_become_wishes_with_hysteresis(rig):
-    node = rig.add(partial(CrispNode, Wishes))
+def test_openings_become_requests_with_hysteresis(rig):
+    node = rig.add(partial(CrispNode, Requests))
     publisher = rig.node.create_publisher(JointState, "gripper_target", 1)
-    for opening, wish in ((0.08, "open"), (0.04, "open"), (0.01, "closed"), (0.04, "closed"), (0.06, "open")):
+    for opening, request in ((0.08, "open"), (0.04, "open"), (0.01, "closed"), (0.04, "closed"), (0.06, "open")):
 
-        def said(opening=opening, wish=wish):
+        def heard(opening=opening, request=request):
             publisher.publish(JointState(header=header(time.time_ns()), name=["gripper"], position=[opening]))
-            return node._gripper.wishes and node._gripper.wishes[-1] == wish
+            return node._gripper.requests and node._gripper.requests[-1] == request
 
-        rig.until(said, f"{wish} for {opening}")
+        rig.until(heard, f"{request} for {opening}")
 
 
 def test_openings_of_1970_and_of_two_publishers_do_not_move_the_hand(rig):
-    node = rig.add(partial(CrispNode, Wishes))
+    node = rig.add(partial(CrispNode, Requests))
     publisher = rig.node.create_publisher(JointState, "gripper_target", 1)
 
     def send(stamp):
@@ -75,7 +75,7 @@ def test_openings_of_1970_and_of_two_publishers_do_not_move_the_hand(rig):
     rig.node.create_publisher(JointState, "gripper_target", 1)
     rig.until(lambda: send(time.time_ns()) or rig.value(NODE, "gripper_refused.several_publishers") > 3, "refusals")
     rig.until(lambda: rig.error(NODE, "2 nodes publish gripper_target"), "the error")
-    assert not node._gripper.wishes
+    assert not node._gripper.requests
 
 
 class Server:
@@ -112,27 +112,27 @@ def gripper(monkeypatch):
     ), server
 
 
-def test_the_newest_wish_follows_when_the_command_has_ended(gripper):
+def test_the_newest_request_follows_when_the_command_has_ended(gripper):
     hand, server = gripper
-    for wish in ("closed", "open", "open"):
-        hand.wish(wish)
+    for request in ("closed", "open", "open"):
+        hand.request(request)
     assert len(server.goals) == 1
     server.answers[0].set_result(SimpleNamespace(result=SimpleNamespace(success=True, error="")))
-    hand.wish("open")
-    hand.wish("open")
+    hand.request("open")
+    hand.request("open")
     assert len(server.goals) == 2 and hand.problem == ""
 
 
 def test_a_command_whose_answer_was_lost_is_sent_anew(gripper, monkeypatch):
     hand, server = gripper
-    hand.wish("closed")
+    hand.request("closed")
     server.answers[0].set_exception(RuntimeError("the server has gone"))
-    hand.wish("closed")
+    hand.request("closed")
     assert len(server.goals) == 2 and "the server has gone" in hand.problem
     monkeypatch.setattr("onedp_ros.nodes.crisp_node.FINISH", 0.0)
-    hand.wish("closed")
+    hand.request("closed")
     assert len(server.goals) == 3 and "no answer" in hand.problem
     monkeypatch.undo()
     server.answers[1].set_result(SimpleNamespace(result=SimpleNamespace(success=True, error="")))  # of the one given up
-    hand.wish("open")
+    hand.request("open")
     assert len(server.goals) == 3, "the newest command is still under way"

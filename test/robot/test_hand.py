@@ -1,4 +1,4 @@
-"""The hand obeys the newest wish, tells what failed, and never holds the arm up."""
+"""The hand obeys the newest request, reports what failed, and never holds the arm up."""
 
 import time
 
@@ -29,7 +29,7 @@ def test_a_grasp_of_nothing_is_reported_until_the_next_command(cell):
     until(lambda: not franka.hand.problem, "the next command")
 
 
-def test_the_newest_wish_wins(cell):
+def test_the_newest_request_wins(cell):
     franka = cell.franka()
     for opening in (0.0, 0.08, 0.0, 0.08):
         franka.opening(opening)
@@ -52,7 +52,7 @@ def test_a_moving_hand_does_not_hold_the_arm_up(cell):
     assert len(rates) > 1000 and rates.min() > 0.5, "a command of the hand takes hundreds of cycles"
 
 
-def test_after_homing_the_hand_is_told_again_what_is_wished(cell):
+def test_after_homing_the_hand_gets_the_request_again(cell):
     franka = cell.franka()
     franka.opening(0.0)
     until(lambda: franka.hand.state()["done"] == 1, "the grasp")
@@ -62,20 +62,20 @@ def test_after_homing_the_hand_is_told_again_what_is_wished(cell):
     until(lambda: franka.hand.state()["done"] == 3, "the grasp, again")
 
 
-def test_homing_is_not_lost_among_wishes_that_stream(cell):
+def test_homing_is_not_lost_among_requests_that_stream(cell):
     franka = cell.franka()
-    wishes = []
+    requests = []
 
     def stream():
-        wishes.append(franka.opening(0.0))
+        requests.append(franka.opening(0.0))
 
     until(lambda: franka.hand.state()["done"] == 1, "the grasp", every=stream)
     franka.hand.home()
     stream()
-    # homing, and then the grasp that is wished still
+    # homing, and then the grasp that is requested still
     until(lambda: franka.hand.state()["done"] == 3, "both", every=stream)
     until(lambda: franka.hand.state()["grasped"], "what it held", every=stream)
-    assert franka.hand.state()["failed"] == 0 and len(wishes) > 10
+    assert franka.hand.state()["failed"] == 0 and len(requests) > 10
 
 
 def test_a_hand_that_died_mid_grasp_is_told_again(cell):
@@ -88,7 +88,7 @@ def test_a_hand_that_died_mid_grasp_is_told_again(cell):
     assert "gripper" in str(franka.fault)
     franka.recover()
     time.sleep(0.3)
-    assert not franka.hand.state()["done"] and not franka.hand.state()["moving"], "what was wished before is not repeated"
+    assert not franka.hand.state()["done"] and not franka.hand.state()["moving"], "an earlier request is not repeated"
     until(lambda: franka.hand.state()["done"], "the grasp, again", every=lambda: franka.opening(0.0))
     assert franka.hand.state()["grasped"]
     assert pose_of(franka)[0] is not None

@@ -47,7 +47,7 @@ def test_an_arm_whose_process_was_stopped_waits_for_recover(cell, mode):
     assert franka.fault is None and franka.arm.phase == "following"
 
 
-def test_a_hand_whose_process_was_stopped_does_what_is_wished_then_and_nothing_from_before(cell):
+def test_a_hand_whose_process_was_stopped_obeys_later_requests_and_none_from_before(cell):
     franka = cell.franka()
     done = lambda: int(franka.hand.state()["done"])  # noqa: E731
     pid = franka.hand.child.pid
@@ -58,8 +58,8 @@ def test_a_hand_whose_process_was_stopped_does_what_is_wished_then_and_nothing_f
     os.kill(pid, signal.SIGCONT)
     until(lambda: "homing was not begun" in franka.hand.problem, "what became of the homing")
     time.sleep(0.5)
-    assert done() == 0 and not franka.hand.state()["moving"], "nobody wishes it any more"
+    assert done() == 0 and not franka.hand.state()["moving"], "nobody requests it any more"
     until(lambda: done() == 1, "the grasp", every=lambda: franka.opening(0.0))
     Stopped(pid, 1.7, lambda: franka.opening(0.08))
-    until(lambda: done() == 2, "what is wished all the while", every=lambda: franka.opening(0.08))
+    until(lambda: done() == 2, "what is requested all the while", every=lambda: franka.opening(0.08))
     assert franka.fault is None and franka.hand.width == pytest.approx(0.08, abs=1e-3)

@@ -19,8 +19,8 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 
 from onedp_ros.contract import Contract, task_contract
-from onedp_ros.ranges import Choice, Range
 from onedp_ros.resources import named_file
+from onedp_ros.settings import Choice, Range
 
 
 def declare(node: Node, name: str, default: Any, description: str, low: float | None = None, high: float | None = None) -> Any:
@@ -93,7 +93,7 @@ def declare_robot_file(node: Node, default: str) -> Path:
 
 def declare_speed(node: Node) -> float:
     """Declare ``speed``."""
-    return float(declare(node, "speed", 1.0, "Share of the robot file's speeds", 0.01, 1.0))
+    return float(declare(node, "speed", 1.0, "Fraction of the robot file's speeds", 0.01, 1.0))
 
 
 def declare_cameras(node: Node, contract: Contract) -> tuple[Any, dict[str, str]]:

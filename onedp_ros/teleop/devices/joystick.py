@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onedp_ros.ranges import Range
+from onedp_ros.settings import Range
 from onedp_ros.teleop.devices.base import AXES, EVENTS, SILENCE, Command, Device, Setup
 
 DEADBAND = 0.06  # fraction of an axis that is rest

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from onedp_ros.control.follow import FollowLimits
 from onedp_ros.control.limits import SafetyLimits
-from onedp_ros.ranges import Choice, Range, expected_values, from_mapping
 from onedp_ros.resources import resource
 from onedp_ros.robot.settings import SECTIONS, RobotSettings
+from onedp_ros.settings import Choice, Range, expected_values, from_mapping
 from onedp_ros.teleop.session import Motion
 
 ROBOT = yaml.safe_load(resource("config", "robot", "franka.yaml").read_text(encoding="utf-8"))
@@ -61,6 +61,40 @@ def test_missing_and_unknown_fields_are_named(section: str) -> None:
         assert len(str(raised.value)) < 1000
 
 
+def test_a_renamed_field_of_an_older_file_is_named_with_its_new_name() -> None:
+    gripper = {key: value for key, value in ROBOT["gripper"].items() if key != "empty_width"}
+    with pytest.raises(ValueError, match=r"section gripper holds 'nothing', which is called 'empty_width' now; rename it"):
+        RobotSettings.from_dict({**ROBOT, "gripper": {**gripper, "nothing": 0.002}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Settings without plausible values."""
+
+    steps: int
+    rate: float = 1e-4
+    name: str = ""
+    betas: tuple[float, float] = (0.9, 0.999)
+    channels: tuple[int, ...] = ()
+
+
+def test_fields_without_plausible_values_are_of_their_annotations_types() -> None:
+    assert from_mapping(Run, "run", {"steps": 3, "betas": [0, 1], "channels": [1, 2, 3]}) == Run(
+        3, betas=(0, 1), channels=(1, 2, 3)
+    )
+    with pytest.raises(ValueError, match="section run lacks steps"):
+        from_mapping(Run, "run", {})
+    for name, bad in (
+        *(("steps", v) for v in (1.0, True, "1", None)),
+        *(("rate", v) for v in (True, "1", [1.0])),
+        *(("name", v) for v in (1, None)),
+        *(("betas", v) for v in ([0.9], [0.9, 0.9, 0.9], 0.9, "ab", [0.9, "x"])),
+        *(("channels", v) for v in (3, ["x"], [1.0])),
+    ):
+        with pytest.raises(ValueError, match=rf"run\.{name} is "):
+            from_mapping(Run, "run", {"steps": 1, name: bad})
+
+
 @pytest.mark.parametrize(
     ("section", "change", "words"),
     [
@@ -71,7 +105,7 @@ def test_missing_and_unknown_fields_are_named(section: str) -> None:
         ("safety", {"opening": [0.05, 0.01]}, "opening.*rising"),
         ("impedance", {"linear_stiffness": 3000.0, "linear_clip": 0.1}, "presses with 300 N"),
         ("gripper", {"close_below": 0.06}, "close_below.*rise"),
-        ("gripper", {"width": 0.02, "open_above": 0.01, "close_below": 0.005, "nothing": 0.015}, r"nothing is 0\.015"),
+        ("gripper", {"width": 0.02, "open_above": 0.01, "close_below": 0.005, "empty_width": 0.015}, r"empty_width is 0\.015"),
     ],
 )
 def test_values_that_are_implausible_together_are_refused(section: str, change: dict[str, Any], words: str) -> None:
