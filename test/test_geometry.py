@@ -38,6 +38,19 @@ def test_quaternion_matrix_and_six_numbers_are_one_rotation(q: np.ndarray) -> No
     np.testing.assert_allclose(rotation_6d_to_matrix(matrix_to_rotation_6d(matrix)), matrix, atol=1e-9)
 
 
+def test_matrices_and_quaternions_are_scipys_bit_for_bit() -> None:
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(20_000, 4)) * rng.uniform(0.01, 3.0, size=(20_000, 1))
+    assert quaternion_to_matrix(q).tobytes() == Rotation.from_quat(q).as_matrix().tobytes()
+    assert quaternion_to_matrix(q[0]).tobytes() == Rotation.from_quat(q[0]).as_matrix().tobytes()
+    rows = Rotation.random(20_000, random_state=0).as_matrix()[:, :2].reshape(-1, 6) + rng.uniform(-0.3, 0.3, (20_000, 6))
+    half_turns = [np.diag(d) for d in ([1.0, 1, 1], [1.0, -1, -1], [-1.0, 1, -1], [-1.0, -1, 1])]
+    matrices = np.array([*half_turns, *rotation_6d_to_matrix(rows)])
+    assert matrix_to_quaternion(matrices).tobytes() == Rotation.from_matrix(matrices).as_quat().tobytes()
+    with pytest.raises(ValueError, match="zero"):
+        quaternion_to_matrix(np.zeros(4))
+
+
 def test_six_numbers_are_the_first_two_rows() -> None:
     assert matrix_to_rotation_6d(np.arange(9.0).reshape(3, 3)).tolist() == [0, 1, 2, 3, 4, 5]
 
