@@ -1,29 +1,29 @@
-"""Time by which ages and pauses are judged: it goes on while the machine is suspended, which ``time.monotonic`` does not."""
+"""The clock for ages and pauses: it keeps running while the machine is suspended, unlike ``time.monotonic``."""
 
 from __future__ import annotations
 
 import time
 
-SHORTEST_PAUSE = 0.1  # s between two steps, whatever a robot's file says: schedulers are late by some of it
+SHORTEST_PAUSE = 0.1  # s between two steps that count as a pause at least, whatever a robot file says: schedulers are late
 
 
 def now_ns() -> int:
-    """Since the machine's start, ns."""
+    """Time since boot, ns."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def now() -> float:
-    """Since the machine's start, s."""
+    """Time since boot, s."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class PauseWatch:
     """Notices when this process stood still: stopped, swapped out, frozen with its container, or suspended with the machine.
 
-    What waits in its queues is then from before, and what it was about to do nobody may expect any more.
+    Messages waiting in its queues then predate the pause, and nobody may expect any more what it was about to do.
 
     Args:
-        limit: time (s) between two calls of :meth:`check` that is a pause.
+        limit: time (s) between two calls of :meth:`check` above which it was a pause.
     """
 
     def __init__(self, limit: float) -> None:
@@ -31,11 +31,11 @@ class PauseWatch:
         self.ended = float("-inf")  # when the last pause ended, on the clock of :func:`now`
 
     def restart(self) -> None:
-        """After something that may take long: that was no pause."""
+        """Forget the time since the last check, after something that may take long: that was no pause."""
         self._last = now()
 
     def check(self) -> float:
-        """Length (s) of the pause that has just ended; 0 when there was none. To be called again and again."""
+        """Length (s) of the pause that has just ended; 0 when there was none. Call it regularly."""
         time_now = now()
         length, self._last = time_now - self._last, time_now
         if length <= self._limit:
@@ -44,5 +44,5 @@ class PauseWatch:
         return length
 
     def ended_within(self, seconds: float) -> bool:
-        """Whether the last pause ended no longer ago: then a request may have waited through it."""
+        """Whether the last pause ended within so many seconds: a request may then have waited through it."""
         return now() - self.ended < seconds

@@ -414,8 +414,8 @@ def test_a_signal_that_comes_before_ros_is_there_ends_a_node_that_rests_first(tm
             while not told[0].told:
                 pass
             init(**options)
-        told, make = [], process._Ends
-        process._Ends = lambda: told.append(make()) or told[0]
+        told, make = [], process._StopSignals
+        process._StopSignals = lambda: told.append(make()) or told[0]
         rclpy.init = late
         sys.exit(process.main_of(ActionNode, rest=True))
     """

@@ -1,4 +1,4 @@
-"""What a node says about itself on /diagnostics, and the meters it reads off."""
+"""A node's report on /diagnostics, and the meters that feed it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 PERIOD = 0.5  # s
-NO_TIME = 3.0  # s without /clock until that is said
+NO_TIME = 3.0  # s without /clock until that is reported
 
 Report = tuple[Any, str, dict[str, Any]]  # level, message, values
 
@@ -22,19 +22,19 @@ Report = tuple[Any, str, dict[str, Any]]  # level, message, values
 class Diagnostics:
     """Publishes ``report()`` twice a second: level (``DiagnosticStatus.OK`` …), message (what is wrong and what to do), values.
 
-    The name is the node's, fully qualified, since all robots of a ROS domain share the topic; ``hardware_id`` says what the node is
-    about: a robot by its address, or, by default, the computer that it runs on.
+    It bears the node's fully qualified name, since all robots of a ROS domain share the topic. ``hardware_id`` names the hardware
+    that the node is about: a robot by its address, or, by default, the computer that it runs on.
     """
 
     def __init__(self, node: Node, report: Callable[[], Report], hardware_id: str = "") -> None:
         self._node, self._report, self._hardware_id = node, report, hardware_id or platform.node()
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        steady = Clock(clock_type=ClockType.STEADY_TIME)  # a node that waits for /clock must be able to say so
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # a node that waits for /clock must be able to report that
         self._timer = node.create_timer(PERIOD, self.publish, clock=steady)
         self._began = time.monotonic()
 
     def publish(self) -> None:
-        """Publish now, besides the timer."""
+        """Publish now, in addition to the timer."""
         level, message, values = self._missing_clock() or self._report()
         name = self._node.get_fully_qualified_name()
         status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=self._hardware_id)
@@ -44,7 +44,7 @@ class Diagnostics:
         self._publisher.publish(array)
 
     def _missing_clock(self) -> Report | None:
-        """What is said in place of the report while ``use_sim_time`` is set and nothing tells the time."""
+        """The report while ``use_sim_time`` is set and no /clock arrives, else None."""
         waited = time.monotonic() - self._began
         if waited < NO_TIME or not self._node.get_parameter("use_sim_time").value or self._node.get_clock().now().nanoseconds:
             return None
@@ -61,11 +61,11 @@ class Rate:
         self._times: deque[float] = deque(maxlen=2048)
 
     def tick(self) -> None:
-        """An event happened."""
+        """Count an event."""
         self._times.append(time.monotonic())
 
     def hz(self) -> float:
-        """0 when fewer than two events lie in the window, or none in its last third."""
+        """The rate; 0 with fewer than two events in the window, or none in its last third."""
         now = time.monotonic()
         while self._times and now - self._times[0] > self._window:
             self._times.popleft()
@@ -75,7 +75,7 @@ class Rate:
 
 
 class Percentiles:
-    """Of the last ten thousand values."""
+    """Percentiles of the last ten thousand values."""
 
     def __init__(self) -> None:
         self._values: deque[float] = deque(maxlen=10_000)
@@ -84,7 +84,7 @@ class Percentiles:
         self._values.append(value)
 
     def values(self, key: str) -> dict[str, float]:
-        """``{key}_p50``, ``{key}_p95`` and ``{key}_p99``; nothing before the first value."""
+        """``{key}_p50``, ``{key}_p95`` and ``{key}_p99``; empty before the first value."""
         if not self._values:
             return {}
         low, mid, high = np.percentile(np.fromiter(self._values, dtype=np.float64), (50, 95, 99))
@@ -92,7 +92,7 @@ class Percentiles:
 
 
 def counted(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts by reason as values: ``{prefix}.{reason}``."""
+    """Counts by reason as values named ``{prefix}.{reason}``."""
     return {f"{prefix}.{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())}
 
 

@@ -1,4 +1,4 @@
-"""An executor for nodes with hundreds of messages a second on few cores."""
+"""An executor for nodes that receive hundreds of messages per second on few cores."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 
-REST_PERIOD = 0.2  # s between looks at what wakes nobody here: events of the middleware, actions
+REST_PERIOD = 0.2  # s between checks for what does not wake this executor: events of the middleware, actions
 
 
 class LeanExecutor(SingleThreadedExecutor):
-    """SingleThreadedExecutor whose :meth:`spin` takes messages and timers by the direct way.
+    """SingleThreadedExecutor whose :meth:`spin` calls back for messages and timers directly.
 
-    rclpy's own goes through all that a node has, in Python, and makes a task, for each message: about 0.3 ms. Here a wait set that
-    stays the same wakes for messages and timers and calls back; services and the rest are left to rclpy's way when one is ready.
-    After a delay the messages of all topics are called back in the order in which they came.
+    For each message rclpy's own goes through all entities of a node, in Python, and creates a task: about 0.3 ms. Here a constant
+    wait set wakes for messages and timers and calls back; services and everything else are left to rclpy when one is ready.
+    After a delay, waiting messages of all topics are called back in the order of their arrival.
     """
 
     def spin(self) -> None:
-        """Until the context ends or :meth:`shutdown`."""
+        """Spin until the context ends or :meth:`shutdown`."""
         try:
             self._spin()
         except (rclpy_implementation.RCLError, ExternalShutdownException):
@@ -42,7 +42,7 @@ class LeanExecutor(SingleThreadedExecutor):
                 self._collect()
 
     def _collect(self) -> None:
-        """What to wait for. Nodes tell through the guard condition when that changes."""
+        """Collect what to wait for. Nodes signal through the guard condition when that changes."""
         nodes = self.get_nodes()
         self._hot = {s for n in nodes for s in n.subscriptions if s.callback_group.can_execute(s)}
         self._timers = [t for n in nodes for t in n.timers]
@@ -56,9 +56,9 @@ class LeanExecutor(SingleThreadedExecutor):
         )
 
     def _wait_and_call(self, timeout: float) -> bool:
-        """Wait for messages and timers and call back. True when there is something else to do."""
+        """Wait for messages and timers and call back. Returns whether there is something else to do."""
         waiting = self._wait_set
-        with ExitStack() as held:  # so that nothing is taken down by another thread meanwhile
+        with ExitStack() as held:  # so that no other thread destroys an entity meanwhile
             try:
                 entity: Any
                 for entity in (*self._hot, *self._timers, *self._others, *self._guards):
@@ -93,8 +93,8 @@ class LeanExecutor(SingleThreadedExecutor):
         for _, subscription, message in messages:
             subscription.callback(message)
         due = []
-        for timer in self._timers:  # last: a message may have put its timer off
-            with suppress(rclpy_implementation.InvalidHandle):  # or have ended it
+        for timer in self._timers:  # last: a message may have postponed its timer
+            with suppress(rclpy_implementation.InvalidHandle):  # or have destroyed it
                 if timer.handle.pointer in ready["timer"] and timer.handle.is_timer_ready():
                     timer.handle.call_timer()
                     due.append(timer)

@@ -1,4 +1,4 @@
-"""Whether a message may be acted upon: it has just been stamped, and nobody else publishes its topic."""
+"""Decides whether a message may be acted upon: its stamp is fresh, and its topic has one publisher."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rclpy.subscription import Subscription
 from onedp_ros.contract import NANOSECONDS
 
 FUTURE = 0.05  # s that a stamp may lie ahead of this clock
-QUIET = 1.0  # s for which there must have been one publisher before it is believed again
-RECENT = 2.0  # s that a stamp's refusal is shown
+QUIET = 1.0  # s for which there must have been a single publisher before it is trusted again
+RECENT = 2.0  # s for which the refusal of a stamp is reported
 
 
 class SolePublisher:
-    """Tells from the numbers of publishers, present and since the start, whether there is and lately was only one.
+    """Decides from the numbers of publishers, present and since the start, whether there is, and recently was, only one.
 
-    One that takes over from another that has gone is believed at once; where two overlapped, or where that cannot be told, neither
-    is for :data:`QUIET` s.
+    A publisher that takes over from one that has left is trusted at once; where two overlapped, or where that is unknown, none is
+    trusted for :data:`QUIET` s.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class SolePublisher:
         self._doubt_until = float("-inf")
 
     def update(self, count: int, total: int, now: float) -> bool:
-        """Take the numbers at ``now`` (s, monotonic). Whether the one publisher is to be believed."""
+        """Update the numbers at ``now`` (s, monotonic). Returns whether the one publisher is trusted."""
         joined = total - self.total
         if count > 1 or joined > 1 or (joined and self.count):
             self._doubt_until = now + QUIET
@@ -38,16 +38,16 @@ class SolePublisher:
 
 
 class InputWatch:
-    """Decides about each message of a subscription that something moves by.
+    """Checks each message of a subscription that moves something.
 
     The middleware counts the publishers that it connects to a subscription, and a message can only come from one of these. The
-    count is read together with each message, so that a publisher that lives for an instant is seen, too, other than by looks at the
-    graph now and then. Sequence numbers of messages would tell less: a second publisher's may happen to go on from the first's.
+    count is read together with each message, so that even a short-lived publisher is noticed, which polling the graph would miss.
+    Sequence numbers of messages would tell less: a second publisher's may happen to continue the first's.
 
     A publisher whose process was killed counts until its lease ends, 20 s by Fast DDS's defaults.
 
     Args:
-        max_age: s that a message may be old; None: its stamp is checked elsewhere.
+        max_age: greatest age of a message, s; None: its stamp is checked elsewhere.
     """
 
     def __init__(self, node: Node, subscription: Subscription, max_age: float | None = None) -> None:
@@ -55,13 +55,13 @@ class InputWatch:
         self._publishers = SolePublisher()
         self._event: Any = None
         matched = getattr(rclpy_c.rcl_subscription_event_type_t, "RCL_SUBSCRIPTION_MATCHED", None)
-        if matched is not None:  # Humble has no such event: there the count alone must do
+        if matched is not None:  # Humble has no such event: there only the count is available
             with subscription.handle:
                 self._event = rclpy_c.EventHandle(subscription.handle, matched)
         self._age, self._refused_at = 0.0, float("-inf")
 
     def alone(self) -> bool:
-        """Whether there is one publisher, and has been for a while."""
+        """Whether there is a single publisher, and has been for a while."""
         now = time.monotonic()
         if self._event is None:
             count = self._subscription.get_publisher_count()
@@ -74,7 +74,7 @@ class InputWatch:
 
     @property
     def publishers(self) -> int:
-        """How many there were at the last look."""
+        """How many there were at the last check."""
         return self._publishers.count
 
     def refusal(self, stamp: int) -> str:

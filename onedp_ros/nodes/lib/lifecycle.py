@@ -1,4 +1,4 @@
-"""A lifecycle node that answers while a transition takes its time.
+"""A lifecycle node that stays responsive during a long transition.
 
 rclpy's own runs a transition within the service's callback: until it is done the node's executor serves nothing, neither its state
 nor its parameters nor its diagnostics.
@@ -21,8 +21,8 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 
 class LifecycleNode(rclpy.lifecycle.LifecycleNode):
-    """``on_configure`` may be a coroutine that awaits :meth:`finished`. A transition that the state does not have is refused; in
-    rclpy's own node, the request of one is an error that ends it."""
+    """``on_configure`` may be a coroutine that awaits :meth:`finished`. A request for a transition that the state does not have is
+    refused; in rclpy's own node it is an error that ends the node."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +31,7 @@ class LifecycleNode(rclpy.lifecycle.LifecycleNode):
         service.callback_group.add_entity(service)
 
     def finished(self, future: concurrent.futures.Future[Any]) -> _Finished:
-        """To be awaited: the result of a ``future`` of another thread, while the executor goes on."""
+        """An awaitable for the result of another thread's ``future``; the executor keeps spinning meanwhile."""
 
         def wake(_: concurrent.futures.Future[Any]) -> None:
             if self.executor is not None:
@@ -56,12 +56,12 @@ class LifecycleNode(rclpy.lifecycle.LifecycleNode):
         return wait_for(self.change_state(Transition.TRANSITION_CONFIGURE))
 
     async def _call_back(self, before: LifecycleState) -> TransitionCallbackReturn:
-        """What the callback of the state, which is one of transition, returns."""
+        """Call the callback of the present transition state and return its result."""
         callback = self._callbacks.get(self._state_machine.current_state[0])
         try:
             result = TransitionCallbackReturn.SUCCESS if callback is None else callback(before)
             return await result if inspect.isawaitable(result) else result
-        except Exception:  # whatever it is, the state machine has a way for it
+        except Exception:  # the state machine handles errors of any kind
             self.get_logger().error(traceback.format_exc())
             return TransitionCallbackReturn.ERROR
 
@@ -82,12 +82,12 @@ class _Finished:
 
     def __await__(self) -> Generator[concurrent.futures.Future[Any], None, Any]:
         while not self._future.done():
-            yield self._future  # rclpy's executor comes back whenever it is woken; wait_for when it is done
+            yield self._future  # rclpy's executor resumes whenever it is woken, wait_for when the future is done
         return self._future.result()
 
 
 def wait_for(coroutine: Coroutine[concurrent.futures.Future[Any], None, Any]) -> Any:
-    """Run a coroutine that awaits :meth:`LifecycleNode.finished` in this thread; what it returns."""
+    """Run a coroutine that awaits :meth:`LifecycleNode.finished` in this thread, and return its result."""
     try:
         while True:
             concurrent.futures.wait([coroutine.send(None)])

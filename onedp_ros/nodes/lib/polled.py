@@ -1,7 +1,7 @@
 """Subscriptions outside the executor.
 
-What is only needed at certain moments waits in the subscription's queue and is taken then, so that hundreds of messages a second
-wake nobody.
+Messages that are only needed at certain moments wait in the subscription's queue and are taken then, so that hundreds of them per
+second wake no thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 
 class _NeverExecuted(MutuallyExclusiveCallbackGroup):
-    """Keeps the executor from waiting for what is in this group."""
+    """Keeps the executor from waiting for the entities of this group."""
 
     def can_execute(self, entity: Any) -> bool:
         return False
@@ -24,10 +24,10 @@ class _NeverExecuted(MutuallyExclusiveCallbackGroup):
 class PolledSubscriber:
     """A subscription whose messages are handed out by :meth:`poll`.
 
-    Best effort, so that it takes what any publisher offers. The queue keeps the newest ``depth`` messages.
+    Best effort, so that it is compatible with any publisher. The queue keeps the newest ``depth`` messages.
 
     Args:
-        callback: called as ``callback(message)``, with ``raw`` as ``callback(bytes, arrival)``: as it came, and when (ns).
+        callback: called as ``callback(message)``; with ``raw`` as ``callback(bytes, arrival)``: serialized, and its arrival (ns).
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class PolledSubscriber:
         self.subscription = node.create_subscription(message_type, topic, callback, qos, callback_group=_NeverExecuted(), raw=raw)
 
     def poll(self) -> None:
-        """Hand out what has come since the last call, oldest first."""
+        """Hand out the messages received since the last call, oldest first."""
         handle = self.subscription.handle
-        for _ in range(self._depth):  # else a publisher that is faster than this loop would hold it
+        for _ in range(self._depth):  # else a publisher that is faster than this loop would never let it end
             with handle:
                 taken = handle.take_message(self.subscription.msg_type, self._raw)
             if taken is None:

@@ -23,18 +23,18 @@ from onedp_ros.graph import shm
 from onedp_ros.nodes.lib.executor import LeanExecutor
 
 NOTICE = 0.2  # s
-SHUTDOWN = 1.0  # s after which a process ends that was told to and is still loading or predicting
-CLEAN_UP = 3.5  # s that a node then has to bring its arm to rest and to give back what it holds: launch waits for 5 s in all
-LISTENERS = 2.0  # s to find out who listens to a node that failed at its start
-REST = 1.0  # s that a node that commands an arm has before that to bring it to rest by its targets
+SHUTDOWN = 1.0  # s after which a process that is still loading or predicting ends when it was told to
+CLEAN_UP = 3.5  # s that a node then has to bring its arm to rest and to release its resources: launch waits for 5 s in all
+LISTENERS = 2.0  # s to wait for a subscriber of /rosout when a node fails at start
+REST = 1.0  # s that a node that commands an arm has before that, to bring it to rest by its targets
 
 
 def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, rest: bool = False) -> int:
     """Run one node until SIGINT or SIGTERM. Exit status: 0 when told to end, 1 when the node failed.
 
     Args:
-        rest: the node commands an arm and is told before the end, while it can publish: its executor calls ``come_to_rest()``, and
-            the end waits up to :data:`REST` s for ``at_rest``.
+        rest: the node commands an arm. Before the end, while it can still publish, its executor calls ``come_to_rest()``, and the
+            end waits up to :data:`REST` s for ``at_rest``.
     """
     name = Path(sys.argv[0]).stem
     try:
@@ -42,7 +42,7 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, re
     except RuntimeError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    ends = _Ends() if rest else None
+    ends = _StopSignals() if rest else None
     rclpy.init(
         args=None if args is None else list(args),
         signal_handler_options=None if ends is None else rclpy.signals.SignalHandlerOptions.NO,
@@ -51,7 +51,7 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, re
         _shut_down()
     context = rclpy.get_default_context()
     status, ending = [0], threading.Event()
-    threading.Thread(target=_insist, args=(context, ending, status), daemon=True).start()
+    threading.Thread(target=_exit_when_told, args=(context, ending, status), daemon=True).start()
     node = None
     try:
         node = make_node()
@@ -63,7 +63,7 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, re
     except (KeyboardInterrupt, ExternalShutdownException):
         _shut_down()  # rclpy's own handler may be slower: a node must see that it was told to end
     except Exception as error:
-        if not _ends(context):  # else the error is only that of a call that was cut short
+        if not _ends(context):  # else the error is that of an interrupted call
             status[0] = 1
             report_failure(node, error)
             if not isinstance(error, (OSError, ValueError, RuntimeError)):  # ours name the thing and the remedy
@@ -79,9 +79,9 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, re
     return status[0]
 
 
-class _Ends:
-    """SIGINT and SIGTERM for a node that first comes to rest. The interpreter's own handlers wait for the call that the main thread
-    is in; what they write to a socket does not."""
+class _StopSignals:
+    """Handles SIGINT and SIGTERM for a node that first comes to rest. The interpreter's own handlers wait until the main thread's
+    present call returns; the wakeup socket does not."""
 
     def __init__(self) -> None:
         self._told, told = socket.socketpair()
@@ -94,7 +94,7 @@ class _Ends:
         threading.Thread(target=self._run, daemon=True).start()
 
     def watch(self, node: Any) -> None:
-        """The node that is told."""
+        """Bring this node to rest before the end."""
         self._guard = node.create_guard_condition(node.come_to_rest)
         self._node = node
 
@@ -111,12 +111,12 @@ class _Ends:
 
 
 def report_failure(node: Node | None, error: Exception) -> None:
-    """The error in the log and on rosout, under the node's name, also when the node failed while it was made."""
+    """Log the error, also to rosout, under the node's name, even when the node failed during construction."""
     words = str(error) or type(error).__name__
     if node is None:
         frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
         node = next((it for it in frames if isinstance(it, Node) and hasattr(it, "handle")), None)
-    if node is None:  # the arguments of ROS are what is wrong
+    if node is None:  # the ROS arguments are wrong
         print(f"{Path(sys.argv[0]).stem}: {words}", file=sys.stderr)
         return
     deadline = time.monotonic() + LISTENERS
@@ -127,7 +127,7 @@ def report_failure(node: Node | None, error: Exception) -> None:
 
 
 def _ends(context: rclpy.Context) -> bool:
-    """Whether the process was told to end, which the context may learn a little later than a call that the signal interrupts."""
+    """Whether the process was told to end. The context may learn that a little later than a call that the signal interrupts."""
     deadline = time.monotonic() + NOTICE
     while context.ok() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -135,12 +135,12 @@ def _ends(context: rclpy.Context) -> bool:
 
 
 def _shut_down() -> None:
-    with contextlib.suppress(rclpy_implementation.RCLError):  # rclpy's own handler was faster by an instant
+    with contextlib.suppress(rclpy_implementation.RCLError):  # rclpy's own handler was a moment faster
         rclpy.try_shutdown()
 
 
-def _insist(context: rclpy.Context, ending: threading.Event, status: list[int]) -> None:
-    """Loading a policy or a long inference cannot be interrupted, but a robot's user who says stop means it."""
+def _exit_when_told(context: rclpy.Context, ending: threading.Event, status: list[int]) -> None:
+    """End the process soon after it was told to, even while it loads a policy or predicts, which cannot be interrupted."""
     while context.ok() and not ending.is_set():
         time.sleep(0.1)
     if ending.wait(SHUTDOWN):
