@@ -406,7 +406,7 @@ def test_teacher_weights_serve_every_sampler(monkeypatch):
 def test_a_signal_that_comes_before_ros_is_there_ends_a_node_that_rests_first(tmp_path):
     script = """
         import os, signal, sys, rclpy
-        from onedp_ros.nodes import process
+        from onedp_ros.nodes.lib import process
         from onedp_ros.nodes.action_node import ActionNode
         init = rclpy.init
         def late(**options):
