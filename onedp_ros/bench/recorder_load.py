@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from geometry_msgs.msg import PoseStamped
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image, JointState
 
 from onedp_ros.contract import Contract, task_contract
-from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC
 from onedp_ros.geometry import gripper_down
-from onedp_ros.messages.encode import header, image_message, pose_message
+from onedp_ros.messages.encode import MESSAGES, header, image_message, pose_message
 
 WIDTH, HEIGHT, CAMERA_HZ = 640, 480, 30
 STATE_HZ, TARGET_EVERY = 200, 4
@@ -48,8 +46,9 @@ def robot_turns(contract: Contract) -> Iterator[Turn]:
     """Joints and pose each time, targets every fourth time."""
     pose = pose_message([0.5, 0.0, 0.3], gripper_down(0.0), 0, "base")
     joints = JointState(name=[f"joint_{i}" for i in range(9)], position=[0.1] * 9, velocity=[0.0] * 9)
-    state: Turn = [(contract.joint_states_topic, joints), (contract.pose_topic, pose)]
-    targets: Turn = [(TARGET_POSE_TOPIC, pose), (GRIPPER_TARGET_TOPIC, JointState(name=["gripper"], position=[0.04]))]
+    arm = contract.arm
+    state: Turn = [(arm.joint_states_topic, joints), (arm.pose_topic, pose)]
+    targets: Turn = [(arm.target_topic, pose), (arm.gripper_topic, JointState(name=["gripper"], position=[0.04]))]
     for i in itertools.count():
         yield state if i % TARGET_EVERY else state + targets
 
@@ -66,8 +65,7 @@ def main() -> None:
         topics = {camera.topic: Image for camera in contract.cameras.values()}
         quality, turns, rate = qos_profile_sensor_data, camera_turns(contract), CAMERA_HZ * len(topics)
     else:
-        topics = {contract.joint_states_topic: JointState, contract.pose_topic: PoseStamped}
-        topics |= {TARGET_POSE_TOPIC: PoseStamped, GRIPPER_TARGET_TOPIC: JointState}
+        topics = {topic: MESSAGES[name] for topic, name in {**contract.state_topics, **contract.action_topics}.items()}
         quality, turns, rate = QoSProfile(depth=10), robot_turns(contract), STATE_HZ
     publishers = {topic: node.create_publisher(kind, topic, quality) for topic, kind in topics.items()}
     sent: dict[str, list[int]] = {topic: [] for topic in topics}

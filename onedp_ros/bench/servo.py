@@ -68,7 +68,7 @@ def busy_policy(task: str = "pnp_milk") -> Iterator[None]:
 
 def predict_for_ever(model: str) -> None:
     """Keep all processors busy with a policy."""
-    from onedp_ros.contract import STATE_NAMES, Observation
+    from onedp_ros.contract import Observation
     from onedp_ros.policy.inference import load_predictor
 
     predictor = load_predictor(model)
@@ -76,7 +76,7 @@ def predict_for_ever(model: str) -> None:
     said = False
     while True:
         images = {n: rng.integers(0, 255, (c.height, c.width, 3), dtype=np.uint8) for n, c in contract.cameras.items()}
-        observation = Observation(time.time_ns(), images, dict.fromkeys(images, 0), np.zeros(len(STATE_NAMES), np.float32))
+        observation = Observation(time.time_ns(), images, dict.fromkeys(images, 0), np.zeros(contract.state_dim, np.float32))
         predictor.predict([[observation] * contract.n_obs_steps])
         if not said:
             print("predicting", flush=True)

@@ -31,17 +31,15 @@ class EpisodeMessages:
     """The messages of one episode by topic as they came, with their arrival (ns): read after the run, to cost little in it."""
 
     def __init__(self, node: Any, task: str) -> None:
-        from geometry_msgs.msg import PoseStamped
-        from sensor_msgs.msg import Image, JointState
+        from sensor_msgs.msg import Image
         from trajectory_msgs.msg import MultiDOFJointTrajectory
+
+        from onedp_ros.messages.encode import MESSAGES
 
         contract = task_contract(task)
         self.topics: dict[str, Any] = {
             **{camera.topic: Image for camera in contract.cameras.values()},
-            contract.pose_topic: PoseStamped,
-            contract.joint_states_topic: JointState,
-            "target_pose": PoseStamped,
-            "gripper_target": JointState,
+            **{topic: MESSAGES[name] for topic, name in {**contract.state_topics, **contract.action_topics}.items()},
             "action/chunk": MultiDOFJointTrajectory,
         }
         self._node = node
@@ -202,14 +200,15 @@ def _write_pictures(recording: EpisodeMessages, task: str, summary: dict[str, An
     from onedp_ros.messages.decode import decode_image, pose_arrays, stamp_ns
 
     contract = task_contract(task)
+    arm = contract.arm
     read = {t: [(at, deserialize_message(m, recording.topics[t])) for at, m in ms] for t, ms in recording.messages.items()}
     frames = {n: [(stamp_ns(m), decode_image(m, c.topic)) for _, m in read[c.topic]] for n, c in contract.cameras.items()}
     write_video(frames, out / "episode.mp4")
     plot_timeline(
-        measured=[(stamp_ns(m), pose_arrays(m.pose)[0]) for _, m in read[contract.pose_topic]],
-        target=[(stamp_ns(m), pose_arrays(m.pose)[0]) for _, m in read["target_pose"]],
-        opening=[(stamp_ns(m), sum(m.position[-2:])) for _, m in read[contract.joint_states_topic]],
-        opening_target=[(stamp_ns(m), m.position[0]) for _, m in read["gripper_target"]],
+        measured=[(stamp_ns(m), pose_arrays(m.pose)[0]) for _, m in read[arm.pose_topic]],
+        target=[(stamp_ns(m), pose_arrays(m.pose)[0]) for _, m in read[arm.target_topic]],
+        opening=[(stamp_ns(m), sum(m.position[-2:])) for _, m in read[arm.joint_states_topic]],
+        opening_target=[(stamp_ns(m), m.position[0]) for _, m in read[arm.gripper_topic]],
         chunks=[(at, stamp_ns(m)) for at, m in read["action/chunk"]],
         summary=summary,
         path=out / "timeline.png",

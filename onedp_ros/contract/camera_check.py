@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from onedp_ros.contract import NANOSECONDS, Contract, Floats, Image, Observation
+from onedp_ros.contract.features import Pose, slices
 from onedp_ros.geometry import rotation_angle
 
 FEATURELESS = 3.0  # levels of 255: a picture whose channels all deviate less from their mean shows nothing
@@ -21,8 +22,6 @@ FROZEN_TIME = 0.3  # s: drivers repeat a picture or two when frames are lost; a 
 # The twin's pictures are the same within 0.7 um and 2.3 urad of the hand; a standing robot's measured pose wanders by 0.1 mm.
 MOVED, TURNED = 0.003, 0.02  # m, rad: no arm in sight, and no camera on it, moves so far without any pixel changing
 KEPT = 16  # pictures by which one is known again: a driver may go round a ring of old buffers
-
-Pose = tuple[Floats, Floats]
 
 
 class CameraCheck:
@@ -50,12 +49,19 @@ class CameraCheck:
         if observation.stamp < self._newest:
             self._clear()
         self._newest = observation.stamp
-        pose = observation.state[:3].astype(np.float64), observation.state[3:7].astype(np.float64)
+        pose = self._pose(observation.state)
         for name, image in observation.images.items():
             stamp = observation.image_stamps[name]
             if name not in self._judged or self._judged[name][0] != stamp:
                 self._judged[name] = stamp, self._judge(name, stamp, image, pose)
         return {name: fault for name, (_, fault) in self._judged.items() if fault[0]}
+
+    def _pose(self, state: Floats) -> Pose:
+        """Positions (P, 3) and quaternions (Q, 4) in a state."""
+        at, features = slices(self._contract.state), self._contract.state
+        positions = [state[at[f.name]].astype(np.float64) for f in features if f.kind == "position"]
+        turns = [f.quaternions(state[at[f.name]]) for f in features if f.kind in ("quaternion", "rotation_6d")]
+        return np.reshape(positions, (-1, 3)), np.reshape(turns, (-1, 4))
 
     def _judge(self, camera: str, stamp: int, image: Image, pose: Pose) -> tuple[str, str]:
         topic = self._contract.cameras[camera].topic
@@ -73,7 +79,8 @@ class CameraCheck:
             return "", ""
         first, (position, quaternion) = seen[digest]
         age = (stamp - first) / NANOSECONDS
-        moved, turned = float(np.linalg.norm(pose[0] - position)), rotation_angle(pose[1], quaternion)
+        moved = float(np.linalg.norm(pose[0] - position, axis=-1).max(initial=0.0))
+        turned = max((rotation_angle(a, b) for a, b in zip(pose[1], quaternion, strict=True)), default=0.0)
         if age < FROZEN_TIME or (moved < MOVED and turned < TURNED):
             return "", ""
         return "frozen", (

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from onedp_ros.contract.encoding import encode_state
-from onedp_ros.contract.spec import NANOSECONDS, Contract, ContractError, Floats, Image
+from onedp_ros.contract.features import ContractError, Floats
+from onedp_ros.contract.spec import NANOSECONDS, Contract, Image
 from onedp_ros.geometry import slerp
 
 LARGEST = (
@@ -23,7 +23,7 @@ LARGEST = (
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """One set under one stamp (ns): an image (height, width, 3) uint8 for each camera and the state (9,) at the stamp.
+    """One set under one stamp (ns): an image (height, width, 3) uint8 for each camera and the state (state_dim,) at the stamp.
 
     ``image_stamps`` (ns) are those of each camera's frame.
     """
@@ -35,7 +35,7 @@ class Observation:
 
 
 class _Samples:
-    """Values by stamp, in order, of the last two seconds; read between two of them."""
+    """Poses or joint positions by stamp, in order, of the last two seconds; interpolated between two of them."""
 
     def __init__(self) -> None:
         self.stamps: list[int] = []
@@ -48,12 +48,15 @@ class _Samples:
             old = bisect.bisect_left(self.stamps, stamp - NANOSECONDS)
             del self.stamps[:old], self.values[:old]
 
-    def around(self, stamp: int) -> tuple[Any, Any, float]:
-        """The samples before and after ``stamp`` and how far (0..1) it lies between them."""
+    def at(self, stamp: int) -> Any:
+        """The value at ``stamp``: linear, orientations on the shortest arc, the last one held."""
         i = bisect.bisect_right(self.stamps, stamp) - 1
-        if i + 1 == len(self.stamps):
-            return self.values[i], self.values[i], 0.0
-        return self.values[i], self.values[i + 1], (stamp - self.stamps[i]) / (self.stamps[i + 1] - self.stamps[i])
+        j = min(i + 1, len(self.stamps) - 1)
+        first, second = self.values[i], self.values[j]
+        a = (stamp - self.stamps[i]) / (self.stamps[j] - self.stamps[i]) if j > i else 0.0
+        if isinstance(first, tuple):
+            return first[0] + a * (second[0] - first[0]), slerp(first[1], second[1], a)
+        return first + a * (second - first)
 
 
 class ObservationAssembler:
@@ -71,8 +74,7 @@ class ObservationAssembler:
 
     def _clear(self) -> None:
         self._frames: dict[str, deque[tuple[int, Image]]] = {name: deque(maxlen=16) for name in self.contract.cameras}
-        self._poses = _Samples()
-        self._fingers = _Samples()
+        self._measured = {topic: _Samples() for topic in self.contract.state_topics}
         self._pending: deque[tuple[int, dict[str, Image], dict[str, int]]] = deque()
         self._last_set = -math.inf  # stamp of the newest set
 
@@ -96,51 +98,60 @@ class ObservationAssembler:
         self._last_set = stamp
         self._pending.append((stamp, {n: f for n, (_, f) in chosen.items()}, {n: s for n, (s, _) in chosen.items()}))
 
-    def add_pose(self, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> None:
-        """Take an end-effector pose in the base frame: (3,) m, (4,) xyzw. ContractError for NaN, a huge number or no rotation."""
+    def add_pose(self, topic: str, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> None:
+        """Take a pose in the base frame, measured on one of the contract's topics: (3,) m, (4,) xyzw.
+
+        Raises:
+            ContractError: NaN, a huge number or no rotation.
+        """
         p, q = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
         if np.abs([*p, *q]).max() > LARGEST:
-            raise ContractError(
-                f"{self.contract.pose_topic}: position {p.tolist()} m is out of reach; check the robot's state publisher"
-            )
-        encode_state(p, q, (0.0, 0.0))
-        if self._follows(stamp, self._poses.stamps, "pose"):
-            self._poses.add(stamp, (p, q))
+            raise ContractError(f"{topic}: position {p.tolist()} m is out of reach; check the robot's state publisher")
+        if not np.all(np.isfinite([*p, *q])):
+            raise ContractError(f"{topic}: pose {p.tolist()} {q.tolist()} holds NaN or infinity; check the robot's state publisher")
+        if abs((length := np.linalg.norm(q)) - 1.0) > 0.05:
+            raise ContractError(f"{topic}: orientation has length {length:.3f}, expected a unit quaternion")
+        self._add(topic, "pose", stamp, (p, q))
 
-    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
-        """Take a joint state. ContractError when a finger joint is missing, not finite or huge."""
+    def add_joints(self, topic: str, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
+        """Take a joint state of one of the contract's topics. ContractError when a joint is missing, not finite or huge."""
+        wanted = self.contract.measured_joints[topic]
         try:
-            fingers = np.array([positions[names.index(j)] for j in self.contract.finger_joints], dtype=np.float64)
+            values = np.array([positions[names.index(j)] for j in wanted], dtype=np.float64)
         except (ValueError, IndexError) as error:
             raise ContractError(
-                f"{self.contract.joint_states_topic} has joints {list(names)[:16]} with {len(positions)} positions, expected "
-                f"{list(self.contract.finger_joints)} among them; set finger_joints in the task file to the hand's joint names"
+                f"{topic} has joints {list(names)[:16]} with {len(positions)} positions, expected {list(wanted)} among them; name "
+                f"the joints of the state's features in the task file as they are there"
             ) from error
-        if not np.all(np.isfinite(fingers)):
-            raise ContractError(f"{self.contract.joint_states_topic}: finger positions {fingers.tolist()} are not finite")
-        if np.abs(fingers).max() > LARGEST:
-            raise ContractError(
-                f"{self.contract.joint_states_topic}: finger positions {fingers.tolist()} are no measurement; check the hand"
-            )
-        if self._follows(stamp, self._fingers.stamps, "joint state"):
-            self._fingers.add(stamp, fingers)
+        if not np.all(np.isfinite(values)):
+            raise ContractError(f"{topic}: joint positions {values.tolist()} are not finite; check their publisher")
+        if np.abs(values).max() > LARGEST:
+            raise ContractError(f"{topic}: joint positions {values.tolist()} are no measurement; check their publisher")
+        self._add(topic, "joint state", stamp, values)
+
+    def _add(self, topic: str, source: str, stamp: int, value: Any) -> None:
+        if not self._follows(stamp, self._measured[topic].stamps, source):
+            return
+        self._measured[topic].add(stamp, value)
+        # Without cameras, what is measured on the first feature's topic makes the sets.
+        if not self.contract.cameras and topic == next(iter(self._measured)) and stamp > self._last_set:
+            self._last_set = stamp
+            self._pending.append((stamp, {}, {}))
 
     def pop(self) -> list[Observation]:
         """The sets that have become complete, oldest first. Raises nothing: of sound samples and otherwise, a set is dropped."""
         ready: list[Observation] = []
-        while self._pending and self._poses.stamps and self._fingers.stamps:
+        while self._pending and all(samples.stamps for samples in self._measured.values()):
             stamp, images, image_stamps = self._pending[0]
-            waiting = min(self._poses.stamps[-1], self._fingers.stamps[-1]) < stamp
+            waiting = min(samples.stamps[-1] for samples in self._measured.values()) < stamp
             if waiting and len(self._pending) <= 8:
                 break
             self._pending.popleft()
-            if waiting or max(self._poses.stamps[0], self._fingers.stamps[0]) > stamp:
+            if waiting or max(samples.stamps[0] for samples in self._measured.values()) > stamp:
                 self.dropped["no state at the stamp"] += 1
                 continue
-            (p0, q0), (p1, q1), a = self._poses.around(stamp)
-            f0, f1, b = self._fingers.around(stamp)
             try:
-                state = encode_state(p0 + a * (p1 - p0), slerp(q0, q1, a), f0 + b * (f1 - f0))
+                state = self.contract.encode_state({topic: samples.at(stamp) for topic, samples in self._measured.items()})
             except ContractError:
                 self.dropped["state against the contract"] += 1
                 continue

@@ -1,8 +1,9 @@
-"""What a policy sees and outputs, as data: cameras, rates, topics."""
+"""What a policy sees and outputs, as data: cameras, features of state and action, rates."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onedp_ros.config import ConfigError, check_name, check_topic, read_yaml, shown
+from onedp_ros.contract.arm import MAX_OPENING, Arm
+from onedp_ros.contract.features import ContractError, Feature, Floats, read_features, slices
 from onedp_ros.resources import named_file
 
 NANOSECONDS = 1_000_000_000
-MAX_OPENING = 0.08  # m between the fingers of the Franka hand
 
 # What no cell needs more of; beyond them a few bytes of a task file would cost a machine its memory.
 MAX_HZ, MAX_SLOP = 1000.0, 10.0  # 1/s, s
@@ -25,21 +27,9 @@ MAX_CAMERAS, MAX_PIXELS = 16, 8192  # a task, a side of an image
 _MAX_TEXT = 200  # characters
 RESERVED = frozenset({"state", "action", "timestamp", "robot_eef_pose", "robot_gripper_width"})
 """Arrays of a replay buffer beside the cameras'."""
+_EARLIER = ("joint_states_topic", "pose_topic", "finger_joints")  # fields of contracts before there were features
 
-STATE_NAMES = (
-    *(f"position.{a}" for a in "xyz"),
-    *(f"orientation.{a}" for a in "xyzw"),
-    "finger.1",
-    "finger.2",
-)
-ACTION_NAMES = (*(f"position.{a}" for a in "xyz"), *(f"rotation.{i}" for i in range(6)), "opening")
-
-Floats = NDArray[np.floating[Any]]
 Image = NDArray[np.uint8]
-
-
-class ContractError(ValueError):
-    """Data that a contract forbids; the message names the thing, the value and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,17 +98,14 @@ class Contract:
     slop: float
     cameras: Mapping[str, Camera]
     crop: tuple[int, int]
-    joint_states_topic: str
-    pose_topic: str
-    finger_joints: tuple[str, ...]
+    state: tuple[Feature, ...]
+    action: tuple[Feature, ...]
 
     def __post_init__(self) -> None:
         try:
             check_name("task", self.task)
             for name in self.cameras:
                 check_name("camera", name)
-            for name in ("joint_states_topic", "pose_topic"):
-                check_topic(name, getattr(self, name))
         except ValueError as error:
             raise ContractError(f"{error}; correct it in the task file") from error
         if not isinstance(self.base_frame, str) or not 0 < len(self.base_frame) <= _MAX_TEXT:
@@ -133,16 +120,13 @@ class Contract:
             raise ContractError(
                 f"n_action_steps {self.n_action_steps} after {self.n_obs_steps} observations exceeds the horizon {self.horizon}"
             )
-        if not 0 < len(self.cameras) <= MAX_CAMERAS:
-            raise ContractError(
-                f"cameras is {'empty' if not self.cameras else f'a list of {len(self.cameras)}'}, expected one to {MAX_CAMERAS}"
-            )
+        if len(self.cameras) > MAX_CAMERAS:
+            raise ContractError(f"cameras is a list of {len(self.cameras)}, expected {MAX_CAMERAS} at most")
         if taken := sorted(RESERVED & {*self.cameras}):
             raise ContractError(f"camera name '{taken[0]}' is that of another array in data sets; name the camera otherwise")
-        if len(self.finger_joints) != 2 or not all(isinstance(n, str) and 0 < len(n) <= _MAX_TEXT for n in self.finger_joints):
-            raise ContractError(f"finger_joints is {shown(list(self.finger_joints))}, expected two joint names")
-        if len(self.crop) != 2:
-            raise ContractError(f"crop is {shown(list(self.crop))}, expected height and width in pixels")
+        if len(self.crop) != (2 if self.cameras else 0):
+            expected = "height and width in pixels" if self.cameras else "none without cameras"
+            raise ContractError(f"crop is {shown(list(self.crop))}, expected {expected}")
         for value in self.crop:
             _check_count("crop", value, MAX_PIXELS)
         for name, camera in self.cameras.items():
@@ -172,11 +156,91 @@ class Contract:
 
     @property
     def state_dim(self) -> int:
-        return len(STATE_NAMES)
+        return sum(feature.dim for feature in self.state)
 
     @property
     def action_dim(self) -> int:
-        return len(ACTION_NAMES)
+        return sum(feature.dim for feature in self.action)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Of the values of a state: ``position.x``, …"""
+        return tuple(name for feature in self.state for name in feature.value_names)
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Of the values of an action."""
+        return tuple(name for feature in self.action for name in feature.value_names)
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Steps by which a training window may reach over the start and the end of an episode, as at its start and end live."""
+        return self.n_obs_steps - 1, self.n_action_steps - 1
+
+    @functools.cached_property
+    def state_topics(self) -> dict[str, str]:
+        """Where the state is measured: topic -> message type."""
+        return {feature.topic: feature.message_type for feature in self.state}
+
+    @functools.cached_property
+    def action_topics(self) -> dict[str, str]:
+        """Where actions are commanded: topic -> message type."""
+        return {feature.topic: feature.message_type for feature in self.action}
+
+    @functools.cached_property
+    def measured_joints(self) -> dict[str, tuple[str, ...]]:
+        """By topic of joint states, the names of the values that the state needs, each once."""
+        names: dict[str, dict[str, None]] = {}
+        for feature in self.state:
+            if not feature.is_pose:
+                names.setdefault(feature.topic, {}).update(dict.fromkeys(feature.message_names))
+        return {topic: tuple(found) for topic, found in names.items()}
+
+    @functools.cached_property
+    def arm(self) -> Arm:
+        """The one arm of this contract. ContractError when it is not of one arm with a gripper."""
+        return Arm(self)
+
+    def encode_state(self, measured: Mapping[str, Any]) -> Floats:
+        """What is measured, by topic -> state (state_dim,) float32.
+
+        ``measured``: a pose, (3,) m and quaternion xyzw (4,), or the values of :attr:`measured_joints`.
+
+        Raises:
+            ContractError: a value that is not finite, or a quaternion that is not a rotation.
+        """
+        parts = []
+        for feature in self.state:
+            sample = measured[feature.topic]
+            if feature.is_pose:
+                if feature.kind != "position":
+                    _check_orientation(sample[1])
+                parts.append(feature.encode_pose(*sample))
+            else:
+                names = self.measured_joints[feature.topic]
+                parts.append(np.array([sample[names.index(n)] for n in feature.message_names]))
+        state = np.concatenate(parts).astype(np.float64)
+        if not np.all(np.isfinite(state)):
+            wrong = [n for n, v in zip(self.state_names, state, strict=True) if not np.isfinite(v)]
+            raise ContractError(f"state holds NaN or infinity in {wrong}")
+        return state.astype(np.float32)
+
+    def check_action(self, action: Floats) -> Floats:
+        """Actions (..., action_dim) as float64.
+
+        Raises:
+            ContractError: a value that is not finite, a rotation that is not one, or a wrong shape.
+        """
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape[-1:] != (self.action_dim,):
+            raise ContractError(f"action has shape {action.shape}, expected (..., {self.action_dim})")
+        if not np.all(np.isfinite(action)):
+            raise ContractError("action holds NaN or infinity; the policy or its input is broken")
+        at = slices(self.action)
+        for feature in self.action:
+            if feature.kind in ("quaternion", "rotation_6d"):
+                feature.quaternions(action[..., at[feature.name]])
+        return action
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Contract:
@@ -190,29 +254,36 @@ class Contract:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Contract:
-        """Inverse of :meth:`to_dict`. ContractError names a missing or unknown field."""
+        """Inverse of :meth:`to_dict`. Contracts from before there were features are read, too.
+
+        Raises:
+            ContractError: names a missing or unknown field.
+        """
         if not isinstance(data, Mapping):
             raise ContractError(f"contract is {shown(data)}, expected a mapping")
+        if set(_EARLIER) & set(data) and not {"state", "action"} & set(data):
+            data = _with_features(data)
         fields = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - fields, key=str):
             raise ContractError(f"contract has unknown fields {shown(unknown)}; known are {sorted(fields)}")
+        data = data if data.get("cameras") else {"crop": [], **data}
         if missing := sorted(fields - set(data)):
             raise ContractError(f"contract lacks the fields {missing}")
         values = dict(data)
-        for name in ("crop", "finger_joints"):
-            if not isinstance(data[name], Sequence) or isinstance(data[name], str):
-                raise ContractError(f"{name} is {shown(data[name])}, expected a list of two")
-            values[name] = tuple(data[name])
+        if not isinstance(data["crop"], Sequence) or isinstance(data["crop"], str):
+            raise ContractError(f"crop is {shown(data['crop'])}, expected a list of two")
+        values["crop"] = tuple(data["crop"])
         if not isinstance(data["cameras"], Mapping):
             raise ContractError(f"cameras is {shown(data['cameras'])}, expected a mapping from name to topic, height and width")
         values["cameras"] = {name: _camera(name, camera) for name, camera in data["cameras"].items()}
+        values |= {name: read_features(name, data[name]) for name in ("state", "action")}
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON or YAML."""
         data = dataclasses.asdict(self)
+        data |= {name: [feature.to_dict() for feature in getattr(self, name)] for name in ("state", "action")}
         data["crop"] = list(self.crop)
-        data["finger_joints"] = list(self.finger_joints)
         return data
 
     def require_same(self, other: Contract, ours: str, theirs: str) -> None:
@@ -220,8 +291,11 @@ class Contract:
         mine, its = self.to_dict(), other.to_dict()
         for name, value in mine.items():
             if its[name] != value:
+                found, against = value, its[name]
+                if name in ("state", "action") and len(found) == len(against):
+                    found, against = next((a, b) for a, b in zip(found, against, strict=True) if a != b)
                 raise ContractError(
-                    f"{ours} and {theirs} differ in '{name}': {value!r} against {its[name]!r}; use the task file the data and the "
+                    f"{ours} and {theirs} differ in '{name}': {found!r} against {against!r}; use the task file the data and the "
                     f"checkpoint were made with, or make them again"
                 )
 
@@ -232,6 +306,43 @@ class Contract:
     def history_stamps(self, stamp: int) -> list[int]:
         """Times (ns), oldest first, at which the observations of one policy input are wanted; the last is ``stamp``."""
         return [stamp - (self.n_obs_steps - 1 - i) * self.dt_ns for i in range(self.n_obs_steps)]
+
+
+def _check_orientation(quaternion: Floats) -> None:
+    if not np.all(np.isfinite(quaternion)):
+        raise ContractError("state holds NaN or infinity in its orientation")
+    if abs((length := np.linalg.norm(quaternion)) - 1.0) > 0.05:
+        raise ContractError(f"orientation has length {length:.3f}, expected a unit quaternion")
+
+
+def _with_features(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A contract of one arm from before there were features -> the same with them. ContractError names a missing field."""
+    if missing := sorted(set(_EARLIER) - set(data)):
+        raise ContractError(f"contract lacks the fields {missing}")
+    joints = data["finger_joints"]
+    if not isinstance(joints, Sequence) or isinstance(joints, str) or len(joints) != 2:
+        raise ContractError(
+            f"finger_joints is {shown(joints)}, expected a list of two joint names; for another gripper list the features of state "
+            f"and action instead, see docs/how-to/your-own-cell.md"
+        )
+    pose, target = data["pose_topic"], "target_pose"
+    state = [
+        {"name": "position", "kind": "position", "topic": pose},
+        {"name": "orientation", "kind": "quaternion", "topic": pose},
+        {
+            "name": "finger",
+            "kind": "opening",
+            "topic": data["joint_states_topic"],
+            "joints": list(joints),
+            "range": [0.0, MAX_OPENING / 2],
+        },
+    ]
+    action = [
+        {"name": "position", "kind": "position", "topic": target},
+        {"name": "rotation", "kind": "rotation_6d", "topic": target},
+        {"name": "opening", "kind": "opening", "topic": "gripper_target", "range": [0.0, MAX_OPENING]},
+    ]
+    return {**{name: value for name, value in data.items() if name not in _EARLIER}, "state": state, "action": action}
 
 
 def task_contract(task: str) -> Contract:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from onedp_ros.contract import NANOSECONDS, Contract, Floats, decode_action
+from onedp_ros.contract import NANOSECONDS, Contract, Floats
 from onedp_ros.geometry import slerp
 
 
@@ -33,8 +33,8 @@ class ActionChunk:
 
     @classmethod
     def from_actions(cls, contract: Contract, stamp: int, actions: Floats) -> ActionChunk:
-        """A policy's output (horizon, 10) for the observation at ``stamp``. ContractError for NaN or what is no rotation."""
-        return cls(stamp, contract.action_stamps(stamp), *decode_action(actions))
+        """A policy's output (horizon, action_dim) for the observation at ``stamp``. ContractError: NaN or no rotation."""
+        return cls(stamp, contract.action_stamps(stamp), *contract.arm.decode_action(actions))
 
     def at(self, time: int) -> Target:
         """The target at ``time`` (ns): position and opening linear, orientation on the shortest arc, ends held."""

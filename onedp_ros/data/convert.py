@@ -86,12 +86,14 @@ def convert(
     workers: int | None = None,
     progress: bool = True,
     resume: bool = False,
+    kinesthetic: bool = False,
 ) -> Report:
     """Recordings -> data set ``out`` ("zarr" or "lerobot"), which appears whole or not at all.
 
     ``sources`` are bags, folders of bags, robomimic HDF5 files, replay buffers (zarr) and LeRobot data sets. What is damaged or
     holds no step is left out and named in ``Report.skipped``. Without ``contract`` the first one noted in them is used. What an
-    interrupted conversion left in ``<out>.partial`` is gone on with by ``resume``; the result is the same.
+    interrupted conversion left in ``<out>.partial`` is gone on with by ``resume``; the result is the same. In ``kinesthetic`` bags
+    the arm was led by hand: each action is what was measured one step later.
 
     Raises:
         ContractError: a recording of another contract, names the field; or one that the format cannot express.
@@ -105,7 +107,7 @@ def convert(
         raise ConvertError(f"{out} exists; choose another name")
     if partial.exists() and not resume:
         raise ConvertError(f"{partial} is left of an interrupted conversion; go on with it by --resume, or choose another --out")
-    found, skipped = find_sources(sources)
+    found, skipped = find_sources(sources, kinesthetic)
     contract, found = _agree(found, contract, skipped)
     writer = WRITERS[format]
     writer.check(contract)
@@ -114,7 +116,7 @@ def convert(
     wanted = {_key(source): source for source in found if source.name not in left_out}  # what is given twice counts once
 
     try:
-        _begin(partial, {"format": format, "contract": contract.to_dict()})
+        _begin(partial, {"format": format, "contract": contract.to_dict(), "kinesthetic": kinesthetic})
         places = {key: partial / "pieces" / key for key in wanted}
         with _Processes(workers, progress) as processes:
             jobs = [(format, source, contract, places[key]) for key, source in wanted.items() if not places[key].exists()]
@@ -129,6 +131,7 @@ def convert(
             pieces = [piece for _, place in done for piece in _pieces(place)]
             attributes: dict[str, Any] = {
                 "contract": contract.to_dict(),
+                **({"kinesthetic": True} if kinesthetic else {}),
                 "episodes": [e for (source, _), line in zip(done, recordings, strict=True) for e in _entries(source, line)],
                 "skipped": skipped,
                 "unsuccessful": len(unsuccessful),
@@ -171,7 +174,7 @@ def convert(
     )
 
 
-def find_sources(paths: Sequence[str | Path]) -> tuple[list[Source], dict[str, str]]:
+def find_sources(paths: Sequence[str | Path], kinesthetic: bool = False) -> tuple[list[Source], dict[str, str]]:
     """The recordings in files and folders, each told by what it is, and what cannot be read, with the reason.
 
     Raises:
@@ -193,7 +196,8 @@ def find_sources(paths: Sequence[str | Path]) -> tuple[list[Source], dict[str, s
         except BagError as error:
             raise BagError(f"{error}, a robomimic HDF5 file, a zarr replay buffer or a LeRobot data set") from error
         broken |= {str(bag): reason for bag, reason in unreadable.items()}
-        found += [Source(bag, str(bag), functools.partial(read_episodes, bag), read_metadata(bag)) for bag in bags]
+        read = functools.partial(functools.partial, read_episodes, kinesthetic=kinesthetic)
+        found += [Source(bag, str(bag), read(bag), read_metadata(bag)) for bag in bags]
     if unusable is not None and not found:
         raise unusable
     return found, broken
@@ -249,10 +253,10 @@ def _begin(partial: Path, plan: dict[str, Any]) -> None:
     file = partial / "plan.json"
     if file.exists():
         begun = json.loads(file.read_text(encoding="utf-8"))
-        if differing := [name for name in plan if begun[name] != plan[name]]:
+        if differing := [name for name in plan if begun.get(name) != plan[name]]:
             raise ConvertError(
-                f"{partial} was begun with another {differing[0]}, {begun[differing[0]]}; go on with the same options, or choose "
-                f"another --out"
+                f"{partial} was begun with another {differing[0]}, {begun.get(differing[0])}; go on with the same options, or "
+                f"choose another --out"
             )
         return
     write_atomically(file, json.dumps(plan).encode())
@@ -293,7 +297,7 @@ def _read(format: str, source: Source, contract: Contract, folder: Path) -> None
     line: dict[str, Any] = {"steps": steps, "seconds": round(sum(steps) * contract.dt, 3)}
     line |= {"gaps": [round(float(p), 3) for p in pauses], "dropped": dict(dropped)}
     state, action = (np.concatenate([getattr(episode, name) for episode in episodes]) for name in ("state", "action"))
-    if warnings := [*dropped.warnings, *quality.doubts(state, action, np.cumsum(steps))]:
+    if warnings := [*dropped.warnings, *quality.doubts(contract, state, action, np.cumsum(steps))]:
         line["warnings"] = warnings
     (folder / "line.json").write_text(json.dumps(line), encoding="utf-8")
 
@@ -372,6 +376,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", help="task, or task file; default: the contract noted in the recordings")
     parser.add_argument("--keep-unsuccessful", action="store_true", help="also episodes noted as not successful")
     parser.add_argument("--workers", type=int, help="processes; default: one a core")
+    parser.add_argument(
+        "--kinesthetic", action="store_true", help="the arm was led by hand: actions are the measured path, a step ahead"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a conversion that was interrupted")
     parser.add_argument("--json", help="write the report to this file")
     options = parser.parse_args(argv)
@@ -384,6 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             keep_unsuccessful=options.keep_unsuccessful,
             workers=options.workers,
             resume=options.resume,
+            kinesthetic=options.kinesthetic,
         )
     except (BagError, SourceError, ConvertError, ContractError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """A bag -> episodes: observations on the control grid, each with the action that was commanded at its stamp.
 
-Messages pass, in log order, through the ObservationAssembler of ``contract.py``, as they do in the live node. Of the
+Messages pass, in log order, through the ObservationAssembler of ``contract/``, as they do in the live node. Of the
 observations those nearest to a grid of ``dt = 1 / control_hz`` are kept, from the first one that has a target. A message that
 cannot be used is dropped and counted, whatever it is.
 
@@ -9,7 +9,6 @@ What is imported from other data sets passes through :func:`on_grid`, to the sam
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from array import array
 from collections import Counter
@@ -20,23 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onedp_ros.contract import (
-    NANOSECONDS,
-    Contract,
-    ContractError,
-    Observation,
-    ObservationAssembler,
-    decode_action,
-    encode_action,
-)
+from onedp_ros.contract import NANOSECONDS, Contract, ContractError, Observation, ObservationAssembler
 from onedp_ros.contract.camera_check import CameraCheck
+from onedp_ros.contract.features import slices
 from onedp_ros.data import quality
-from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, Refusals, read_messages, read_serialized
+from onedp_ros.data.bags.reader import BagError, Refusals, read_messages, read_serialized
 from onedp_ros.data.frames import FrameStore, Images
-from onedp_ros.geometry import slerp
-from onedp_ros.messages.decode import bare_name, feed, pose_arrays
+from onedp_ros.data.targets import Targets
+from onedp_ros.messages.decode import bare_name, feed
 
-TARGET_MAX_AGE = 0.25  # s without a new target pose before a recording counts as not commanded
 _TOO_SHORT = "steps in pieces shorter than the observation horizon"
 
 
@@ -46,7 +37,8 @@ class SourceError(RuntimeError):
 
 @dataclasses.dataclass
 class Episode:
-    """Steps spaced by ``dt``: stamps (T,) int64 ns, by camera T images, state (T, 9), action (T, 10) float32."""
+    """Steps spaced by ``dt``: stamps (T,) int64 ns, by camera T images, state (T, state_dim), action (T, action_dim)
+    float32."""
 
     stamps: NDArray[np.int64]
     images: dict[str, Images]
@@ -83,7 +75,8 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """An episode on its way into a data set: its images encoded in ``folder``, its state (T, 9) and action (T, 10) here."""
+    """An episode on its way into a data set: its images encoded in ``folder``, its state (T, state_dim) and action (T, action_dim)
+    here."""
 
     folder: Path
     state: NDArray[np.float32]
@@ -92,69 +85,6 @@ class Piece:
 
 Run = Callable[[Callable[..., None], Sequence[tuple[Any, ...]]], Any]
 """Calls a function with each of these arguments, in several processes."""
-
-
-class Targets:
-    """The recorded commands, read at any time."""
-
-    def __init__(self) -> None:
-        self.pose_stamps: list[int] = []
-        self.poses: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
-        self.opening_stamps: list[int] = []
-        self.openings: list[float] = []
-
-    def add(self, topic: str, stamp: int, message: Any, contract: Contract) -> None:
-        """Take a message of the target topics. ContractError for one that is no target."""
-        if bare_name(topic) == TARGET_POSE_TOPIC:
-            if message.header.frame_id != contract.base_frame:
-                raise ContractError(
-                    f"{topic} is in frame '{message.header.frame_id}', expected '{contract.base_frame}'; publish it in that frame, "
-                    f"or set base_frame in the task file"
-                )
-            position, quaternion = pose_arrays(message.pose)
-            if not (np.all(np.isfinite(position)) and abs(np.linalg.norm(quaternion) - 1.0) < 0.05):
-                raise ContractError(f"{topic} at {stamp} ns is {position} {quaternion}, expected numbers and a unit quaternion")
-            self._insert(self.pose_stamps, self.poses, stamp, (position, quaternion))
-        else:
-            if len(message.position) != 1 or not np.isfinite(message.position[0]):
-                raise ContractError(f"{topic} at {stamp} ns has positions {list(message.position)}, expected one opening in m")
-            self._insert(self.opening_stamps, self.openings, stamp, float(message.position[0]))
-
-    @staticmethod
-    def _insert(stamps: list[int], values: list[Any], stamp: int, value: Any) -> None:
-        i = bisect.bisect_right(stamps, stamp)
-        stamps.insert(i, stamp)
-        values.insert(i, value)
-
-    def hold(self, stamp: int) -> bool:
-        """Whether both targets had been given at ``stamp``, the pose not too long ago."""
-        return self.hold_pose(stamp) and self._last(stamp)[1] >= 0
-
-    def hold_pose(self, stamp: int) -> bool:
-        """Whether a target pose had been given at ``stamp``, not too long ago."""
-        i, _ = self._last(stamp)
-        return i >= 0 and stamp - self.pose_stamps[i] <= TARGET_MAX_AGE * NANOSECONDS
-
-    def action(self, stamp: int, measured: float = np.nan) -> NDArray[np.float32]:
-        """Action (10,) at a ``stamp`` where the pose is held.
-
-        Between two target poses the position is linear and the rotation a slerp; the opening is the last one commanded, since
-        a gripper is commanded in steps, and the ``measured`` one (m) before the first command.
-        """
-        i, j = self._last(stamp)
-        position, quaternion = self.poses[i]
-        if stamp > self.pose_stamps[i] and i + 1 < len(self.poses):
-            span = self.pose_stamps[i + 1] - self.pose_stamps[i]
-            if span <= TARGET_MAX_AGE * NANOSECONDS:
-                a = (stamp - self.pose_stamps[i]) / span
-                next_position, next_quaternion = self.poses[i + 1]
-                position = position + a * (next_position - position)
-                quaternion = slerp(quaternion, next_quaternion, a)
-        opening = self.openings[j] if j >= 0 else measured
-        return np.asarray(encode_action(position, quaternion, opening), dtype=np.float32)
-
-    def _last(self, stamp: int) -> tuple[int, int]:
-        return bisect.bisect_right(self.pose_stamps, stamp) - 1, bisect.bisect_right(self.opening_stamps, stamp) - 1
 
 
 def grid_segments(stamps: NDArray[np.int64], step: int, commanded: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
@@ -184,27 +114,26 @@ def grid_segments(stamps: NDArray[np.int64], step: int, commanded: NDArray[np.bo
 
 
 _IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-_POSE, _JOINTS = "geometry_msgs/msg/PoseStamped", "sensor_msgs/msg/JointState"
 
 
 def expected_types(contract: Contract) -> dict[str, str]:
     """The topics, without leading "/", that are read of a bag, with their types."""
-    types = {bare_name(contract.joint_states_topic): _JOINTS, bare_name(contract.pose_topic): _POSE}
+    types = {bare_name(topic): kind for topic, kind in contract.state_topics.items()}
     for camera in contract.cameras.values():
         types |= {bare_name(camera.topic): _IMAGE, f"{bare_name(camera.topic)}/compressed": _COMPRESSED}
-    return types | {TARGET_POSE_TOPIC: _POSE, GRIPPER_TARGET_TOPIC: _JOINTS}
+    return types | {bare_name(topic): kind for topic, kind in contract.action_topics.items()}
 
 
 class _Run:
     """What was recorded until the recorder's clock was set back, or to the end: what was commanded, and what was observed."""
 
-    def __init__(self) -> None:
-        self.targets = Targets()
+    def __init__(self, contract: Contract) -> None:
+        self.targets = Targets(contract)
         self.stamps: list[int] = []
         self.states: list[NDArray[np.floating[Any]]] = []
         self.frames: list[dict[str, int]] = []  # by camera, the number in the store
         self.numbers: dict[tuple[str, int], int] = {}  # of a camera and stamp
-        self.begin: int | None = None  # of the cameras, ns
+        self.begin: int | None = None  # of what makes the sets, ns
         self.end = 0
 
     def add(self, observation: Observation, store: FrameStore) -> None:
@@ -217,7 +146,7 @@ class _Run:
         self.states.append(observation.state)
 
     def saw(self, stamp: int) -> None:
-        """A camera's message came."""
+        """A message of a camera came, or of what makes the sets where there are none."""
         self.begin = stamp if self.begin is None else min(self.begin, stamp)
         self.end = max(self.end, stamp)
 
@@ -229,15 +158,17 @@ class _Reading:
         self.contract, self.store = contract, store
         self.refusals = Refusals()
         self.heard: Counter[str] = Counter()
-        self.runs = [_Run()]
+        self.runs = [_Run(contract)]
         self.assembler, self.check = ObservationAssembler(contract), CameraCheck(contract)
         self._lags: dict[str, array[int]] = {}
         self._transports: dict[str, str] = {}
+        self._targets = {bare_name(topic): kind for topic, kind in contract.action_topics.items()}
+        self._measured = {bare_name(topic) for topic in contract.state_topics}
         self._last_target = 0
 
     def read(self, bag: Path) -> None:
         types = expected_types(self.contract)
-        cameras = {bare_name(camera.topic) for camera in self.contract.cameras.values()}
+        leading = {bare_name(camera.topic) for camera in self.contract.cameras.values()} or {*list(self._measured)[:1]}
         for topic, stamp, logged, content in read_messages(bag, types, self.refusals):
             name = bare_name(topic)
             if self._transports.setdefault(name, topic) != topic:
@@ -247,7 +178,7 @@ class _Reading:
             if content.__msgtype__ != types[topic]:
                 self.refusals.add(topic, f"its type is {content.__msgtype__}, expected {types[topic]}; publish that type")
                 continue
-            if name in cameras:
+            if name in leading:
                 self.runs[-1].saw(stamp)
             try:
                 self._take(name, stamp, content)
@@ -256,13 +187,14 @@ class _Reading:
 
     def _take(self, topic: str, stamp: int, content: Any) -> None:
         run = self.runs[-1]
-        if topic in (TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC):
-            if topic == TARGET_POSE_TOPIC:
+        if topic in self._targets:
+            if topic == next(iter(self._targets)):
                 if stamp < self._last_target - NANOSECONDS:
                     run = self._begin_run()
                 self._last_target = stamp
-            run.targets.add(topic, stamp, content, self.contract)
-            return
+            run.targets.add(topic, stamp, content)
+            if topic not in self._measured:
+                return
         before = self._jumps()
         try:
             feed(self.assembler, topic, content, stamp)
@@ -280,7 +212,7 @@ class _Reading:
 
     def _begin_run(self) -> _Run:
         if self.runs[-1].stamps:  # else it has just begun, by another stream
-            self.runs.append(_Run())
+            self.runs.append(_Run(self.contract))
         return self.runs[-1]
 
     def lags(self) -> dict[str, float]:
@@ -293,11 +225,12 @@ class _Reading:
 
 
 def read_episodes(
-    bag: str | Path, contract: Contract, folder: Path | None = None, keep_images: bool = True
+    bag: str | Path, contract: Contract, folder: Path | None = None, keep_images: bool = True, kinesthetic: bool = False
 ) -> tuple[list[Episode], Dropped]:
     """The episodes of a bag, one unless it has gaps, and counts of what was dropped.
 
-    Images on their way are kept in ``folder``, in memory without one, or not at all.
+    Images on their way are kept in ``folder``, in memory without one, or not at all. ``kinesthetic``: the arm was led by hand, and
+    each action is what was measured one step later, whatever was commanded.
 
     Raises:
         BagError: the bag cannot be read or holds no step; names what could not be used.
@@ -310,14 +243,17 @@ def read_episodes(
     episodes: list[Episode] = []
     observed = uncommanded = 0
     for run in reading.runs:
-        held = [i for i, stamp in enumerate(run.stamps) if run.targets.hold_pose(stamp)] if run.targets.openings else []
+        if kinesthetic:
+            held = list(range(len(run.stamps)))
+        else:
+            held = [i for i, stamp in enumerate(run.stamps) if run.targets.hold_stream(stamp)] if run.targets.complete else []
         observed, uncommanded = observed + len(run.stamps), uncommanded + len(run.stamps) - len(held)
-        episodes += _grid(run, held, reading.store, contract, dropped)
+        episodes += _grid(run, held, reading.store, contract, dropped, kinesthetic)
     if uncommanded:
         dropped["no target at the stamp"] += uncommanded
     dropped.update(reading.refusals.counts())
     if not episodes:
-        raise BagError(_why_nothing(bag, reading, dropped, observed > uncommanded))
+        raise BagError(_why_nothing(bag, reading, dropped, observed > uncommanded, kinesthetic))
     expected = sum((run.end - run.begin) / contract.dt_ns + 1 for run in reading.runs if run.begin is not None)
     steps = sum(len(episode.stamps) for episode in episodes)
     dropped.warnings += [
@@ -330,39 +266,66 @@ def read_episodes(
     return episodes, dropped
 
 
-def _grid(run: _Run, held: list[int], store: FrameStore, contract: Contract, dropped: Counter[str]) -> Iterator[Episode]:
+def _grid(
+    run: _Run, held: list[int], store: FrameStore, contract: Contract, dropped: Counter[str], kinesthetic: bool
+) -> Iterator[Episode]:
     """The episodes of a run, of the observations ``held`` that have a target."""
     stamps = np.array([run.stamps[i] for i in held], dtype=np.int64)
+    commanded = [] if kinesthetic else run.targets.stamps
     for part in np.split(np.arange(len(held)), np.nonzero(np.diff(stamps) <= 0)[0] + 1):
-        for chosen in grid_segments(stamps[part], contract.dt_ns, np.isin(stamps[part], run.targets.pose_stamps)):
+        for chosen in grid_segments(stamps[part], contract.dt_ns, np.isin(stamps[part], commanded)):
             if len(chosen) < contract.n_obs_steps:
                 dropped[_TOO_SHORT] += len(chosen)
                 continue
             picked = [held[i] for i in part[chosen]]
             state = np.stack([run.states[i] for i in picked]).astype(np.float32)
-            openings = state[:, 7].astype(np.float64) + state[:, 8]
+            if kinesthetic:
+                action = _next_states(contract, state)
+            else:
+                measured = _measured_openings(contract, state)
+                action = np.stack([run.targets.action(run.stamps[i], m) for i, m in zip(picked, measured, strict=True)])
             yield Episode(
                 stamps=stamps[part][chosen],
                 images={name: store.images(name, np.array([run.frames[i][name] for i in picked])) for name in contract.cameras},
                 state=state,
-                action=np.stack([run.targets.action(run.stamps[i], o) for i, o in zip(picked, openings, strict=True)]),
+                action=action,
             )
 
 
-def _why_nothing(bag: Path, reading: _Reading, dropped: Dropped, complete: bool) -> str:
+def _measured_openings(contract: Contract, state: NDArray[np.float32]) -> list[dict[str, float]]:
+    """By step, the openings to assume before the first command: of one arm, what is measured; of others, none."""
+    try:
+        arm, opening = contract.arm, next(feature.name for feature in contract.action if feature.kind == "opening")
+    except (ContractError, StopIteration):
+        return [{}] * len(state)
+    return [{opening: arm.opening(fingers)} for fingers in arm.poses(state)[2]]
+
+
+def _next_states(contract: Contract, state: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Actions (T, action_dim) that lead to the state (T, state_dim) of the next step; the last one holds."""
+    arm = contract.arm
+    steps = zip(*arm.poses(np.concatenate([state[1:], state[-1:]])), strict=True)
+    return np.stack([arm.encode_action(position, quaternion, arm.opening(fingers)) for position, quaternion, fingers in steps])
+
+
+def _why_nothing(bag: Path, reading: _Reading, dropped: Dropped, complete: bool, kinesthetic: bool) -> str:
     contract = reading.contract
     if complete:
         return f"{bag} holds no {contract.n_obs_steps} observations {contract.dt} s apart; are the cameras slower?"
-    sources = [*(c.topic for c in contract.cameras.values()), contract.joint_states_topic, contract.pose_topic]
-    missing = sorted({*map(bare_name, sources), TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC} - {*map(bare_name, reading.heard)})
+    sources = [*(c.topic for c in contract.cameras.values()), *contract.state_topics]
+    targets = set() if kinesthetic else {*map(bare_name, contract.action_topics)}
+    missing = sorted(({*map(bare_name, sources)} | targets) - {*map(bare_name, reading.heard)})
     reasons = [f"{topic}: {reason}" for topic, reason in reading.refusals.reasons.items()]
     if missing:
         others = sorted({message.topic.lstrip("/") for message in read_serialized(bag)} - set(reading.heard))
         last = {name.split("/")[-1] for name in missing} - {"image_raw"}
         alike = [other for other in others if bare_name(other).split("/")[-1] in last]
         text = f"it lacks the topics {missing}, it has {alike or others}; "
-        if set(missing) <= {TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC}:
-            text += "commands are read from topics of these names, remap yours while they are recorded"
+        if set(missing) <= targets:
+            text += (
+                "name the topics of the action's features in the task file as they are in the bag; of an arm that was led by hand, "
+            )
+            text += "convert with --kinesthetic"
         else:
             text += "name the cameras' and the robot's topics in the task file as they are in the bag"
         reasons.insert(0, text)
@@ -391,14 +354,18 @@ def on_grid(name: str, episode: Episode, contract: Contract) -> tuple[list[Episo
             f"{name} was recorded at {NANOSECONDS / spacing:.4g} Hz, expected {contract.control_hz:g} Hz or more; set control_hz "
             f"in the task file"
         )
-    if not (np.all(np.isfinite(state)) and np.all(np.abs(np.linalg.norm(state[:, 3:7], axis=1) - 1.0) < 0.05)):
-        raise SourceError(f"{name} holds NaN or no unit quaternion in its states; leave it out")
+    if not np.all(np.isfinite(state)):
+        raise SourceError(f"{name} holds NaN in its states; leave it out")
+    state = state.copy()
     try:
-        decode_action(episode.action)
+        for feature, at in zip(contract.state, slices(contract.state).values(), strict=True):
+            if feature.kind in ("quaternion", "rotation_6d"):
+                feature.quaternions(state[:, at])
+            if feature.kind == "quaternion":
+                state[:, at] *= np.where(state[:, at][:, :1] < 0, -1, 1).astype(state.dtype)
+        contract.check_action(episode.action)
     except ContractError as error:
         raise SourceError(f"{name}: {error}; leave it out") from error
-    state = state.copy()
-    state[state[:, 3] < 0, 3:7] *= -1
     dropped = Dropped()
     episodes = []
     for chosen in grid_segments(stamps, contract.dt_ns, np.ones(len(stamps), dtype=bool)):

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onedp_ros.contract import MAX_OPENING
+from onedp_ros.contract import Contract
+from onedp_ros.contract.features import slices
 
 REACH = 3.0  # m from the base frame's origin: three times an arm's reach, for one on a rail
-OPENING = (-0.01, 0.2)  # m between the fingers: hands of this size close with a little error of calibration
+BEYOND = 0.25  # of an opening's range, by which its values may exceed it: calibration is not exact
 APART = 0.4  # m between target and end effector, median: an arm follows its targets within a few centimetres
 SEAM = math.radians(15.0)  # of rotation, from the orientations at which the state's quaternion changes its sign
 LATE, EARLY = 0.1, 0.02  # s that a stamp may lie before and after the time of recording, median
@@ -20,31 +21,42 @@ LOST_TIME = 0.5  # s that may be lost in any case, at start and end
 IDLE = 0.3  # of a recording that may be without a command: an operator gets ready
 
 
-def doubts(state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayLike) -> list[str]:
-    """Of states (N, 9) and actions (N, 10) of episodes that end before the rows ``ends``."""
+def doubts(contract: Contract, state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayLike) -> list[str]:
+    """Of states (N, state_dim) and actions (N, action_dim) of episodes that end before the rows ``ends``."""
     found = []
-    for name, values in (("the measured position", state[:, :3]), ("the target position", action[:, :3])):
-        if (far := float(np.abs(values).max())) > REACH:
+    positions: dict[str, list[NDArray[np.float32]]] = {}
+    seams: list[str] = []
+    for where, features, data in (("measured", contract.state, state), ("target", contract.action, action)):
+        for feature, at in zip(features, slices(features).values(), strict=True):
+            values, name = data[:, at], f"the {where} {feature.name}"
+            if feature.kind == "position":
+                positions.setdefault(where, []).append(values)
+                if (far := float(np.abs(values).max())) > REACH:
+                    found.append(
+                        f"{name} lies up to {far:.4g} m from the base frame's origin, expected {REACH:g} at most; are these metres?"
+                    )
+            elif feature.range is not None:
+                low, high = float(values.min()), float(values.max())
+                least, most = sorted(feature.range)
+                spare = BEYOND * (most - least)
+                if low < least - spare or high > most + spare:
+                    found.append(
+                        f"{name} spans {low:.4g} to {high:.4g}, expected {least:g} to {most:g}; record it in the unit of its "
+                        f"range, or give the range (closed, open) of what is recorded in the task file"
+                    )
+            elif feature.kind == "quaternion" and where == "measured":
+                seams += _seam(feature.name, values, np.asarray(ends, dtype=np.int64))
+    for here, there in zip(positions.get("measured", []), positions.get("target", []), strict=False):
+        apart = float(np.median(np.linalg.norm(there - here, axis=1)))
+        if apart > APART and not found:
             found.append(
-                f"{name} lies up to {far:.4g} m from the base frame's origin, expected {REACH:g} at most; are these metres?"
+                f"targets lie {apart:.2f} m from the end effector (median), expected {APART:g} at most; are they absolute, in the "
+                f"base frame and of the same tool center point?"
             )
-    for name, opening in (("the measured opening", state[:, 7] + state[:, 8]), ("the target opening", action[:, 9])):
-        low, high = float(opening.min()), float(opening.max())
-        if low < OPENING[0] or high > OPENING[1]:
-            found.append(
-                f"{name} spans {low:.4g} to {high:.4g} m, expected {OPENING[0]:g} to {OPENING[1]:g} (the Franka hand: 0 to "
-                f"{MAX_OPENING:g}); record metres between the fingers, not millimetres, radians, per cent or 0 to 255"
-            )
-    apart = float(np.median(np.linalg.norm(action[:, :3] - state[:, :3], axis=1)))
-    if apart > APART and not found:
-        found.append(
-            f"targets lie {apart:.2f} m from the end effector (median), expected {APART:g} at most; are they absolute, in the base "
-            f"frame and of the same tool center point?"
-        )
-    return found + _seam(state[:, 3:7], np.asarray(ends, dtype=np.int64))
+    return found + seams
 
 
-def _seam(quaternion: NDArray[np.float32], ends: NDArray[np.int64]) -> list[str]:
+def _seam(name: str, quaternion: NDArray[np.float32], ends: NDArray[np.int64]) -> list[str]:
     near = 2 * np.arcsin(np.clip(quaternion[:, 0], 0.0, 1.0)) < SEAM
     episodes = np.searchsorted(ends, np.nonzero(near)[0], "right")
     if not len(episodes):
@@ -53,8 +65,9 @@ def _seam(quaternion: NDArray[np.float32], ends: NDArray[np.int64]) -> list[str]
     flips[ends[:-1] - 1] = False  # from one episode to the next
     return [
         f"in {len(set(episodes.tolist()))} of {len(ends)} episodes the orientation comes within {math.degrees(SEAM):.0f} degrees "
-        f"of the seam of the state's quaternion (orientation.x = 0, 180 degrees from tool down), in {int(near.sum())} steps; it "
-        f"changes its sign there {int(flips.sum())} times, and one pose looks like two: keep the tool nearer to straight down"
+        f"of the seam of the state's quaternion ({name}.x = 0, 180 degrees from tool down), in {int(near.sum())} steps; it "
+        f"changes its sign there {int(flips.sum())} times, and one pose looks like two: use the kind rotation_6d, or "
+        f"keep the tool nearer to straight down"
     ]
 
 
@@ -80,7 +93,7 @@ def losses(steps: int, expected: float, uncommanded: float, hz: float, dropped: 
         found.append(f"only {steps} steps remain of about {rest:.0f}; dropped: {reasons or 'nothing, the cameras had gaps'}")
     if uncommanded > IDLE:
         found.append(
-            f"{100 * uncommanded:.0f} % of the observations have no target at their stamp; does target_pose come at 4 Hz or more, "
+            f"{100 * uncommanded:.0f} % of the observations have no target at their stamp; do targets come at 4 Hz or more, "
             f"as long as the recording goes on?"
         )
     return found

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from onedp_ros.contract import Contract, ContractError
-from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, PARTIAL, TARGET_POSE_TOPIC, BagError, Refusals, read_bag, read_messages
+from onedp_ros.contract import Arm, Contract, ContractError
+from onedp_ros.data.bags.reader import PARTIAL, BagError, Refusals, read_bag, read_messages
 from onedp_ros.data.timing import StreamTiming
 from onedp_ros.geometry import quaternion_to_matrix
 from onedp_ros.messages.decode import bare_name, decode_image, pose_arrays
@@ -22,6 +22,7 @@ from onedp_ros.messages.decode import bare_name, decode_image, pose_arrays
 KEPT_FRAMES = 64  # a camera, of a recording of any length
 KEPT_WIDTH = 320  # pixels
 
+_TARGET, _GRIPPER_TARGET = "target_pose", "gripper_target"  # where a recording names no contract
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _POSE, _JOINTS = "geometry_msgs/msg/PoseStamped", "sensor_msgs/msg/JointState"
 
@@ -76,9 +77,10 @@ class BagReading:
         self.frames: dict[str, _Frames] = {}
         self._lags: dict[str, array[int]] = {}
         self.position, self.target_position, self.opening, self.target_opening = _Curve(3), _Curve(3), _Curve(1), _Curve(1)
-        positions = {TARGET_POSE_TOPIC: self.target_position}
-        if contract:
-            positions[bare_name(contract.pose_topic)] = self.position
+        arm = _one_arm(contract)
+        positions = {bare_name(arm.target_topic if arm else _TARGET): self.target_position}
+        if arm:
+            positions[bare_name(arm.pose_topic)] = self.position
         self.refusals = Refusals()
         messages = read_messages(bag, None, self.refusals)
         for topic, stamp, logged, message in tqdm(messages, unit=" messages", desc=bag.name, leave=False, delay=2):
@@ -92,7 +94,7 @@ class BagReading:
                 self._image(topic, stamp, message, contract)
             elif kind == _POSE and topic in positions:
                 positions[topic].add(stamp, *pose_arrays(message.pose)[0])
-            elif kind == _JOINTS and (which := _opening(topic, message, contract)):
+            elif kind == _JOINTS and (which := _opening(topic, message, arm)):
                 (self.target_opening if which[0] == "target" else self.opening).add(stamp, which[1])
         if not self.timing:
             reasons = "; ".join(self.refusals.counts())
@@ -139,13 +141,20 @@ class BagReading:
         return {name: found[name] for name in [*names.values(), *found] if name in found}
 
 
-def _opening(topic: str, message: Any, contract: Contract | None) -> tuple[str, float] | None:
-    """Whether a joint state tells the opening between the fingers as "measured" or "target", and the opening, m."""
+def _one_arm(contract: Contract | None) -> Arm | None:
+    """The arm of a contract of one arm; None for any other."""
+    with contextlib.suppress(ContractError):
+        return contract.arm if contract else None
+    return None
+
+
+def _opening(topic: str, message: Any, arm: Arm | None) -> tuple[str, float] | None:
+    """Whether a joint state tells the opening of the gripper as "measured" or "target", and the opening."""
     try:
-        if topic == GRIPPER_TARGET_TOPIC:
+        if topic == bare_name(arm.gripper_topic if arm else _GRIPPER_TARGET):
             return "target", float(message.position[0])
-        if contract and topic == bare_name(contract.joint_states_topic):
-            return "measured", float(sum(message.position[message.name.index(joint)] for joint in contract.finger_joints))
+        if arm and topic == bare_name(arm.joint_states_topic):
+            return "measured", arm.opening([message.position[message.name.index(joint)] for joint in arm.finger_joints])
     except (ValueError, IndexError):
         pass  # other joints, or no positions: what the contract says of that is told by the converter
     return None
@@ -163,6 +172,7 @@ def write_rerun(bag: Path, contract: Contract | None, path: Path) -> None:
         raise RuntimeError(
             f"--rerun needs the rerun SDK ({error}); pip install rerun-sdk==0.23.1 (newer ones need NumPy 2)"
         ) from error
+    arm = _one_arm(contract)
     rr.set_strict_mode(True)  # or what it cannot take would only be warned of
     stream = rr.RecordingStream("onedp_inspect", recording_id=bag.name)
     partial = path.with_name(path.name + PARTIAL)
@@ -179,7 +189,7 @@ def write_rerun(bag: Path, contract: Contract | None, path: Path) -> None:
             stream.log(topic, rr.Transform3D(translation=position, mat3x3=quaternion_to_matrix(quaternion), axis_length=0.05))
             for axis, value in zip("xyz", position, strict=True):
                 stream.log(f"position/{axis}/{topic}", rr.Scalars(value))
-        elif kind == _JOINTS and (which := _opening(topic, message, contract)):
+        elif kind == _JOINTS and (which := _opening(topic, message, arm)):
             stream.log(f"opening/{which[0]}", rr.Scalars(which[1]))
     stream.disconnect()
     partial.replace(path)

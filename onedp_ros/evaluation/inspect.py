@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from onedp_ros.contract import Contract, ContractError, decode_action, task_contract
+from onedp_ros.contract import Contract, ContractError, task_contract
 from onedp_ros.data import quality
-from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError, find_bags, read_metadata
+from onedp_ros.data.bags.reader import BagError, find_bags, read_metadata
 from onedp_ros.data.convert import READERS
 from onedp_ros.data.episodes import Dropped, Episode, SourceError, read_episodes
 from onedp_ros.data.formats import replay_buffer
@@ -39,16 +39,27 @@ def _spread(values: NDArray[np.float64]) -> dict[str, float]:
     return {"p50": float(p50), "p95": float(p95), "max": float(top)}
 
 
-def ranges(state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayLike, dt: float) -> dict[str, Any]:
-    """Ranges of states (N, 9) and actions (N, 10) of episodes that end before the rows ``ends``, ``dt`` s a step; all in SI units.
+def ranges(contract: Contract, state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayLike) -> dict[str, Any]:
+    """Ranges of states (N, state_dim) and actions (N, action_dim) of episodes that end before the rows ``ends``; all in SI units.
 
     ``measured`` and ``target``: [least, greatest] of each position and opening. ``turn_rad``: greatest angle between a target and
-    the first of its episode. ``speed_m_s``, ``turn_rad_s``: how fast the target moves from step to step.
+    the first of its episode. ``speed_m_s``, ``turn_rad_s``: how fast the target moves from step to step. Of a contract that is not
+    of one arm, [least, greatest] of every value, and no more.
 
     Raises:
         ContractError: an action that is NaN or no rotation.
     """
-    position, quaternion, opening = decode_action(action)
+
+    def extent(values: NDArray[Any]) -> list[float]:
+        return [float(values.min()), float(values.max())]
+
+    try:
+        arm = contract.arm
+    except ContractError:
+        named = {"measured": (contract.state_names, state), "target": (contract.action_names, action)}
+        return {where: {n: extent(rows[:, i]) for i, n in enumerate(names)} for where, (names, rows) in named.items()}
+    position, quaternion, opening = arm.decode_action(action)
+    measured, _, fingers = arm.poses(state)
     ends = np.asarray(ends, dtype=np.int64)
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
     within = np.delete(np.arange(1, len(action)), ends[:-1] - 1)  # steps that follow another of their episode
@@ -57,18 +68,15 @@ def ranges(state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayL
     def angle(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
         return 2 * np.arccos(np.clip(np.abs(np.sum(a * b, axis=-1)), 0.0, 1.0))
 
-    def extent(values: NDArray[Any]) -> list[float]:
-        return [float(values.min()), float(values.max())]
-
     return {
         "measured": {
-            **{axis: extent(state[:, i]) for i, axis in enumerate("xyz")},
-            "opening": extent(state[:, 7] + state[:, 8]),
+            **{axis: extent(measured[:, i]) for i, axis in enumerate("xyz")},
+            "opening": extent(np.array([arm.opening(f) for f in fingers])),
         },
         "target": {**{axis: extent(position[:, i]) for i, axis in enumerate("xyz")}, "opening": extent(opening)},
         "turn_rad": float(angle(quaternion, first).max()),
-        "speed_m_s": _spread(np.linalg.norm(position[within] - position[within - 1], axis=-1) / dt),
-        "turn_rad_s": _spread(angle(quaternion[within], quaternion[within - 1]) / dt),
+        "speed_m_s": _spread(np.linalg.norm(position[within] - position[within - 1], axis=-1) / contract.dt),
+        "turn_rad_s": _spread(angle(quaternion[within], quaternion[within - 1]) / contract.dt),
     }
 
 
@@ -145,9 +153,11 @@ def _sync(recording: BagReading, contract: Contract | None) -> dict[str, dict[st
 
 def _misfits(recording: BagReading, contract: Contract) -> list[str]:
     """Where a recording is not what its contract asks for."""
-    steady = [*(c.topic for c in contract.cameras.values()), contract.joint_states_topic, contract.pose_topic, TARGET_POSE_TOPIC]
+    held = {feature.topic for feature in contract.action if feature.kind == "opening"}
+    cameras = [camera.topic for camera in contract.cameras.values()]
+    steady = [*cameras, *contract.state_topics, *(topic for topic in contract.action_topics if topic not in held)]
     problems = []
-    for wanted in [*steady, GRIPPER_TARGET_TOPIC]:
+    for wanted in [*steady, *held]:
         topic = recording.find(wanted)
         if topic is None:
             problems.append(f"{wanted} is missing; is its node running, and does the recorder take the topic?")
@@ -173,8 +183,8 @@ def _converted(episodes: Sequence[Episode], contract: Contract, dropped: Dropped
         "pieces": len(episodes),
         "dropped": dict(dropped),
         "not_converted": None,
-        "ranges": ranges(state, action, ends, contract.dt),
-        "warnings": [*dropped.warnings, *quality.doubts(state, action, ends)],
+        "ranges": ranges(contract, state, action, ends),
+        "warnings": [*dropped.warnings, *quality.doubts(contract, state, action, ends)],
     }
 
 
@@ -207,13 +217,13 @@ def inspect_dataset(path: Path) -> dict[str, Any]:
     found = None
     if not problems:
         try:
-            found = ranges(state, action, ends, contract.dt)
+            found = ranges(contract, state, action, ends)
         except ContractError as error:
             problems.append(str(error))
     return {
         "dataset": str(path),
         "contract": contract.to_dict(),
-        "warnings": quality.doubts(state, action, ends) if found else [],
+        "warnings": quality.doubts(contract, state, action, ends) if found else [],
         "episodes": len(ends),
         "steps": len(action),
         "seconds": len(action) * contract.dt,

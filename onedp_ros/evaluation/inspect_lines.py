@@ -13,15 +13,17 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _range_lines(found: Mapping[str, Any]) -> list[str]:
-    speed, turn = found["speed_m_s"], found["turn_rad_s"]
-    return [
-        *(
-            f"{which:9}" + ", ".join(f"{name} {low:.3f} to {high:.3f} m" for name, (low, high) in found[which].items())
-            for which in ("measured", "target")
-        ),
-        f"         turns by up to {found['turn_rad']:.2f} rad; p95 {speed['p95']:.2f}, max {speed['max']:.2f} m/s; "
-        f"p95 {turn['p95']:.2f}, max {turn['max']:.2f} rad/s",
+    lines = [
+        f"{which:9}" + ", ".join(f"{name} {low:.3f} to {high:.3f}" for name, (low, high) in found[which].items())
+        for which in ("measured", "target")
     ]
+    if "speed_m_s" in found:
+        speed, turn = found["speed_m_s"], found["turn_rad_s"]
+        lines.append(
+            f"         turns by up to {found['turn_rad']:.2f} rad; p95 {speed['p95']:.2f}, max {speed['max']:.2f} m/s; "
+            f"p95 {turn['p95']:.2f}, max {turn['max']:.2f} rad/s"
+        )
+    return lines
 
 
 def _notes(metadata: Mapping[str, Any]) -> str:

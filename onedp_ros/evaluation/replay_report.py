@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from onedp_ros.contract import (
     NANOSECONDS,
     Contract,
-    decode_action,
 )
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError
-from onedp_ros.data.episodes import Targets
+from onedp_ros.data.bags.reader import BagError
+from onedp_ros.data.targets import Targets
 from onedp_ros.evaluation.replayed import CHUNK_TOPIC, Recorded, Replayed, Set, stamps_of_windows
 from onedp_ros.geometry import rotation_angle
 
@@ -38,7 +37,7 @@ def from_commands(contract: Contract, chunk: ActionChunk, targets: Targets) -> N
     if not which:
         return np.zeros((0, 3))
     stamps = chunk.stamps[which]
-    commanded = ActionChunk(chunk.stamp, stamps, *decode_action(np.stack([targets.action(int(s)) for s in stamps])))
+    commanded = ActionChunk(chunk.stamp, stamps, *contract.arm.decode_action(np.stack([targets.action(int(s)) for s in stamps])))
     predicted = ActionChunk(chunk.stamp, stamps, chunk.positions[which], chunk.quaternions[which], chunk.openings[which])
     return differences(predicted, commanded)
 
@@ -129,12 +128,12 @@ def compare(
     sets, apart = compare_sets(reference, replayed.sets)
     if recording.outputs.chunks:
         actions, found = compare_chunks(recording, replayed, apart)
-    elif recording.targets.pose_stamps:
+    elif recording.targets.stamps:
         actions, found = compare_commands(recording, replayed)
     else:
         raise BagError(
-            f"the recording has neither {CHUNK_TOPIC} nor {TARGET_POSE_TOPIC} and {GRIPPER_TARGET_TOPIC}: there is nothing to "
-            f"compare actions with; record them, too"
+            f"the recording has neither {CHUNK_TOPIC} nor {' and '.join(recording.outputs.contract.action_topics)}: there is "
+            f"nothing to compare actions with; record them, too"
         )
     counts = {name: count for name, count in replayed.counts.items() if count}
     return {"sets": len(replayed.sets), "observations": sets, "actions": actions, "counts": counts}, found
@@ -197,14 +196,14 @@ def plot(
             )
         middle.plot(times, [1e3 * c.openings[now] for c in ordered], style, color="tab:purple", linewidth=1, label=name)
     if not recording.outputs.chunks:
-        targets = recording.targets
+        arm, targets = recording.outputs.contract.arm, recording.targets
+        pose_stamps, poses = targets.commands(arm.target_topic)
+        opening_stamps, opened = targets.commands(arm.gripper_topic)
         for axis, colour in enumerate(("tab:red", "tab:green", "tab:blue")):
-            values = [p[axis] for p, _ in targets.poses]
-            top.plot(seconds(targets.pose_stamps), values, "--", color=colour, linewidth=1, label=f"{'xyz'[axis]} commanded")
-        openings = [1e3 * o for o in targets.openings]
-        middle.step(
-            seconds(targets.opening_stamps), openings, "--", where="post", color="tab:orange", linewidth=1, label="commanded"
-        )
+            values = [p[axis] for p, _ in poses]
+            top.plot(seconds(pose_stamps), values, "--", color=colour, linewidth=1, label=f"{'xyz'[axis]} commanded")
+        openings = [1e3 * float(o[0]) for o in opened]
+        middle.step(seconds(opening_stamps), openings, "--", where="post", color="tab:orange", linewidth=1, label="commanded")
     for column, (name, colour) in enumerate(zip(QUANTITIES, ("tab:blue", "tab:orange", "tab:purple"), strict=True)):
         values = [rows[:, column].max() for rows in found.values()]
         bottom.plot(seconds(found), values, ".", color=colour, markersize=3, label=name.replace("_", ", "))

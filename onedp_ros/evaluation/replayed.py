@@ -23,9 +23,9 @@ from onedp_ros.contract import (
 )
 from onedp_ros.contract.camera_check import CameraCheck
 from onedp_ros.control.chunk import ActionChunk
-from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, read_bag, read_metadata
-from onedp_ros.data.episodes import Targets
-from onedp_ros.messages.decode import chunk_from_message, feed, observation_from_messages, stamp_ns
+from onedp_ros.data.bags.reader import read_bag, read_metadata
+from onedp_ros.data.targets import Targets
+from onedp_ros.messages.decode import bare_name, chunk_from_message, feed, observation_from_messages, stamp_ns
 
 CHUNK_TOPIC, STATE_TOPIC, DIAGNOSTICS_TOPIC = "action/chunk", "observation/state", "diagnostics"
 POLICY_FACTS = ("model", "method", "engine", "threads", "seed")  # what policy_node says of itself in /diagnostics
@@ -135,11 +135,12 @@ def read_recording(bag: Path, contract: Contract, transport: str | None = None) 
         BagError: the bag cannot be read.
         ContractError: it holds what the contract forbids.
     """
-    outputs, targets = Outputs(contract), Targets()
-    for topic, stamp, message in read_bag(bag, [*outputs.topics, TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC]):
-        if topic in (TARGET_POSE_TOPIC, GRIPPER_TARGET_TOPIC):
+    outputs, targets = Outputs(contract), Targets(contract)
+    commanded = {bare_name(topic) for topic in contract.action_topics}
+    for topic, stamp, message in read_bag(bag, [*outputs.topics, *contract.action_topics]):
+        if bare_name(topic) in commanded:
             with suppress(ContractError, AttributeError):  # a single one of them is passed over, as by the converter
-                targets.add(topic, stamp, message, contract)
+                targets.add(topic, stamp, message)
         else:
             outputs.add(topic, message)
     return Recorded(outputs, targets, transport or _transport(bag, contract))
@@ -155,8 +156,7 @@ def source_topics(contract: Contract, transport: str) -> dict[str, str]:
     """Topics that observation_node listens to, with their types."""
     suffix, kind = ("", "Image") if transport == "raw" else ("/compressed", "CompressedImage")
     topics = {f"{camera.topic}{suffix}": f"sensor_msgs/msg/{kind}" for camera in contract.cameras.values()}
-    topics |= {contract.joint_states_topic: "sensor_msgs/msg/JointState", contract.pose_topic: "geometry_msgs/msg/PoseStamped"}
-    return topics
+    return topics | contract.state_topics
 
 
 def observe(bag: Path, contract: Contract, transport: str, dropped: Counter[str]) -> Iterator[Observation]:

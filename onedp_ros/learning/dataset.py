@@ -1,7 +1,8 @@
 """Training windows from a replay buffer in Diffusion Policy's layout (zarr).
 
-Group ``data/``: one image array (N, H, W, 3) uint8 for each of the contract's cameras, ``state`` (N, 9) float32 and ``action``
-(N, 10) float32; group ``meta/``: ``episode_ends`` (E,) int64. The root attribute ``contract`` says what the arrays mean.
+Group ``data/``: one image array (N, H, W, 3) uint8 for each of the contract's cameras, ``state`` (N, state_dim) and
+``action`` (N, action_dim) float32; group ``meta/``: ``episode_ends`` (E,) int64. The root attribute ``contract`` tells what the
+arrays mean.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from onedp_ros.files import open_atomically
 from onedp_ros.policy.policies import Batch
 
 _BLOCK_BYTES = 2**26  # of images that are unpacked at once
-PAD_BEFORE, PAD_AFTER = 1, 7
-"""Steps by which a window may reach over the ends of an episode (Diffusion Policy); the end values are repeated."""
 
 
 class DatasetError(ValueError):
@@ -54,7 +53,9 @@ class WindowDataset:
     """All windows of a replay buffer, in memory.
 
     A window at step t holds the observations t-1 and t and the actions t-1 .. t+14 (for two observations and a horizon of 16),
-    so that action index 1 is the one of step t. Windows start up to one step before an episode and end up to seven after.
+    so that action index 1 is the one of step t. Windows reach over the ends of an episode as Diffusion Policy's do, by the
+    contract's ``padding``: so many steps as a policy waits for its first observations, and executes of its last chunk. The end
+    values are repeated.
 
     Args:
         path: the zarr directory.
@@ -115,8 +116,9 @@ class WindowDataset:
         # Rows of the arrays for each window, with the ends of the episode repeated.
         observations, actions = [], []
         offset_o, offset_a = np.arange(c.n_obs_steps), np.arange(c.horizon)
+        before, after = c.padding
         for first, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
-            starts = np.arange(first - PAD_BEFORE, max(end - c.horizon + PAD_AFTER, first - PAD_BEFORE) + 1)[:, None]
+            starts = np.arange(first - before, max(end - c.horizon + after, first - before) + 1)[:, None]
             observations.append(np.clip(starts + offset_o, first, end - 1))
             actions.append(np.clip(starts + offset_a, first, end - 1))
         self.observation_rows = np.concatenate(observations)
@@ -127,17 +129,17 @@ class WindowDataset:
 
     def normalizer(self) -> Normalizer:
         """The normaliser of this data's range."""
-        return Normalizer.fit(self.state, self.action)
+        return Normalizer.fit(self.contract, self.state, self.action)
 
     def batch(self, windows: NDArray[np.integer], rng: np.random.Generator | None = None) -> Batch:
         """Windows by index (B,) as uint8 images, cropped at random places or, without ``rng``, at the centre.
 
         One place for each window and camera, shared by its observations.
         """
-        height, width = self.contract.crop
         rows = self.observation_rows[windows]
         images = {}
         for name, frames in self.images.items():
+            height, width = self.contract.crop
             spare = np.array([frames.shape[1] - height, frames.shape[2] - width])
             corners = np.tile(spare // 2, (len(rows), 1)) if rng is None else rng.integers(0, spare + 1, (len(rows), 2))
             out = np.empty((*rows.shape, height, width, 3), np.uint8)

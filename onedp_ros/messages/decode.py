@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from onedp_ros.contract import NANOSECONDS, STATE_NAMES, Contract, ContractError, Observation, ObservationAssembler
+from onedp_ros.contract import NANOSECONDS, Contract, ContractError, Observation, ObservationAssembler
+from onedp_ros.contract.features import POSE
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.messages.standins import CvBridge, CvBridgeError
 
@@ -104,25 +105,30 @@ def feed(assembler: ObservationAssembler, topic: str, message: Any, stamp: int |
     Raises:
         ContractError: a message that the contract forbids, such as a wrong encoding or missing joints.
     """
-    contract = assembler.contract
-    topic = bare_name(topic)
-    if topic == bare_name(contract.joint_states_topic):
-        assembler.add_joints(stamp_ns(message) if stamp is None else stamp, list(message.name), message.position)
-    elif topic == bare_name(contract.pose_topic):
-        if message.header.frame_id != contract.base_frame:
-            raise ContractError(
-                f"{contract.pose_topic} is in frame '{message.header.frame_id}', expected '{contract.base_frame}'; "
-                f"publish it in that frame or set base_frame in the task file"
-            )
-        assembler.add_pose(stamp_ns(message) if stamp is None else stamp, *pose_arrays(message.pose))
-    else:
-        for name, camera in contract.cameras.items():
-            if topic == bare_name(camera.topic):
-                image = decode_image(message, camera.topic)
-                assembler.add_image(name, stamp_ns(message) if stamp is None else stamp, image)
-                return True
-        return False
-    return True
+    contract, topic = assembler.contract, bare_name(topic)
+    at = stamp_ns(message) if stamp is None else stamp
+    for name, camera in contract.cameras.items():
+        if topic == bare_name(camera.topic):
+            assembler.add_image(name, at, decode_image(message, camera.topic))
+            return True
+    for known, kind in contract.state_topics.items():
+        if topic == bare_name(known):
+            if kind == POSE:
+                check_frame(contract, known, message)
+                assembler.add_pose(known, at, *pose_arrays(message.pose))
+            else:
+                assembler.add_joints(known, at, list(message.name), message.position)
+            return True
+    return False
+
+
+def check_frame(contract: Contract, topic: str, message: Any) -> None:
+    """ContractError for a pose that is not in the contract's base frame."""
+    if message.header.frame_id != contract.base_frame:
+        raise ContractError(
+            f"{topic} is in frame '{message.header.frame_id}', expected '{contract.base_frame}'; publish it in that frame, or set "
+            f"base_frame in the task file"
+        )
 
 
 def observation_from_messages(contract: Contract, images: dict[str, Any], state: Any) -> Observation:
@@ -131,8 +137,9 @@ def observation_from_messages(contract: Contract, images: dict[str, Any], state:
     Raises:
         ContractError: other names or sizes than the contract's, or NaN.
     """
-    if list(state.name) != list(STATE_NAMES) or len(state.position) != len(STATE_NAMES):
-        raise ContractError(f"observation/state has {len(state.position)} values named {list(state.name)}, expected {STATE_NAMES}")
+    names = contract.state_names
+    if list(state.name) != list(names) or len(state.position) != len(names):
+        raise ContractError(f"observation/state has {len(state.position)} values named {list(state.name)}, expected {names}")
     values = np.array(state.position, dtype=np.float32)
     if not np.all(np.isfinite(values)):
         raise ContractError("observation/state holds NaN or infinity; check the robot's state publisher")

@@ -13,9 +13,13 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Header
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 
-from onedp_ros.contract import NANOSECONDS, STATE_NAMES
+from onedp_ros.contract import NANOSECONDS, Contract
+from onedp_ros.contract.features import JOINTS, POSE
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.messages.decode import CHUNK_JOINTS
+
+MESSAGES = {POSE: PoseStamped, JOINTS: JointState}
+"""The classes of the messages that features come from."""
 
 
 def header(stamp: int, frame_id: str = "") -> Header:
@@ -68,9 +72,10 @@ def opening_of(message: JointState) -> float | None:
     return float(message.position[0])
 
 
-def state_message(state: ArrayLike, stamp: int, frame_id: str) -> JointState:
-    """State (9,) -> sensor_msgs/JointState with the names of ``STATE_NAMES``."""
-    return JointState(header=header(stamp, frame_id), name=list(STATE_NAMES), position=np.asarray(state, np.float64).tolist())
+def state_message(contract: Contract, state: ArrayLike, stamp: int) -> JointState:
+    """State (state_dim,) -> sensor_msgs/JointState with the contract's names of its values."""
+    position = np.asarray(state, np.float64).tolist()
+    return JointState(header=header(stamp, contract.base_frame), name=list(contract.state_names), position=position)
 
 
 def chunk_message(chunk: ActionChunk, frame_id: str) -> MultiDOFJointTrajectory:

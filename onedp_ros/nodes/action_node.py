@@ -82,11 +82,11 @@ class ActionNode(Node):
         self._problem: tuple[float, str] = (float("-inf"), "")
         self._rate, self._latency = Rate(), Percentiles()
 
-        self._pose_publisher = self.create_publisher(PoseStamped, "target_pose", 1)
-        self._gripper_publisher = self.create_publisher(JointState, "gripper_target", 1)
+        self._pose_publisher = self.create_publisher(PoseStamped, self.contract.arm.target_topic, 1)
+        self._gripper_publisher = self.create_publisher(JointState, self.contract.arm.gripper_topic, 1)
         self._stop_publisher = self.create_publisher(Empty, "target_stop", 1)
         chunks = self.create_subscription(MultiDOFJointTrajectory, "action/chunk", self._on_chunk, 1)
-        self._measured = PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose)
+        self._measured = PolledSubscriber(self, PoseStamped, self.contract.arm.pose_topic, 1, self._on_pose)
         self._chunk_watch, self._pose_watch = InputWatch(self, chunks), InputWatch(self, self._measured.subscription, POSE_TIMEOUT)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self._timer = self.create_timer(1.0 / target_rate, self._send)
@@ -106,7 +106,7 @@ class ActionNode(Node):
         if before is not None and (impossible := jump(before, pose)):
             self._refused["pose_jump"] += 1
             self._jumped_at = clock.now()
-            text = f"{self.contract.pose_topic} {impossible}; end what else publishes it, or wait for a reset to end"
+            text = f"{self.contract.arm.pose_topic} {impossible}; end what else publishes it, or wait for a reset to end"
             self._warn(text)
             if self._enabled:
                 self._stop("given up", text)  # the pass that looked for the pose sends the first target of it
@@ -139,7 +139,7 @@ class ActionNode(Node):
 
     def _enable(self) -> None:
         """Begin at rest at the measured pose. ValueError when it is not known or not a place to begin."""
-        topic, pose = self.contract.pose_topic, self._pose_now()
+        topic, pose = self.contract.arm.pose_topic, self._pose_now()
         if pose is None:
             if self._pose is not None and self._pose_frame != self.contract.base_frame:
                 raise ValueError(f"{topic} is in frame '{self._pose_frame}', expected '{self.contract.base_frame}'")
@@ -288,7 +288,7 @@ class ActionNode(Node):
     def _lack(self) -> str:
         """What is missed, and what to do."""
         if self._pose_now() is None:
-            return f"without {self.contract.pose_topic}; see the robot's node"
+            return f"without {self.contract.arm.pose_topic}; see the robot's node"
         return "without a valid chunk; see policy_node"
 
     def _publish(self, target: Target) -> None:
@@ -322,7 +322,9 @@ class ActionNode(Node):
             (DiagnosticStatus.ERROR, f"disabled itself: {self._gave_up}; then call ~/enable")
             if self._state == "given up"
             else None,
-            (DiagnosticStatus.WARN, f"{self.contract.pose_topic}: not heard; start the robot's node") if not pose_known else None,
+            (DiagnosticStatus.WARN, f"{self.contract.arm.pose_topic}: not heard; start the robot's node")
+            if not pose_known
+            else None,
             (DiagnosticStatus.WARN, self._problem[1]) if now - self._problem[0] < 2.0 else None,
             (DiagnosticStatus.WARN, "enabled, but no chunk yet; see policy_node")
             if self._state == "waiting" and for_seconds > 1.0

@@ -121,9 +121,9 @@ class CrispNode(Node):
         except ImportError as error:
             self._missing = f"the hand cannot be commanded: {error}; install franka_msgs of franka_ros2"
         self._heard = float("-inf")
-        self._pose = PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose)
-        self._target = self.resolve_topic_name("target_pose")
-        openings = self.create_subscription(JointState, "gripper_target", self._on_gripper, 1)
+        self._pose = PolledSubscriber(self, PoseStamped, self.contract.arm.pose_topic, 1, self._on_pose)
+        self._target = self.resolve_topic_name(self.contract.arm.target_topic)
+        openings = self.create_subscription(JointState, self.contract.arm.gripper_topic, self._on_gripper, 1)
         self._gripper_watch, self._refused = InputWatch(self, openings, settings.arm.stale_after), Counter[str]()
         self._diagnostics = Diagnostics(self, self._report)
 
@@ -152,7 +152,7 @@ class CrispNode(Node):
             (DiagnosticStatus.ERROR, f"nobody follows {self._target}; activate CRISP's cartesian_impedance_controller")
             if not followers
             else None,
-            (DiagnosticStatus.ERROR, f"{self.contract.pose_topic}: not heard; activate CRISP's pose_broadcaster")
+            (DiagnosticStatus.ERROR, f"{self.contract.arm.pose_topic}: not heard; activate CRISP's pose_broadcaster")
             if time.monotonic() - self._heard > HEARD
             else None,
             (DiagnosticStatus.ERROR, self._missing) if self._missing else None,

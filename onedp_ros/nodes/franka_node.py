@@ -77,13 +77,13 @@ class FrankaNode(LifecycleNode):
         self._targets = 0
         self._mode = ""
         self._states, self._target_rate = Rate(), Rate()
-        self._fingers = self.contract.finger_joints
-        self._joint_publisher = self.create_publisher(JointState, self.contract.joint_states_topic, 10)
-        self._pose_publisher = self.create_publisher(PoseStamped, self.contract.pose_topic, 10)
+        self._fingers = self.contract.arm.finger_joints
+        self._joint_publisher = self.create_publisher(JointState, self.contract.arm.joint_states_topic, 10)
+        self._pose_publisher = self.create_publisher(PoseStamped, self.contract.arm.pose_topic, 10)
         self._wrench_publisher = self.create_publisher(WrenchStamped, "franka/state/wrench", 10)
         self._mode_publisher = self.create_publisher(String, "franka/state/robot_mode", LASTING)
-        targets = self.create_subscription(PoseStamped, "target_pose", self._on_target, NEWEST)
-        openings = self.create_subscription(JointState, "gripper_target", self._on_gripper, NEWEST)
+        targets = self.create_subscription(PoseStamped, self.contract.arm.target_topic, self._on_target, NEWEST)
+        openings = self.create_subscription(JointState, self.contract.arm.gripper_topic, self._on_gripper, NEWEST)
         self.create_subscription(Empty, "target_stop", self._on_stop, NEWEST)
         self._target_watch, self._gripper_watch = (
             InputWatch(self, subscription, self.settings.arm.stale_after) for subscription in (targets, openings)

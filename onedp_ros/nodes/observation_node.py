@@ -14,7 +14,6 @@ from collections import Counter
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
@@ -22,7 +21,7 @@ from sensor_msgs.msg import Image, JointState
 from onedp_ros.contract import NANOSECONDS, ContractError, Observation, ObservationAssembler
 from onedp_ros.contract.camera_check import CameraCheck
 from onedp_ros.messages.decode import feed, stamp_ns
-from onedp_ros.messages.encode import image_message, state_message
+from onedp_ros.messages.encode import MESSAGES, image_message, state_message
 from onedp_ros.nodes.lib.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.parameters import declare, declare_cameras, declare_contract
@@ -70,10 +69,10 @@ class ObservationNode(Node):
             subscription = self.create_subscription(kind, topic, functools.partial(self._on_frame, topic), qos_profile_sensor_data)
             self._watches[topic] = InputWatch(self, subscription)
         self._robot = []
-        for kind, topic in ((JointState, self.contract.joint_states_topic), (PoseStamped, self.contract.pose_topic)):
-            self._robot.append(PolledSubscriber(self, kind, topic, STATE_DEPTH, functools.partial(self._take, topic)))
+        for topic, name in self.contract.state_topics.items():
+            self._robot.append(PolledSubscriber(self, MESSAGES[name], topic, STATE_DEPTH, functools.partial(self._take, topic)))
             self._watches[topic] = InputWatch(self, self._robot[-1].subscription)
-        self._topics = [*self._cameras.values(), self.contract.joint_states_topic, self.contract.pose_topic]
+        self._topics = [*self._cameras.values(), *self.contract.state_topics]
         self._polls = 0
         self._poller = self.create_timer(POLL_PERIOD, self._poll)
         self._diagnostics = Diagnostics(self, self._report)
@@ -135,7 +134,7 @@ class ObservationNode(Node):
         if age > self._max_age:
             self._refuse("observation", "too_old", f"a set of {age:.1f} s ago was not published; was this process stopped?")
             return
-        self._state_publisher.publish(state_message(observation.state, observation.stamp, self.contract.base_frame))
+        self._state_publisher.publish(state_message(self.contract, observation.state, observation.stamp))
         self._published += 1
         self._last_published = time.monotonic()
         self._rate.tick()

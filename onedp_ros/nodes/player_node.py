@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from geometry_msgs.msg import PoseStamped
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
@@ -29,6 +28,7 @@ from onedp_ros.contract import NANOSECONDS, ContractError, ObservationAssembler
 from onedp_ros.contract.camera_check import CameraCheck
 from onedp_ros.data.bags.reader import BagError, read_serialized
 from onedp_ros.messages.decode import feed, restamped, stamp_ns
+from onedp_ros.messages.encode import MESSAGES
 from onedp_ros.nodes.lib.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import report_failure
@@ -71,7 +71,7 @@ class PlayerNode(Node):
         self._start_time = declare(self, "start_time", 120.0, "How long the nodes are waited for, s", 1.0, 3600.0)
 
         self._cameras = list(cameras.values())
-        self._robot = {self.contract.joint_states_topic: JointState, self.contract.pose_topic: PoseStamped}
+        self._robot = {topic: MESSAGES[name] for topic, name in self.contract.state_topics.items()}
         self._kinds: dict[str, Any] = {**dict.fromkeys(self._cameras, kind), **self._robot}
         self.late = 0
         self._answered: set[int] = set()  # stamps of the chunks that came

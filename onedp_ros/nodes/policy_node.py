@@ -30,7 +30,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.contract import NANOSECONDS, STATE_NAMES, ContractError, Observation, ObservationHistory
+from onedp_ros.contract import NANOSECONDS, ContractError, Observation, ObservationHistory
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.messages.decode import observation_from_messages
 from onedp_ros.messages.encode import chunk_message
@@ -197,7 +197,7 @@ class PolicyNode(LifecycleNode):
         contract, rng = self.contract, np.random.default_rng(0)
         for _ in range(WARM_UP):
             images = {n: rng.integers(0, 255, (c.height, c.width, 3), dtype=np.uint8) for n, c in contract.cameras.items()}
-            state = np.zeros(len(STATE_NAMES), np.float32)
+            state = np.zeros(contract.state_dim, np.float32)
             predictor.predict([[Observation(0, images, dict.fromkeys(images, 0), state)] * contract.n_obs_steps])
         return predictor
 

@@ -16,19 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from geometry_msgs.msg import PoseStamped
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
-from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
 from onedp_ros import clock
 from onedp_ros.clock import PauseWatch
 from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data.bags.reader import GRIPPER_TARGET_TOPIC, TARGET_POSE_TOPIC, BagError
+from onedp_ros.data.bags.reader import BagError
 from onedp_ros.data.bags.writer import BagWriter
-from onedp_ros.data.episodes import TARGET_MAX_AGE
 from onedp_ros.data.recording import Recording, Watch, next_episode
+from onedp_ros.data.targets import TARGET_MAX_AGE
+from onedp_ros.messages.encode import MESSAGES
 from onedp_ros.nodes.lib.diagnostics import Diagnostics, Report, worst
 from onedp_ros.nodes.lib.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.lib.polled import PolledSubscriber
@@ -65,11 +64,13 @@ class RecorderNode(Node):
         self._cameras = list(cameras.values())
         for topic in self._cameras:
             self._subscribe(image, Watch(topic, rate, gap, optional=False), CAMERA_DEPTH)
-        self._subscribe(JointState, Watch(self.contract.joint_states_topic, rate, gap, optional=False), DEPTH)
-        self._subscribe(PoseStamped, Watch(self.contract.pose_topic, rate, gap, optional=False), DEPTH)
+        for topic, name in self.contract.state_topics.items():
+            self._subscribe(MESSAGES[name], Watch(topic, rate, gap, optional=False), DEPTH)
         # The operator may take some time; an opening that is given once lasts.
-        self._subscribe(PoseStamped, Watch(TARGET_POSE_TOPIC, rate, TARGET_MAX_AGE), DEPTH)
-        self._subscribe(JointState, Watch(GRIPPER_TARGET_TOPIC), DEPTH)
+        held = {feature.topic for feature in self.contract.action if feature.kind == "opening"}
+        for topic, name in self.contract.action_topics.items():
+            if topic not in self._watches:
+                self._subscribe(MESSAGES[name], Watch(topic) if topic in held else Watch(topic, rate, TARGET_MAX_AGE), DEPTH)
         self._extra = {topic: "" for topic in extra if topic and topic not in self._watches}  # why one is not there
 
         self._recording: Recording | None = None

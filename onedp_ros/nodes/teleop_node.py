@@ -84,11 +84,11 @@ class TeleopNode(Node):
         setup = Setup(read_settings(file, kind), list(self.contract.cameras), host, port, tell)
         self._device = DEVICES.get(kind)(setup)
 
-        self._pose_publisher = self.create_publisher(PoseStamped, "target_pose", 1)
-        self._gripper_publisher = self.create_publisher(JointState, "gripper_target", 1)
+        self._pose_publisher = self.create_publisher(PoseStamped, self.contract.arm.target_topic, 1)
+        self._gripper_publisher = self.create_publisher(JointState, self.contract.arm.gripper_topic, 1)
         self._measured = [
-            PolledSubscriber(self, PoseStamped, self.contract.pose_topic, 1, self._on_pose),
-            PolledSubscriber(self, JointState, self.contract.joint_states_topic, 1, self._on_joints),
+            PolledSubscriber(self, PoseStamped, self.contract.arm.pose_topic, 1, self._on_pose),
+            PolledSubscriber(self, JointState, self.contract.arm.joint_states_topic, 1, self._on_joints),
         ]
         self._pose_watch = InputWatch(self, self._measured[0].subscription, POSE_TIMEOUT)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 20)
@@ -118,7 +118,7 @@ class TeleopNode(Node):
         if not reason and message.header.frame_id != self.contract.base_frame:
             reason = "in_another_frame"
         if reason:
-            self._refused[f"{self.contract.pose_topic} {reason}"] += 1
+            self._refused[f"{self.contract.arm.pose_topic} {reason}"] += 1
         else:
             self._pose = message
 
@@ -126,11 +126,11 @@ class TeleopNode(Node):
         self._device.feed(message.axes, message.buttons)
 
     def _on_joints(self, message: JointState) -> None:
-        fingers = [p for name, p in zip(message.name, message.position, strict=False) if name in self.contract.finger_joints]
+        fingers = [p for name, p in zip(message.name, message.position, strict=False) if name in self.contract.arm.finger_joints]
         if len(fingers) == 2 and np.all(np.abs(fingers) <= LARGEST):  # neither do NaNs
             self._opening = float(sum(fingers))
         else:
-            self._refused[f"{self.contract.joint_states_topic} without fingers"] += 1
+            self._refused[f"{self.contract.arm.joint_states_topic} without fingers"] += 1
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         """Keep what others say, of so many as a graph may have."""
@@ -170,11 +170,11 @@ class TeleopNode(Node):
         if command.engaged and measured is None:
             frame = self.contract.base_frame
             self._say(
-                f"no {self.contract.pose_topic} that is a pose in frame '{frame}' and stamped within {POSE_TIMEOUT} s; start the "
-                f"robot's node, synchronise the clocks"
+                f"no {self.contract.arm.pose_topic} that is a pose in frame '{frame}' and stamped within {POSE_TIMEOUT} s; start "
+                f"the robot's node, synchronise the clocks"
             )
         elif command.engaged and self._opening is None:
-            self._say(f"{self.contract.joint_states_topic} has not told the fingers yet; see finger_joints in the task file")
+            self._say(f"{self.contract.arm.joint_states_topic} has not told the fingers yet; see finger_joints in the task file")
         try:
             target = self._session.step(command, measured, self._opening, dt)
         except ValueError as error:
@@ -264,7 +264,7 @@ class TeleopNode(Node):
 
     def _report(self) -> Report:
         self._pose_now()
-        several = self.count_publishers("target_pose") > 1
+        several = self.count_publishers(self.contract.arm.target_topic) > 1
         gate = self._session.gate
         recent = time.monotonic() - self._problem[0] < RECENT
         level, text = worst(

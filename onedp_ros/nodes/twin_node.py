@@ -118,11 +118,11 @@ class TwinNode(Node):
         self._epoch = 0
 
         self._stepped = SteppedCell(contract, PnpMilk(max_yaw), self._on_state, self._on_frame)
-        self._joint_publisher = self.create_publisher(JointState, contract.joint_states_topic, 10)
-        self._pose_publisher = self.create_publisher(PoseStamped, contract.pose_topic, 10)
+        self._joint_publisher = self.create_publisher(JointState, contract.arm.joint_states_topic, 10)
+        self._pose_publisher = self.create_publisher(PoseStamped, contract.arm.pose_topic, 10)
         self._commands = [
-            PolledSubscriber(self, PoseStamped, "target_pose", 1, self._on_target),
-            PolledSubscriber(self, JointState, "gripper_target", 1, self._on_gripper),
+            PolledSubscriber(self, PoseStamped, contract.arm.target_topic, 1, self._on_target),
+            PolledSubscriber(self, JointState, contract.arm.gripper_topic, 1, self._on_gripper),
             PolledSubscriber(self, Empty, "target_stop", 1, self._on_stop),
         ]
         self._watches = [InputWatch(self, command.subscription, STALE_AFTER) for command in self._commands[:2]]
@@ -248,7 +248,10 @@ class TwinNode(Node):
     def _on_expert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         made = None
         if request.data and self._expert is None:  # before the lock, for which physics would wait
-            made = (self.create_publisher(PoseStamped, "target_pose", 1), self.create_publisher(JointState, "gripper_target", 1))
+            made = (
+                self.create_publisher(PoseStamped, self._stepped.contract.arm.target_topic, 1),
+                self.create_publisher(JointState, self._stepped.contract.arm.gripper_topic, 1),
+            )
         with self._lock:
             self._expert, self._expert_due = (Expert() if request.data else None), 0
             if made is not None:

@@ -192,7 +192,7 @@ def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract 
                 f"{path / WEIGHTS} holds {stored} values, the network in {CONFIG} has more than {least}; the files belong to "
                 f"different networks"
             )
-        made = kind(its_contract, its_network, Normalizer.from_dict(config["normalizer"]), config["method"])
+        made = kind(its_contract, its_network, Normalizer.from_dict(config["normalizer"], its_contract), config["method"])
     except CheckpointError:
         raise
     except (ValueError, TypeError, KeyError) as error:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from onedp_ros.contract import ObservationHistory, decode_action
+from onedp_ros.contract import ObservationHistory
 from onedp_ros.twin.stepped import SteppedCell
 
 
@@ -36,7 +36,7 @@ def drive(predictor: Any, stepped: SteppedCell, action_steps: int, ahead: int = 
         begin = time.perf_counter()
         chunk = predictor.predict([window])[0]
         took = 1e3 * (time.perf_counter() - begin)
-        positions, quaternions, openings = decode_action(chunk[first : first + action_steps])
+        positions, quaternions, openings = contract.arm.decode_action(chunk[first : first + action_steps])
         for i in range(action_steps):
             stepped.step(positions[i], quaternions[i], float(openings[i]))
             if i >= action_steps - contract.n_obs_steps:  # only what the next window shows is drawn

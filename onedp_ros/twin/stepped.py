@@ -14,15 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onedp_ros.contract import (
-    ACTION_NAMES,
     MAX_OPENING,
     NANOSECONDS,
-    STATE_NAMES,
     Contract,
     ContractError,
     Observation,
-    decode_action,
-    encode_state,
     task_contract,
 )
 from onedp_ros.tasks.pnp_milk import PnpMilk, failure, off_path
@@ -123,7 +119,7 @@ class SteppedCell:
     def observe(self) -> Observation:
         """The newest set: each camera's last frame, drawn now, and the state at the newest one's stamp."""
         frames = {name: frames[-1] for name, frames in self._frames.items()}
-        state = encode_state(self.cell.position, self.cell.quaternion, self.cell.fingers.tolist())
+        state = self.contract.arm.encode_state(self.cell.position, self.cell.quaternion, self.cell.fingers.tolist())
         return Observation(
             stamp=max(f.stamp for f in frames.values()),
             images={name: self.draw(f) for name, f in frames.items()},
@@ -171,11 +167,15 @@ class SteppedCell:
 class Actions(gymnasium.spaces.Box):
     """Actions within a box. Its samples can be executed: one in a hundred of a plain box holds no rotation."""
 
+    def __init__(self, contract: Contract, *args: Any) -> None:
+        super().__init__(*args)
+        self.contract = contract
+
     def sample(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
         while True:
             action: NDArray[Any] = super().sample(*args, **kwargs)
             with contextlib.suppress(ContractError):
-                decode_action(action)
+                self.contract.check_action(action)
                 return action
 
 
@@ -197,11 +197,11 @@ class PnpMilkEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         spaces: dict[str, gymnasium.Space[Any]] = {
             name: gymnasium.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for name, c in contract.cameras.items()
         }
-        spaces["state"] = gymnasium.spaces.Box(-2.0, 2.0, (len(STATE_NAMES),), np.float32)
+        spaces["state"] = gymnasium.spaces.Box(-2.0, 2.0, (contract.state_dim,), np.float32)
         self.observation_space = gymnasium.spaces.Dict(spaces)  # type: ignore[assignment]
         low = np.concatenate([WORKSPACE_LOW, -np.ones(6), [0.0]]).astype(np.float32)
         high = np.concatenate([WORKSPACE_HIGH, np.ones(6), [MAX_OPENING]]).astype(np.float32)
-        self.action_space = Actions(low, high, (len(ACTION_NAMES),), np.float32)  # type: ignore[assignment]
+        self.action_space = Actions(contract, low, high, (contract.action_dim,), np.float32)  # type: ignore[assignment]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -212,9 +212,9 @@ class PnpMilkEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
         """ContractError for an action with NaN or without a rotation."""
-        position, quaternion, opening = decode_action(action)
-        if np.shape(action) != (len(ACTION_NAMES),):
-            raise ContractError(f"action has shape {np.shape(action)}, expected ({len(ACTION_NAMES)},)")
+        position, quaternion, opening = self.stepped.contract.arm.decode_action(action)
+        if np.shape(action) != (self.stepped.contract.action_dim,):
+            raise ContractError(f"action has shape {np.shape(action)}, expected ({self.stepped.contract.action_dim},)")
         self.stepped.step(position, quaternion, float(opening))
         success = self.stepped.success()
         over = self.stepped.cell.time >= self.max_time - 1e-6

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from onedp_ros.contract import NANOSECONDS, Observation, ObservationAssembler, encode_state, task_contract
+from onedp_ros.contract import NANOSECONDS, Observation, ObservationAssembler, task_contract
 from onedp_ros.contract.camera_check import FROZEN_TIME, MOVED, CameraCheck
 from onedp_ros.data.bags.reader import read_bag
 from onedp_ros.evaluation.golden import golden
@@ -36,7 +36,7 @@ class Cell:
         self.index += 1
         self.x, self.yaw = self.x + speed / HZ, self.yaw + spin / HZ
         stamp = round(self.index * NANOSECONDS / HZ)
-        state = encode_state(np.array([self.x, 0.0, 0.3]), gripper_down(self.yaw), (0.04, 0.04))
+        state = CONTRACT.arm.encode_state(np.array([self.x, 0.0, 0.3]), gripper_down(self.yaw), (0.04, 0.04))
         images = {"wrist": wrist, "front": noisy() if front is None else front}
         faults = self.check.faults(Observation(stamp, images, dict.fromkeys(images, stamp), state))
         return {camera: reason for camera, (reason, _) in faults.items()}

@@ -22,16 +22,13 @@ from onedp_ros.contract import (
     Observation,
     ObservationAssembler,
     ObservationHistory,
-    decode_action,
-    encode_action,
-    encode_state,
     task_contract,
 )
 from onedp_ros.geometry import rotation_angle
 from onedp_ros.resources import resource
 
 CONTRACT = task_contract("pnp_milk")
-FINGERS = list(CONTRACT.finger_joints)
+POSE, JOINTS, FINGERS = CONTRACT.arm.pose_topic, CONTRACT.arm.joint_states_topic, list(CONTRACT.arm.finger_joints)
 DOWN = np.array([1.0, 0.0, 0.0, 0.0])
 MS = 1_000_000
 
@@ -42,8 +39,8 @@ def image(value: int = 0, shape: tuple[int, ...] = (120, 160, 3)) -> np.ndarray:
 
 def feed_states(assembler: ObservationAssembler, start: int, end: int, step: int = 5 * MS) -> None:
     for stamp in range(start, end + step, step):
-        assembler.add_pose(stamp, [stamp / NANOSECONDS, 0, 0], DOWN)
-        assembler.add_joints(stamp, FINGERS, [0.04, 0.04])
+        assembler.add_pose(POSE, stamp, [stamp / NANOSECONDS, 0, 0], DOWN)
+        assembler.add_joints(JOINTS, stamp, FINGERS, [0.04, 0.04])
 
 
 # ---- the contract itself
@@ -51,6 +48,13 @@ def feed_states(assembler: ObservationAssembler, start: int, end: int, step: int
 
 def with_camera(name: str, **fields: object) -> dict:
     return {**CONTRACT.to_dict(), "cameras": {name: {"topic": "camera", "height": 120, "width": 160, **fields}}}
+
+
+EARLIER = {name: value for name, value in CONTRACT.to_dict().items() if name not in ("state", "action")} | {
+    "joint_states_topic": "joint_states",
+    "pose_topic": "current_pose",
+    "finger_joints": ["left", "right"],
+}
 
 
 def test_contract_survives_yaml_and_json() -> None:
@@ -64,9 +68,9 @@ def test_contract_survives_yaml_and_json() -> None:
         ({"slop": math.nan}, "slop is nan"),
         ({"n_obs_steps": 0}, "n_obs_steps is 0"),
         ({"n_action_steps": 16}, "exceeds the horizon 16"),
-        ({"cameras": {}}, "cameras is empty"),
+        ({"cameras": {}}, r"crop is \[108, 144\], expected none without cameras"),
         ({"crop": (121, 144)}, "crop .* does not fit the wrist camera's 120x160"),
-        ({"finger_joints": ("one",)}, "expected two joint names"),
+        ({"crop": ()}, r"crop is \[\], expected height and width in pixels"),
     ],
 )
 def test_impossible_contract_names_the_field_and_value(change: dict, message: str) -> None:
@@ -88,9 +92,9 @@ def test_impossible_contract_names_the_field_and_value(change: dict, message: st
         ({**CONTRACT.to_dict(), "control_hz": "20"}, "control_hz is '20', expected a positive number"),
         ({**CONTRACT.to_dict(), "control_hz": True}, "control_hz is True, expected a positive number"),
         ({**CONTRACT.to_dict(), "horizon": 10**9}, "horizon is 1000000000, expected a whole number, .* at most 1000"),
-        ({**CONTRACT.to_dict(), "finger_joints": "ab"}, "finger_joints is 'ab', expected a list of two"),
-        ({**CONTRACT.to_dict(), "finger_joints": [1, 2]}, r"finger_joints is \[1, 2\], expected two joint names"),
-        ({**CONTRACT.to_dict(), "pose_topic": "a pose"}, "pose_topic 'a pose' is no name of a ROS topic"),
+        ({**EARLIER, "finger_joints": "ab"}, "finger_joints is 'ab', expected a list of two"),
+        ({**EARLIER, "finger_joints": [1, 2]}, r"joints is \(1, 2\), expected a list of joint names"),
+        ({**EARLIER, "pose_topic": "a pose"}, "topic of the feature position 'a pose' is no name of a ROS topic"),
         ({**CONTRACT.to_dict(), "base_frame": ""}, "base_frame is '', expected the name of a frame"),
         ({**CONTRACT.to_dict(), "task": "../../etc"}, "task name '../../etc' cannot become part of a path: .* 'etc'; correct it"),
         ({**CONTRACT.to_dict(), "task": None}, "task name None cannot become part of a path"),
@@ -167,7 +171,7 @@ unit_quaternions = (
 
 @given(arrays(np.float64, 3, elements=floats), unit_quaternions, st.floats(0, 0.08))
 def test_action_decodes_to_what_was_encoded(position: np.ndarray, quaternion: np.ndarray, opening: float) -> None:
-    p, q, o = decode_action(encode_action(position, quaternion, opening))
+    p, q, o = CONTRACT.arm.decode_action(CONTRACT.arm.encode_action(position, quaternion, opening))
     np.testing.assert_allclose(p, position, atol=1e-6)
     assert rotation_angle(q, quaternion) < 1e-3
     assert o == pytest.approx(opening, abs=1e-6)
@@ -177,7 +181,7 @@ def test_action_decodes_to_what_was_encoded(position: np.ndarray, quaternion: np
 @given(arrays(np.float32, st.sampled_from([(10,), (16, 10), (9,), (2, 3, 10), ()]), elements=st.floats(width=32)))
 def test_any_numbers_decode_to_finite_targets_or_a_contract_error(action: np.ndarray) -> None:
     try:
-        p, q, o = decode_action(action)
+        p, q, o = CONTRACT.arm.decode_action(action)
     except ContractError:
         return
     assert p.shape == (*action.shape[:-1], 3) and o.shape == action.shape[:-1]
@@ -187,29 +191,29 @@ def test_any_numbers_decode_to_finite_targets_or_a_contract_error(action: np.nda
 
 @given(arrays(np.float64, 3, elements=floats), unit_quaternions)
 def test_a_quaternion_and_its_negative_are_one_state(position: np.ndarray, quaternion: np.ndarray) -> None:
-    state = encode_state(position, quaternion, [0.01, 0.02])
+    state = CONTRACT.arm.encode_state(position, quaternion, [0.01, 0.02])
     assert state.dtype == np.float32 and state.shape == (CONTRACT.state_dim,)
     assert state[3] >= 0
     if quaternion[0] != 0:
-        np.testing.assert_array_equal(state, encode_state(position, -quaternion, [0.01, 0.02]))
+        np.testing.assert_array_equal(state, CONTRACT.arm.encode_state(position, -quaternion, [0.01, 0.02]))
 
 
 def test_states_that_are_none_are_refused_by_name() -> None:
     with pytest.raises(ContractError, match=r"NaN or infinity in \['position.y', 'finger.2'\]"):
-        encode_state(np.array([0, np.nan, 0]), DOWN, [0, np.inf])
+        CONTRACT.arm.encode_state(np.array([0, np.nan, 0]), DOWN, [0, np.inf])
     with pytest.raises(ContractError, match=r"length 0\.000, expected a unit quaternion"):
-        encode_state(np.zeros(3), np.zeros(4), [0, 0])
+        CONTRACT.arm.encode_state(np.zeros(3), np.zeros(4), [0, 0])
 
 
 def test_normaliser_spans_the_range_leaves_rotations_and_survives_json() -> None:
     rng = np.random.default_rng(0)
     state = rng.uniform(-1, 1, (100, 9)).astype(np.float32)
     action = rng.uniform(-1, 1, (100, 10)).astype(np.float32)
-    normalizer = Normalizer.fit(state, action)
+    normalizer = Normalizer.fit(CONTRACT, state, action)
     normal = (action - normalizer.action_offset) / normalizer.action_scale
     np.testing.assert_allclose([normal[:, :3].min(0), normal[:, :3].max(0)], [[-1] * 3, [1] * 3], atol=1e-6)
     np.testing.assert_array_equal(normal[:, 3:9], action[:, 3:9])
-    again = Normalizer.from_dict(normalizer.to_dict())
+    again = Normalizer.from_dict(normalizer.to_dict(), CONTRACT)
     for field in dataclasses.fields(Normalizer):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(normalizer, field.name))
 
@@ -236,9 +240,9 @@ def test_set_waits_for_the_state_that_encloses_it() -> None:
     assembler.add_image("front", 0, image())
     assembler.add_image("wrist", 17 * MS, image())
     assert assembler.pop() == []
-    assembler.add_pose(20 * MS, [0, 0, 0], DOWN)
+    assembler.add_pose(POSE, 20 * MS, [0, 0, 0], DOWN)
     assert assembler.pop() == []
-    assembler.add_joints(20 * MS, FINGERS, [0, 0])
+    assembler.add_joints(JOINTS, 20 * MS, FINGERS, [0, 0])
     assert [o.stamp for o in assembler.pop()] == [17 * MS]
 
 
@@ -272,8 +276,8 @@ def test_clock_that_goes_back_starts_again() -> None:
 
 
 def test_missing_finger_joint_names_the_joints_and_the_remedy() -> None:
-    with pytest.raises(ContractError, match=r"joint_states has joints \['a'\].*set finger_joints in the task file"):
-        ObservationAssembler(CONTRACT).add_joints(0, ["a"], [0.0])
+    with pytest.raises(ContractError, match=r"joint_states has joints \['a'\].*name the joints of the state's features"):
+        ObservationAssembler(CONTRACT).add_joints(JOINTS, 0, ["a"], [0.0])
 
 
 faults = st.sampled_from([None] * 20 + ["small", "larger", "float", "empty", "nan", "zero", "missing", "short", "back", "future"])
@@ -290,11 +294,11 @@ def send(assembler: ObservationAssembler, source: str, stamp: int, fault: str | 
         assembler.add_image(source, stamp, picture.astype(np.float32) if fault == "float" else picture)
     elif source == "pose":
         value = {"nan": np.nan, "zero": 0.0}.get(fault or "", 1.0)
-        assembler.add_pose(stamp, [0.1, 0.2, value], value * DOWN)
+        assembler.add_pose(POSE, stamp, [0.1, 0.2, value], value * DOWN)
     else:
         names = ["other"] if fault == "missing" else ["other", *FINGERS]
         value = np.nan if fault == "nan" else 0.03
-        assembler.add_joints(stamp, names, [0.0] if fault == "short" else [0.0, 0.02, value])
+        assembler.add_joints(JOINTS, stamp, names, [0.0] if fault == "short" else [0.0, 0.02, value])
 
 
 @settings(max_examples=200, deadline=None)
@@ -389,6 +393,6 @@ def test_cameras_must_be_as_fast_as_the_steps_and_as_near_to_each_other_as_the_s
 def test_huge_measurements_are_refused_and_never_come_out_of_pop(value):
     assembler = ObservationAssembler(CONTRACT)
     with pytest.raises(ContractError, match="out of reach"):
-        assembler.add_pose(1, (value, 0.0, 0.3), (1.0, 0.0, 0.0, 0.0))
+        assembler.add_pose(POSE, 1, (value, 0.0, 0.3), (1.0, 0.0, 0.0, 0.0))
     with pytest.raises(ContractError, match="no measurement"):
-        assembler.add_joints(1, FINGERS, [0.02, value])
+        assembler.add_joints(JOINTS, 1, FINGERS, [0.02, value])

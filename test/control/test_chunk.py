@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onedp_ros.contract import ContractError, encode_action, task_contract
+from onedp_ros.contract import ContractError, task_contract
 from onedp_ros.control.chunk import ActionChunk, ChunkSchedule
 from onedp_ros.geometry import gripper_down, rotation_angle
 
@@ -16,7 +16,7 @@ def chunk_along_x(stamp: int = STAMP, speed: float = 0.2) -> ActionChunk:
     """A hand that is at x = 0.5 m at ``stamp`` and moves at ``speed``, turning by 0.1 rad and closing by 1 mm a step."""
     first = CONTRACT.n_obs_steps - 1
     actions = [
-        encode_action(
+        CONTRACT.arm.encode_action(
             np.array([0.5 + speed * CONTRACT.dt * (i - first), 0, 0.3]), gripper_down(0.1 * (i - first)), 0.05 - 0.001 * i
         )
         for i in range(CONTRACT.horizon)
@@ -82,14 +82,14 @@ def test_schedule_is_stale_when_the_chunk_has_run_out():
 
 @pytest.mark.parametrize("spoil", [np.nan, np.inf])
 def test_actions_that_are_not_finite_make_no_chunk(spoil):
-    actions = np.tile(encode_action(np.array([0.5, 0, 0.3]), gripper_down(0.0), 0.05), (CONTRACT.horizon, 1))
+    actions = np.tile(CONTRACT.arm.encode_action(np.array([0.5, 0, 0.3]), gripper_down(0.0), 0.05), (CONTRACT.horizon, 1))
     actions[3, 1] = spoil
     with pytest.raises(ContractError, match="NaN"):
         ActionChunk.from_actions(CONTRACT, STAMP, actions)
 
 
 def test_actions_without_a_rotation_make_no_chunk():
-    actions = np.tile(encode_action(np.array([0.5, 0, 0.3]), gripper_down(0.0), 0.05), (CONTRACT.horizon, 1))
+    actions = np.tile(CONTRACT.arm.encode_action(np.array([0.5, 0, 0.3]), gripper_down(0.0), 0.05), (CONTRACT.horizon, 1))
     actions[5, 3:9] = 0.0
     with pytest.raises(ContractError, match="rotation"):
         ActionChunk.from_actions(CONTRACT, STAMP, actions)

@@ -42,7 +42,7 @@ def record(tmp_path: Path, contract: Contract) -> Record:
         writer = EpisodeWriter(tmp_path / name, under, {"seed": 3})
         for stamp, _, kind, k in sorted(events):
             if kind == "state":
-                writer.add_joint_state(stamp, [*ARM, *under.finger_joints], np.full(9, 0.04), np.zeros(9))
+                writer.add_joint_state(stamp, [*ARM, *under.arm.finger_joints], np.full(9, 0.04), np.zeros(9))
                 writer.add_pose(stamp, position(stamp), [1.0, 0.0, 0.0, 0.0])
             elif kind == "target":
                 opening = 0.08 if stamp < START + NANOSECONDS else 0.0

@@ -27,7 +27,7 @@ def test_every_message_comes_back_as_it_was_written(tmp_path: Path, contract: Co
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (120, 160, 3), dtype=np.uint8)
     joints, velocities, pose, target = rng.normal(size=9), rng.normal(size=9), rng.normal(size=7), rng.normal(size=8)
-    names = [*ARM, *contract.finger_joints]
+    names = [*ARM, *contract.arm.finger_joints]
     with EpisodeWriter(tmp_path / "episode", contract) as writer:
         writer.add_image("front", START + 1, image)
         writer.add_joint_state(START + 2, names, joints, velocities)

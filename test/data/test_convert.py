@@ -18,7 +18,7 @@ import pytest
 import zarr
 from recordings import ARM, HALF_FRAME, START, Record, frame, position
 
-from onedp_ros.contract import NANOSECONDS, Contract, ContractError, ObservationAssembler, decode_action
+from onedp_ros.contract import NANOSECONDS, Contract, ContractError, ObservationAssembler
 from onedp_ros.data.bags.reader import BagError, read_bag
 from onedp_ros.data.bags.writer import EpisodeWriter
 from onedp_ros.data.convert import ConvertError, convert, main
@@ -59,7 +59,7 @@ def test_steps_are_complete_sets_with_the_command_of_their_stamp(record: Record,
         np.testing.assert_array_equal(pictures[newest][step], frame(newest, k))
         np.testing.assert_array_equal(pictures[other][step], frame(other, k - 1))
         np.testing.assert_allclose(episode.state[step, :3], position(int(stamp)), atol=1e-6)
-        target, _, opening = decode_action(episode.action[step])
+        target, _, opening = contract.arm.decode_action(episode.action[step])
         np.testing.assert_allclose(target, position(int(stamp)) + np.array([0, 0, 0.1]), atol=1e-6)
         assert opening == pytest.approx(0.08 if stamp < START + NANOSECONDS else 0.0)
 
@@ -87,7 +87,7 @@ def test_action_between_two_targets_is_interpolated_and_the_gripper_held(tmp_pat
             writer.add_image("wrist" if k % 2 == 0 else "front", stamp, frame("wrist", k))
         for k in range(210):
             stamp = START + k * 5_000_000
-            writer.add_joint_state(stamp, list(contract.finger_joints), [0.04, 0.04])
+            writer.add_joint_state(stamp, list(contract.arm.finger_joints), [0.04, 0.04])
             writer.add_pose(stamp, [0.5, 0, 0.3], [1, 0, 0, 0])
         for k in range(11):  # between the sets, at 10 Hz, turning 1 rad/s
             stamp = START + k * 100_000_000 + 1_000_000
@@ -96,7 +96,7 @@ def test_action_between_two_targets_is_interpolated_and_the_gripper_held(tmp_pat
     assert len(episode.stamps) > 15
     for stamp, action in zip(episode.stamps, episode.action, strict=True):
         k = (stamp - START - 1_000_000) / 100_000_000
-        target, quaternion, opening = decode_action(action)
+        target, quaternion, opening = contract.arm.decode_action(action)
         assert target[2] == pytest.approx(0.1 * k, abs=1e-6)
         assert rotation_angle(quaternion, gripper_down(0.1 * k)) < 1e-3
         assert opening == pytest.approx(0.08 if k < 5 else 0.01)
@@ -304,7 +304,7 @@ def test_what_is_given_twice_is_taken_once(record: Record, tmp_path: Path) -> No
 def test_bag_without_a_topic_is_named(tmp_path: Path, contract: Contract) -> None:
     with EpisodeWriter(tmp_path / "bag", contract) as writer:
         writer.add_image("wrist", START, frame("wrist", 0))
-        writer.add_joint_state(START, [*ARM, *contract.finger_joints], np.zeros(9))
+        writer.add_joint_state(START, [*ARM, *contract.arm.finger_joints], np.zeros(9))
         writer.add_pose(START, [0, 0, 0], [1, 0, 0, 0])
     with pytest.raises(ConvertError, match=r"lacks the topics \['front_camera/color/image_raw', 'gripper_target', 'target_pose'\]"):
         convert([tmp_path / "bag"], tmp_path / "data.zarr", contract, workers=1, progress=False)
@@ -323,5 +323,5 @@ def test_wrong_encoding_and_missing_joints_name_the_bag_and_the_remedy(tmp_path:
         writer.add_image("wrist", START, np.zeros((100, 160, 3), np.uint8))
     with pytest.raises(ConvertError) as error:
         convert([tmp_path / "joints", tmp_path / "size"], tmp_path / "data.zarr", contract, workers=1, progress=False)
-    assert re.search(r"joints holds no complete step; .*joint_states has joints .* set finger_joints in", str(error.value))
+    assert re.search(r"joints holds no complete step; .*joint_states has joints .* name the joints of", str(error.value))
     assert re.search(r"size holds no complete step; .*wrist_camera/color/image_raw: image is 160x100", str(error.value))

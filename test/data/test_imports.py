@@ -10,7 +10,7 @@ import pytest
 import zarr
 from scipy.spatial.transform import Rotation
 
-from onedp_ros.contract import Camera, Contract, decode_action
+from onedp_ros.contract import Camera, Contract
 from onedp_ros.data.convert import ConvertError, convert, main
 from onedp_ros.data.episodes import SourceError
 from onedp_ros.data.formats import robomimic
@@ -97,7 +97,7 @@ def test_robomimic_demonstrations_become_episodes_by_their_numbers(
         for row, q in zip(state, quaternion, strict=True):
             assert rotation_angle(row[3:7], q) < 1e-3
         np.testing.assert_allclose(state[:, 7:], np.tile([0.04, 0.03], (steps, 1)), atol=1e-6)
-        target, orientation, opening = decode_action(root["data/action"][rows])
+        target, orientation, opening = lift.arm.decode_action(root["data/action"][rows])
         np.testing.assert_allclose(target, position + ABOVE, atol=1e-6)
         for found, q in zip(orientation, quaternion, strict=True):
             assert rotation_angle(found, (Rotation.from_quat(q) * TURN).as_quat()) < 1e-3
@@ -271,7 +271,7 @@ def test_diffusion_policys_real_robot_is_read(real_contract: Contract, tmp_path:
     np.testing.assert_allclose(state[:, :3], position, atol=1e-6)
     assert all(rotation_angle(row[3:7], q) < 1e-3 for row, q in zip(state, quaternion, strict=True))
     assert not state[:, 7:].any()
-    target, _, opening = decode_action(root["data/action"][:])
+    target, _, opening = real_contract.arm.decode_action(root["data/action"][:])
     np.testing.assert_allclose(target, position + ABOVE, atol=1e-6)
     assert not opening.any()
     for camera in (0, 1):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from onedp_ros.contract import ACTION_NAMES, STATE_NAMES, Camera, Contract, ContractError, encode_action, encode_state
+from onedp_ros.contract import Camera, Contract, ContractError
 from onedp_ros.data.convert import ConvertError, convert
 from onedp_ros.data.episodes import SourceError
 from onedp_ros.data.formats import lerobot
@@ -51,8 +51,8 @@ def number(picture: np.ndarray) -> int:
 def vectors(steps: int) -> tuple[np.ndarray, np.ndarray]:
     """States (N, 9) and actions (N, 10) of an arm that turns and rises."""
     turns = [gripper_down(0.01 * i) for i in range(steps)]
-    state = np.stack([encode_state(np.array([0.4, 0.001 * i, 0.2]), q, (0.04, 0.03)) for i, q in enumerate(turns)])
-    return state, np.stack([encode_action(np.array([0.4, 0.001 * i, 0.1]), q, 0.08) for i, q in enumerate(turns)])
+    state = np.stack([contract.arm.encode_state(np.array([0.4, 0.001 * i, 0.2]), q, (0.04, 0.03)) for i, q in enumerate(turns)])
+    return state, np.stack([contract.arm.encode_action(np.array([0.4, 0.001 * i, 0.1]), q, 0.08) for i, q in enumerate(turns)])
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ def test_layout_is_lerobots(buffer: Path, contract: Contract, tmp_path: Path) ->
     }
     counters = ["timestamp", "frame_index", "episode_index", "index", "task_index"]
     assert set(info["features"]) == {"observation.state", "action", *cameras, *counters}
-    assert info["features"]["observation.state"] == {"dtype": "float32", "shape": [9], "names": list(STATE_NAMES)}
-    assert info["features"]["action"] == {"dtype": "float32", "shape": [10], "names": list(ACTION_NAMES)}
+    assert info["features"]["observation.state"] == {"dtype": "float32", "shape": [9], "names": list(contract.state_names)}
+    assert info["features"]["action"] == {"dtype": "float32", "shape": [10], "names": list(contract.action_names)}
     wrist = info["features"]["observation.images.wrist"]
     assert (wrist["dtype"], wrist["shape"], wrist["names"]) == ("video", [48, 64, 3], ["height", "width", "channels"])
     assert Contract.from_dict(json.loads((out / "meta/onedp.json").read_text())["contract"]) == contract
@@ -227,8 +227,8 @@ def foreign(tmp_path: Path, contract: Contract) -> Path:
     ]
     pq.write_table(pa.Table.from_pylist(rows), path / "meta/episodes/chunk-000/file-000.parquet")
     features = {
-        "observation.state": {"dtype": "float32", "shape": [9], "names": list(STATE_NAMES)},
-        "action": {"dtype": "float32", "shape": [10], "names": list(ACTION_NAMES)},
+        "observation.state": {"dtype": "float32", "shape": [9], "names": list(contract.state_names)},
+        "action": {"dtype": "float32", "shape": [10], "names": list(contract.action_names)},
         "observation.images.wrist": {"dtype": "video", "shape": [3, 96, 128], "names": ["channels", "height", "width"]},
         "observation.images.front": {"dtype": "image", "shape": [36, 48, 3], "names": ["height", "width", "channels"]},
     }
@@ -265,7 +265,7 @@ def test_what_cannot_be_mapped_is_named(foreign: Path, contract: Contract, tmp_p
         reading(features={"observation.state": joints})
     with pytest.raises(SourceError, match=r"is of LeRobot's version v2.1, expected v3.0; convert it"):
         reading(codebase_version="v2.1")
-    state = {"dtype": "float32", "shape": [9], "names": list(STATE_NAMES)}
+    state = {"dtype": "float32", "shape": [9], "names": list(contract.state_names)}
     change(foreign, codebase_version="v3.0", features={"observation.state": state})
     more = Contract.from_dict({**contract.to_dict(), "cameras": {"top": {"topic": "top", "height": 36, "width": 48}}})
     with pytest.raises(ConvertError, match=r"lacks the feature observation.images.top, it has \['observation.images.front'"):

@@ -11,7 +11,7 @@ import torch
 
 from onedp_ros.bench import inference as bench
 from onedp_ros.bench import recorder, start
-from onedp_ros.contract import Normalizer, Observation, encode_action, task_contract
+from onedp_ros.contract import Normalizer, Observation, task_contract
 from onedp_ros.evaluation.figures import plot_recorder
 from onedp_ros.evaluation.rollout import evaluate, main, rollout
 from onedp_ros.geometry import gripper_down
@@ -37,7 +37,7 @@ class ExpertPredictor:
         if self.windows:
             assert window[1].stamp - window[0].stamp == CONTRACT.dt_ns
         self.windows += 1
-        return np.tile(encode_action(*Expert().act(self.stepped.cell)), (1, CONTRACT.horizon, 1))
+        return np.tile(CONTRACT.arm.encode_action(*Expert().act(self.stepped.cell)), (1, CONTRACT.horizon, 1))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,10 @@ def test_rollout_succeeds_with_the_expert() -> None:
 def test_with_a_lead_each_step_executes_the_action_that_is_for_later() -> None:
     class Counting:
         def predict(self, windows: list[list[Observation]]) -> np.ndarray:
-            rows = [encode_action(np.array([0.4 + 0.01 * i, 0.0, 0.3]), gripper_down(0.0), 0.08) for i in range(CONTRACT.horizon)]
+            rows = [
+                CONTRACT.arm.encode_action(np.array([0.4 + 0.01 * i, 0.0, 0.3]), gripper_down(0.0), 0.08)
+                for i in range(CONTRACT.horizon)
+            ]
             return np.stack(rows)[None]
 
     stepped = SteppedCell(CONTRACT, PnpMilk())

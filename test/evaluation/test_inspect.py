@@ -17,7 +17,7 @@ import zarr
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from onedp_ros.contract import NANOSECONDS, Contract, encode_action, task_contract
+from onedp_ros.contract import NANOSECONDS, Contract, task_contract
 from onedp_ros.data.bags.reader import read_bag
 from onedp_ros.data.bags.writer import EpisodeWriter
 from onedp_ros.data.convert import ConvertError, convert
@@ -63,7 +63,7 @@ def record(tmp_path: Path) -> Record:
             position = np.array([0.5, 0.0, 0.2 + 0.1 * since])
             if kind == "state":
                 arm = [f"fr3_joint{i}" for i in range(1, 8)]
-                writer.add_joint_state(stamp, [*arm, *CONTRACT.finger_joints], np.full(9, 0.03))
+                writer.add_joint_state(stamp, [*arm, *CONTRACT.arm.finger_joints], np.full(9, 0.03))
                 writer.add_pose(stamp, position, gripper_down(0.0))
             elif kind == "target":
                 writer.add_target(stamp, position + np.array([0, 0, 0.05]), gripper_down(0.5 * since), 0.08 if since < 1 else 0.0)
@@ -108,7 +108,9 @@ def test_the_ranges_are_those_of_the_motion(record: Record) -> None:
 
 
 def test_speeds_do_not_reach_from_one_episode_into_the_next() -> None:
-    action = np.stack([encode_action(np.array([x, 0, 0.2]), gripper_down(yaw), 0.08) for x, yaw in ((0.3, 0), (0.31, 0), (0.6, 2))])
+    action = np.stack(
+        [CONTRACT.arm.encode_action(np.array([x, 0, 0.2]), gripper_down(yaw), 0.08) for x, yaw in ((0.3, 0), (0.31, 0), (0.6, 2))]
+    )
     state = np.zeros((3, 9), np.float32)
     found = ranges(state, action, [2, 3], 0.05)
     assert found["speed_m_s"]["max"] == pytest.approx(0.2, rel=1e-3) and found["turn_rad_s"]["max"] == pytest.approx(0, abs=1e-3)

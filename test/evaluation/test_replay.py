@@ -11,7 +11,7 @@ import pytest
 import torch
 from rosbags.typesys import Stores, get_typestore
 
-from onedp_ros.contract import NANOSECONDS, ContractError, Normalizer, encode_action, task_contract
+from onedp_ros.contract import NANOSECONDS, ContractError, Normalizer, task_contract
 from onedp_ros.data.bags.reader import BagError, read_bag
 from onedp_ros.data.bags.writer import BagWriter, EpisodeWriter
 from onedp_ros.evaluation.replay import choose_policy, main
@@ -43,7 +43,7 @@ def demonstration(tmp_path):
         with EpisodeWriter(tmp_path / "demonstration", contract) as writer:
             for k in range(400):
                 stamp = START + 5 * MS * k
-                writer.add_joint_state(stamp, contract.finger_joints, [0.02, 0.02])
+                writer.add_joint_state(stamp, contract.arm.finger_joints, [0.02, 0.02])
                 writer.add_pose(stamp, *commanded(stamp)[:2])
                 if targets and k % 10 == 0:
                     writer.add_target(stamp, *commanded(stamp))
@@ -79,7 +79,9 @@ class Copycat:
         rows = []
         for stamp in CONTRACT.action_stamps(window[-1].stamp):
             position, quaternion, opening = commanded(int(stamp))
-            rows.append(encode_action(position + np.array([x, 0, 0]), gripper_down(tool_yaw(quaternion) + yaw), opening + more))
+            rows.append(
+                CONTRACT.arm.encode_action(position + np.array([x, 0, 0]), gripper_down(tool_yaw(quaternion) + yaw), opening + more)
+            )
         return np.stack(rows)[None]
 
 

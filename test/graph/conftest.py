@@ -64,8 +64,8 @@ class Source:
             name: node.create_publisher(Image, camera.topic, qos_profile_sensor_data)
             for name, camera in self.contract.cameras.items()
         }
-        self._joints = node.create_publisher(JointState, self.contract.joint_states_topic, 10)
-        self._pose = node.create_publisher(PoseStamped, self.contract.pose_topic, 10)
+        self._joints = node.create_publisher(JointState, self.contract.arm.joint_states_topic, 10)
+        self._pose = node.create_publisher(PoseStamped, self.contract.arm.pose_topic, 10)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -82,7 +82,9 @@ class Source:
         while not self._closing.wait(max(0.0, begin + step * 0.005 - time.monotonic())):
             stamp = time.time_ns() + self.offset
             pose = pose_message(self.position(stamp), gripper_down(0.2), stamp, self.contract.base_frame)
-            joints = JointState(header=header(stamp), name=["fr3_joint1", *self.contract.finger_joints], position=[0.5, 0.02, 0.02])
+            joints = JointState(
+                header=header(stamp), name=["fr3_joint1", *self.contract.arm.finger_joints], position=[0.5, 0.02, 0.02]
+            )
             self.change_pose(pose)
             self.change_joints(joints)
             if "pose" not in self.silent:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onedp_ros.contract import Contract, Floats, Observation, encode_action
+from onedp_ros.contract import Contract, Floats, Observation
 
 STEP = 0.004  # m along x between two actions of a chunk
 
@@ -38,7 +38,9 @@ class StandinPredictor:
         quaternion = state[3:7] if np.any(state[3:7]) else np.array([1.0, 0.0, 0.0, 0.0])
         first = self.contract.n_obs_steps - 1
         rows = [
-            encode_action(state[:3] + np.array([STEP * (i - first), 0, 0]), quaternion, float(state[7] + state[8]))
+            self.contract.arm.encode_action(
+                state[:3] + np.array([STEP * (i - first), 0, 0]), quaternion, float(state[7] + state[8])
+            )
             for i in range(self.contract.horizon)
         ]
         chunk = np.stack(rows)[None]

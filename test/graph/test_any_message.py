@@ -90,11 +90,11 @@ def template(kind: Any, topic: str, stamp: int) -> Any:
     if kind is PoseStamped:
         return pose_message([0.5, 0.0, 0.3], gripper_down(0.0), stamp, "base")
     if topic.endswith("observation/state"):
-        return state_message(np.array([0.5, 0, 0.3, 1, 0, 0, 0, 0.02, 0.02], np.float32), stamp, "base")
+        return state_message(CONTRACT, np.array([0.5, 0, 0.3, 1, 0, 0, 0, 0.02, 0.02], np.float32), stamp)
     if topic.endswith("gripper_target"):
         return JointState(header=header(stamp), name=["gripper"], position=[0.04])
     if kind is JointState:
-        return JointState(header=header(stamp), name=["fr3_joint1", *CONTRACT.finger_joints], position=[0.5, 0.02, 0.02])
+        return JointState(header=header(stamp), name=["fr3_joint1", *CONTRACT.arm.finger_joints], position=[0.5, 0.02, 0.02])
     if kind is Image:
         return image_message(picture(stamp // 1000 % 256), stamp)
     if kind is CompressedImage:

@@ -74,8 +74,8 @@ class Cell:
         suffix, kind = ("/compressed", CompressedImage) if form else ("", Image)
         topics = [f"{camera.topic}{suffix}" for camera in CAMERAS.values()]
         self.cameras = [node.create_publisher(kind, topic, qos_profile_sensor_data) for topic in topics]
-        self.joints = node.create_publisher(JointState, CONTRACT.joint_states_topic, 10)
-        self.poses = node.create_publisher(PoseStamped, CONTRACT.pose_topic, 10)
+        self.joints = node.create_publisher(JointState, CONTRACT.arm.joint_states_topic, 10)
+        self.poses = node.create_publisher(PoseStamped, CONTRACT.arm.pose_topic, 10)
         self.closing, self.silent = threading.Event(), False
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
@@ -93,7 +93,7 @@ class Cell:
         position, quaternion = [0.5 + 0.1 * np.sin(t), 0.1 * np.cos(3 * t), 0.3], gripper_down(np.sin(2 * t))
         self.poses.publish(pose_message(position, quaternion, stamp, CONTRACT.base_frame))
         opening = 0.02 + 0.01 * np.sin(t)
-        self.joints.publish(JointState(header=header(stamp), name=[*CONTRACT.finger_joints], position=[opening, opening]))
+        self.joints.publish(JointState(header=header(stamp), name=[*CONTRACT.arm.finger_joints], position=[opening, opening]))
         if step % 4 == 0:
             self.cameras[step // 4 % 2].publish(self.frame(stamp - 2 * MS))
 

@@ -11,7 +11,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 from standin import load_standin
 
-from onedp_ros.contract import NANOSECONDS, STATE_NAMES
+from onedp_ros.contract import NANOSECONDS
 from onedp_ros.geometry import gripper_down
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.nodes.action_node import ActionNode
@@ -40,7 +40,7 @@ def test_a_set_has_one_stamp_the_frames_of_the_cameras_and_the_state_at_that_tim
     frames = source.frames.copy()  # the source goes on
     for state in complete:
         stamp = stamp_ns(state)
-        assert list(state.name) == list(STATE_NAMES)
+        assert list(state.name) == list(rig.contract.state_names)
         np.testing.assert_allclose(state.position[:3], source.position(stamp), atol=2e-5)
         np.testing.assert_allclose(state.position[3:], [*gripper_down(0.2), 0.02, 0.02], atol=1e-6)
         ages = []

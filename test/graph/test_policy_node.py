@@ -10,7 +10,7 @@ from sensor_msgs.msg import Image, JointState
 from standin import STEP, StandinPredictor, load_standin
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.contract import NANOSECONDS, STATE_NAMES, Contract, task_contract
+from onedp_ros.contract import NANOSECONDS, Contract, task_contract
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.messages.encode import header, image_message
 from onedp_ros.nodes.observation_node import ObservationNode
@@ -230,7 +230,7 @@ def test_nan_in_the_observed_state_images_cut_short_and_a_second_publisher_are_r
                 image.data = bytes(100)
             publisher.publish(image)
         bad = float("nan") if spoil == "nan" else 0.0
-        states.publish(JointState(header=header(stamp), name=list(STATE_NAMES), position=[0.4, bad, *[0.0] * 7]))
+        states.publish(JointState(header=header(stamp), name=list(contract.state_names), position=[0.4, bad, *[0.0] * 7]))
         return rig.value(NODE, f"rejected.{reason}") > 0
 
     rig.until(publish, "the refusal to be counted")

@@ -1,26 +1,20 @@
+import dataclasses
+
 import pytest
 import torch
 from replays import write_replay
 
-from onedp_ros.contract import Camera, Contract
+from onedp_ros.contract import Camera, task_contract
 
 
 @pytest.fixture
 def small_contract():
     """Two small cameras, so that networks run fast."""
-    return Contract(
+    return dataclasses.replace(
+        task_contract("pnp_milk"),
         task="test",
-        base_frame="base",
-        control_hz=20.0,
-        n_obs_steps=2,
-        horizon=16,
-        n_action_steps=8,
-        slop=0.03,
         cameras={"wrist": Camera("wrist/image", 40, 48), "front": Camera("front/image", 40, 48)},
         crop=(36, 40),
-        joint_states_topic="joint_states",
-        pose_topic="current_pose",
-        finger_joints=("left", "right"),
     )
 
 

@@ -6,7 +6,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2: a sourced distribution, or its
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onedp_ros.contract import STATE_NAMES, ContractError, task_contract
+from onedp_ros.contract import ContractError, task_contract
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.messages.decode import chunk_from_message, decode_image, observation_from_messages, stamp_ns
 from onedp_ros.messages.encode import (
@@ -69,7 +69,7 @@ def test_images_keep_every_byte():
 def observation_messages():
     state = np.array([0.5, 0.1, 0.3, 1, 0, 0, 0, 0.02, 0.03], np.float32)
     images = {name: image_message(np.full((120, 160, 3), i, np.uint8), STAMP) for i, name in enumerate(CONTRACT.cameras)}
-    return images, state_message(state, STAMP, "base"), state
+    return images, state_message(CONTRACT, state, STAMP), state
 
 
 def test_an_observation_survives_its_messages():
@@ -86,7 +86,7 @@ def test_observations_against_the_contract_are_refused():
     with pytest.raises(ContractError, match="NaN"):
         observation_from_messages(CONTRACT, images, message)
     images, message, _ = observation_messages()
-    message.name = list(reversed(STATE_NAMES))
+    message.name = list(reversed(CONTRACT.state_names))
     with pytest.raises(ContractError, match="expected"):
         observation_from_messages(CONTRACT, images, message)
     images, message, _ = observation_messages()

@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import onedp_ros.twin  # noqa: F401 (registers the environment)
-from onedp_ros.contract import ContractError, Observation, ObservationAssembler, decode_action, encode_action, task_contract
+from onedp_ros.contract import ContractError, Observation, ObservationAssembler, task_contract
 from onedp_ros.data.bags.reader import read_bag, read_metadata
 from onedp_ros.geometry import gripper_down, quaternion_to_matrix, rotation_angle
 from onedp_ros.messages.decode import feed, pose_arrays
@@ -122,14 +122,14 @@ def test_environment_passes_the_checker() -> None:
 def test_every_sampled_action_can_be_executed() -> None:
     space = PnpMilkEnv().action_space
     space.seed(0)
-    position, _, opening = decode_action(np.stack([space.sample() for _ in range(1000)]))
+    position, _, opening = CONTRACT.arm.decode_action(np.stack([space.sample() for _ in range(1000)]))
     assert np.all(np.ptp(position, axis=0) > 0.3) and np.ptp(opening) > 0.07  # all over the box
 
 
 def test_environment_rewards_the_expert_and_times_out() -> None:
     environment = PnpMilkEnv(max_time=0.2)
     environment.reset(seed=100000)
-    action = encode_action(np.array([0.5, 0.0, 0.4]), gripper_down(0.0), 0.08)
+    action = CONTRACT.arm.encode_action(np.array([0.5, 0.0, 0.4]), gripper_down(0.0), 0.08)
     for _ in range(4):
         _, reward, terminated, truncated, info = environment.step(action)
     assert (reward, terminated, truncated) == (0.0, False, True)
@@ -137,7 +137,7 @@ def test_environment_rewards_the_expert_and_times_out() -> None:
     environment.max_time, expert = 20.0, Expert()
     environment.reset(seed=100000)
     while not terminated:
-        _, reward, terminated, truncated, _ = environment.step(encode_action(*expert.act(environment.stepped.cell)))
+        _, reward, terminated, truncated, _ = environment.step(CONTRACT.arm.encode_action(*expert.act(environment.stepped.cell)))
         assert not truncated
     assert reward == 1.0
     with pytest.raises(ContractError, match="NaN"):
@@ -206,7 +206,7 @@ class Aside:
         pass
 
     def predict(self, windows: list[list[Observation]]) -> np.ndarray:
-        return np.tile(encode_action(np.array([0.5, 0.2, 0.35]), gripper_down(0.0), 0.0), (1, CONTRACT.horizon, 1))
+        return np.tile(CONTRACT.arm.encode_action(np.array([0.5, 0.2, 0.35]), gripper_down(0.0), 0.0), (1, CONTRACT.horizon, 1))
 
 
 def test_the_expert_takes_over_where_a_policy_led() -> None:

@@ -32,8 +32,6 @@ from onedp_ros.config import ConfigError, parse_json_value, parse_yaml, read_jso
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.bags.mcap_reader import McapError, McapFile, RawMessage, unpack
 
-TARGET_POSE_TOPIC = "target_pose"
-GRIPPER_TARGET_TOPIC = "gripper_target"
 PARTIAL = ".partial"
 EPISODE_FILE = "episode.json"
 METADATA_FILE = "metadata.yaml"

@@ -24,12 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.rosbag2.storage_mcap import McapWriter
 
-from onedp_ros.contract import NANOSECONDS, Contract
+from onedp_ros.contract import NANOSECONDS, Contract, Feature, Floats
+from onedp_ros.contract.features import slices
 from onedp_ros.data.bags.reader import (
     EPISODE_FILE,
-    GRIPPER_TARGET_TOPIC,
     PARTIAL,
-    TARGET_POSE_TOPIC,
     TYPES,
     BagError,
     sync,
@@ -243,9 +242,7 @@ class EpisodeWriter(BagWriter):
 
     def __init__(self, path: str | Path, contract: Contract, metadata: Mapping[str, Any] | None = None) -> None:
         topics = {camera.topic: _Image.__msgtype__ for camera in contract.cameras.values()}
-        topics |= {contract.joint_states_topic: _JointState.__msgtype__, contract.pose_topic: _PoseStamped.__msgtype__}
-        topics |= {TARGET_POSE_TOPIC: _PoseStamped.__msgtype__, GRIPPER_TARGET_TOPIC: _JointState.__msgtype__}
-        super().__init__(path, contract, topics, metadata)
+        super().__init__(path, contract, {**topics, **contract.state_topics, **contract.action_topics}, metadata)
 
     def _add(self, topic: str, stamp: int, message: Any) -> None:
         self.write(topic, stamp, TYPES.serialize_cdr(message, message.__msgtype__))
@@ -264,19 +261,46 @@ class EpisodeWriter(BagWriter):
         self._add(self.contract.cameras[camera].topic, stamp, _Image(header, height, width, "rgb8", 0, 3 * width, data))
 
     def add_joint_state(self, stamp: int, names: Sequence[str], positions: ArrayLike, velocities: ArrayLike = ()) -> None:
-        """Joint positions (rad, fingers m) and velocities, by name."""
-        values = (np.asarray(v, dtype=np.float64) for v in (positions, velocities))
-        self._add(self.contract.joint_states_topic, stamp, _JointState(self._header(stamp, ""), list(names), *values, _NOTHING))
+        """Joint positions (rad, fingers m) and velocities of the one arm, by name."""
+        self._add_joints(self.contract.arm.joint_states_topic, stamp, names, positions, velocities)
 
     def add_pose(self, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> None:
-        """Pose of the end effector in the base frame: (3,) m, (4,) xyzw."""
-        self._add(self.contract.pose_topic, stamp, self._pose_stamped(stamp, position, quaternion))
+        """Pose of the one arm's end effector in the base frame: (3,) m, (4,) xyzw."""
+        self._add(self.contract.arm.pose_topic, stamp, self._pose_stamped(stamp, position, quaternion))
 
     def add_target(self, stamp: int, position: ArrayLike, quaternion: ArrayLike, opening: float) -> None:
-        """A command: target pose in the base frame, (3,) m, (4,) xyzw, and gripper opening, m."""
-        self._add(TARGET_POSE_TOPIC, stamp, self._pose_stamped(stamp, position, quaternion))
-        message = _JointState(self._header(stamp, ""), ["gripper"], np.array([opening], dtype=np.float64), _NOTHING, _NOTHING)
-        self._add(GRIPPER_TARGET_TOPIC, stamp, message)
+        """A command to the one arm: target pose in the base frame, (3,) m, (4,) xyzw, and gripper opening, m."""
+        self._add(self.contract.arm.target_topic, stamp, self._pose_stamped(stamp, position, quaternion))
+        self._add_joints(self.contract.arm.gripper_topic, stamp, ["gripper"], [opening])
+
+    def add_state(self, stamp: int, state: Floats) -> None:
+        """A state (state_dim,) of any contract, as one message on each of its topics."""
+        self._add_features(stamp, self.contract.state, state)
+
+    def add_action(self, stamp: int, action: Floats) -> None:
+        """A command (action_dim,) of any contract, as one message on each of its topics."""
+        self._add_features(stamp, self.contract.action, action)
+
+    def _add_features(self, stamp: int, features: Sequence[Feature], values: Floats) -> None:
+        at = slices(features)
+        for topic in dict.fromkeys(feature.topic for feature in features):
+            parts = [(feature, values[at[feature.name]]) for feature in features if feature.topic == topic]
+            if parts[0][0].is_pose:
+                position: Floats = np.zeros(3)
+                quaternion: Floats = np.array([0.0, 0.0, 0.0, 1.0])
+                for feature, value in parts:
+                    if feature.kind == "position":
+                        position = value
+                    else:
+                        quaternion = feature.quaternions(value)
+                self._add(topic, stamp, self._pose_stamped(stamp, position, quaternion))
+            else:
+                names = [name for feature, _ in parts for name in feature.message_names or (feature.name,)]
+                self._add_joints(topic, stamp, names, np.concatenate([value for _, value in parts]))
+
+    def _add_joints(self, topic: str, stamp: int, names: Sequence[str], positions: ArrayLike, velocities: ArrayLike = ()) -> None:
+        values = (np.asarray(v, dtype=np.float64) for v in (positions, velocities))
+        self._add(topic, stamp, _JointState(self._header(stamp, ""), list(names), *values, _NOTHING))
 
     def _pose_stamped(self, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> Any:
         pose = _Pose(_Point(*map(float, np.asarray(position))), _Quaternion(*map(float, np.asarray(quaternion))))

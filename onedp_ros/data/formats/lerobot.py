@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from onedp_ros.config import parse_json, read_bytes, read_json, shown
-from onedp_ros.contract import ACTION_NAMES, MAX_HZ, MAX_PIXELS, NANOSECONDS, STATE_NAMES, Contract, ContractError
+from onedp_ros.contract import MAX_HZ, MAX_PIXELS, NANOSECONDS, Contract, ContractError
 from onedp_ros.data.episodes import Dropped, Episode, Piece, Run, Source, SourceError, on_grid
 from onedp_ros.data.formats.zarr_reader import MAX_METADATA
 from onedp_ros.data.frames import Images
@@ -46,7 +46,7 @@ _CHUNK = 1000  # files in a folder
 _MAX_EPISODES, _MAX_ROWS = 100_000, 10_000_000  # of a data set, and of a file: a few kilobytes may hold any number of equal rows
 _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
-_VECTORS = {"observation.state": STATE_NAMES, "action": ACTION_NAMES}
+_VECTORS = ("observation.state", "action")
 _COUNTERS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"}
 
 
@@ -120,11 +120,12 @@ def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[st
     every: dict[str, list[NDArray]] = {}
     colours = {camera: np.zeros((3, 256), dtype=np.int64) for camera in contract.cameras}
     begin = 0
-    with pq.ParquetWriter(out / _DATA.format(chunk_index=0, file_index=0), _schema()) as writer:
+    schema = pa.schema(_fields(contract))
+    with pq.ParquetWriter(out / _DATA.format(chunk_index=0, file_index=0), schema) as writer:
         for index, (piece, (number, first)) in enumerate(zip(pieces, videos, strict=True)):
             steps = len(piece.state)
             columns = _columns(piece, index, begin, fps)
-            writer.write_table(pa.table([_arrow(columns[name], field) for name, field in _fields()], schema=_schema()))
+            writer.write_table(pa.table([_arrow(columns[field.name], field.type) for field in schema], schema=schema))
             row: dict[str, Any] = {"episode_index": index, "tasks": [contract.task], "length": steps}
             row |= {"data/chunk_index": 0, "data/file_index": 0, "dataset_from_index": begin, "dataset_to_index": begin + steps}
             statistics = {name: _statistics(values) for name, values in columns.items()}
@@ -147,6 +148,11 @@ def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[st
     _write_json(out / "meta/stats.json", statistics)
     _write_json(out / "meta/info.json", _info(contract, len(pieces), begin))
     _write_json(out / "meta/onedp.json", attributes)
+
+
+def _names(contract: Contract) -> dict[str, list[str]]:
+    """The names of the values of each vector."""
+    return dict(zip(_VECTORS, (list(contract.state_names), list(contract.action_names)), strict=True))
 
 
 def _key(camera: str) -> str:
@@ -175,7 +181,7 @@ def _join(out: Path, videos: Sequence[Path]) -> None:
 
 
 def _columns(piece: Piece, index: int, begin: int, fps: int) -> dict[str, NDArray]:
-    """The columns of an episode: (T, 9), (T, 10), and (T, 1) of LeRobot's counters; ``begin``: the steps before it."""
+    """The columns of an episode: state, action, and (T, 1) of LeRobot's counters; ``begin``: the steps before it."""
     frames = np.arange(len(piece.state), dtype=np.int64)[:, None]
     return {
         "observation.state": piece.state,
@@ -188,13 +194,9 @@ def _columns(piece: Piece, index: int, begin: int, fps: int) -> dict[str, NDArra
     }
 
 
-def _fields() -> list[tuple[str, pa.DataType]]:
-    vectors = [(name, pa.list_(pa.float32(), len(names))) for name, names in _VECTORS.items()]
+def _fields(contract: Contract) -> list[tuple[str, pa.DataType]]:
+    vectors = [(name, pa.list_(pa.float32(), len(names))) for name, names in _names(contract).items()]
     return [*vectors, *((name, pa.type_for_alias(kind)) for name, kind in _COUNTERS.items())]
-
-
-def _schema() -> pa.Schema:
-    return pa.schema(_fields())
 
 
 def _arrow(values: NDArray, kind: pa.DataType) -> pa.Array:
@@ -241,7 +243,7 @@ def _tasks(tasks: Sequence[str]) -> pa.Table:
 def _info(contract: Contract, episodes: int, steps: int) -> dict[str, Any]:
     fps = round(contract.control_hz)
     features: dict[str, Any] = {
-        name: {"dtype": "float32", "shape": [len(names)], "names": list(names)} for name, names in _VECTORS.items()
+        name: {"dtype": "float32", "shape": [len(names)], "names": list(names)} for name, names in _names(contract).items()
     }
     for name, camera in contract.cameras.items():
         size = {"height": camera.height, "width": camera.width}
@@ -280,10 +282,10 @@ def recognises(path: Path) -> bool:
 
 
 def sources(path: Path) -> list[Source]:
-    """The episodes of a data set with this package's state and action, by name.
+    """The episodes of a data set.
 
     Raises:
-        SourceError: it is damaged, of another version, or its state or action is another; names the feature.
+        SourceError: it is damaged, or of another version.
     """
     try:
         info = read_json(path / "meta/info.json", finite=False)
@@ -292,13 +294,8 @@ def sources(path: Path) -> list[Source]:
             raise SourceError(f"{path}: fps is {shown(info['fps'])}, expected a number up to {MAX_HZ:g}; correct meta/info.json")
         if not version.startswith("v3."):
             raise SourceError(f"{path} is of LeRobot's version {version}, expected {VERSION}; convert it with LeRobot's own script")
-        for name, names in _VECTORS.items():
-            has = features.get(name, {}).get("names")
-            if has != list(names):
-                raise SourceError(
-                    f"{path}: the feature {name} {f'is {has}' if name in features else 'is missing'}, expected {list(names)}; "
-                    f"rename or compute it with LeRobot, poses in the base frame in m"
-                )
+        if missing := [name for name in _VECTORS if not isinstance(features.get(name), dict)]:
+            raise SourceError(f"{path}: the feature {missing[0]} is missing; rename or compute it with LeRobot")
         notes = path / "meta/onedp.json"
         ours = parse_json(read_bytes(notes, MAX_METADATA).decode(), str(notes), finite=False) if notes.exists() else {}
         files = sorted((path / "meta/episodes").glob("*/*.parquet"))
@@ -326,6 +323,12 @@ def _read(
     index, steps = row["episode_index"], row["length"]
     name = f"{path}/episode_{index}"
     with _named(name):
+        for vector, names in _names(contract).items():
+            if (has := info["features"][vector].get("names")) != names:
+                raise SourceError(
+                    f"{path}: the feature {vector} is {has}, expected {names}; rename or compute it with LeRobot, poses in the "
+                    f"base frame in m, or list the features it has in the task file"
+                )
         file = _file(path, info["data_path"], chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         features = {camera: _camera(path, info, camera) for camera in contract.cameras}
         if (rows := pq.read_metadata(file).num_rows) > _MAX_ROWS:

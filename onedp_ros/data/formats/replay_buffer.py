@@ -1,7 +1,7 @@
 """Replay buffers: zarr stores in Diffusion Policy's layout, written and read.
 
-    data/<camera>  (N, height, width, 3) uint8     data/state   (N, 9) float32
-    data/action    (N, 10) float32                 meta/episode_ends (E,) int64
+    data/<camera>  (N, height, width, 3) uint8     data/state   (N, state_dim) float32
+    data/action    (N, action_dim) float32         meta/episode_ends (E,) int64
 
 The attributes of the root hold the contract, one entry an episode, and what was dropped. Read are also stores with the fields
 of Diffusion Policy's real robot, ``robot_eef_pose`` and ``timestamp``.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from onedp_ros.config import shown
-from onedp_ros.contract import NANOSECONDS, Camera, Contract, encode_action, encode_state
+from onedp_ros.contract import NANOSECONDS, Camera, Contract
 from onedp_ros.data.episodes import Dropped, Episode, Piece, Run, Source, SourceError, on_grid
 from onedp_ros.data.formats.zarr_reader import ZarrArray, ZarrError, ZarrStore
 from onedp_ros.data.frames import Images
@@ -233,5 +233,6 @@ def _read_real(rows: _Rows, contract: Contract, steps: int) -> tuple[NDArray, ND
             f"{rows.path}: data/action has {action.shape[1]} values, expected position and rotation vector (6), and the opening (7)"
         )
     quaternion, target = (Rotation.from_rotvec(p[:, 3:6]).as_quat() for p in (pose, action))
-    state = np.stack([encode_state(p[:3], q, (w / 2, w / 2)) for p, q, w in zip(pose, quaternion, width, strict=True)])
-    return stamps, state, np.stack([encode_action(a[:3], q, o) for a, q, o in zip(action, target, opening, strict=True)])
+    arm = contract.arm
+    state = np.stack([arm.encode_state(p[:3], q, (w / 2, w / 2)) for p, q, w in zip(pose, quaternion, width, strict=True)])
+    return stamps, state, np.stack([arm.encode_action(a[:3], q, o) for a, q, o in zip(action, target, opening, strict=True)])

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from onedp_ros.config import parse_json, shown
-from onedp_ros.contract import MAX_HZ, MAX_OPENING, NANOSECONDS, Camera, Contract, encode_action, encode_state
+from onedp_ros.contract import MAX_HZ, NANOSECONDS, Camera, Contract
 from onedp_ros.data.episodes import Dropped, Episode, Source, SourceError, on_grid
 from onedp_ros.data.formats.zarr_reader import FREE, MAX_RATIO, MAX_RATIO_IMAGES
 from onedp_ros.data.frames import Images
@@ -147,8 +147,9 @@ def _read(path: Path, demo: str, hz: float | None, contract: Contract, folder: P
                 raise SourceError(f"{name} has {len(actions)} actions and {len(pictures)} images of {key}; leave it out")
             images[camera] = Images(stream, np.arange(len(pictures)))
     stamps = np.round(np.arange(len(actions)) * (NANOSECONDS / (hz or contract.control_hz))).astype(np.int64)
-    state = np.stack([encode_state(*step) for step in zip(position, quaternion, fingers, strict=True)])
+    arm = contract.arm
+    state = np.stack([arm.encode_state(*step) for step in zip(position, quaternion, fingers, strict=True)])
     target = Rotation.from_rotvec(actions[:, 3:6]).as_quat()
-    opening = np.where(actions[:, 6] < 0, MAX_OPENING, 0.0)
-    action = np.stack([encode_action(*step) for step in zip(actions[:, :3], target, opening, strict=True)])
+    opening = np.where(actions[:, 6] < 0, arm.opening_range[1], arm.opening_range[0])
+    action = np.stack([arm.encode_action(*step) for step in zip(actions[:, :3], target, opening, strict=True)])
     return on_grid(name, Episode(stamps, images, state, action), contract)
