@@ -1,12 +1,16 @@
 """The documentation: links lead somewhere, commands and files that it names exist."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from onedp_ros.cli import COMMANDS
+from onedp_ros.contract import Contract, task_contract
+from onedp_ros.contract.features import JOINT_KINDS, POSE_KINDS, Feature
 from onedp_ros.robot.settings import SECTIONS
 from onedp_ros.settings import expected_values
 from onedp_ros.teleop.devices import DEVICES
@@ -80,6 +84,28 @@ def test_pages_that_messages_name_exist() -> None:
         named |= set(re.findall(rb"(?<![\w./])docs/[\w./-]+\.md", path.read_bytes()))
     assert {b"docs/how-to/network.md"} <= named
     assert not [name for name in named if not (ROOT / name.decode()).is_file()]
+
+
+def yaml_blocks(page: str) -> list[dict[str, Any]]:
+    """The examples on a how-to page that are a task file, or parts of one."""
+    text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8")
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+
+
+def test_examples_of_task_files_are_valid_and_of_one_arm() -> None:
+    examples = [block for page in ("your-own-cell", "set-up-cameras") for block in yaml_blocks(page)]
+    assert len(examples) >= 6
+    for example in examples:
+        contract = Contract.from_dict({**task_contract("pnp_milk").to_dict(), **example})
+        assert contract.arm.target_topic
+
+
+def test_every_field_of_a_task_file_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "task-file.md").read_text(encoding="utf-8")
+    contract, features = text.split("## Features")
+    for part, kind in ((contract, Contract), (features, Feature)):
+        assert set(re.findall(r"^\| `(\w+)` \|[^|\n]*\|$", part, re.MULTILINE)) == {field.name for field in dataclasses.fields(kind)}
+    assert {*POSE_KINDS, *JOINT_KINDS} == set(re.findall(r"^\| `(\w+)` \|(?:[^|\n]*\|){4}$", features, re.MULTILINE))
 
 
 def modules(page: str) -> list[str]:
