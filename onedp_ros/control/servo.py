@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg.lapack import dposv
 
 from onedp_ros.control.joints import TORQUE_LIMITS
+from onedp_ros.control.limits import LONGEST_STOP
 from onedp_ros.geometry import multiply_xyzw, rotation_between, rotation_difference, xyzw_from_rotation_vector
 from onedp_ros.settings import Range, check_fields, within
 
@@ -19,7 +20,6 @@ Array = NDArray[np.float64]
 Triple = tuple[float, float, float]
 
 STILL = (0.0, 0.0, 0.0)
-LONGEST_STOP = 1.0  # s that the filter may take to come to rest
 STRONGEST_PUSH = 100.0  # N
 
 

@@ -1,7 +1,7 @@
 """Action chunks -> targets for the arm, sampled by time and kept within the safety limits.
 
-One thread: a fresh chunk sends at once; a timer sends when that was not for ``1 / target_rate``, so that the arm is told what
-comes next between late chunks too.
+One thread: a fresh chunk sends at once; a timer sends when that was not for ``1 / target_rate``, so that the arm gets targets
+between late chunks too.
 Enabling begins at rest at the measured pose. Disabling brakes the arm and then falls silent, as does the end of the process.
 After a hold of some seconds, or when it did not run for so long, the node disables itself.
 """
@@ -16,7 +16,6 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
-from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
@@ -25,32 +24,30 @@ from onedp_ros import clock
 from onedp_ros.clock import SHORTEST_PAUSE, PauseWatch
 from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
 from onedp_ros.control.chunk import ChunkSchedule, Target
-from onedp_ros.control.limits import SafetyLimits
+from onedp_ros.control.limits import LONGEST_STOP, SafetyLimits
 from onedp_ros.control.safety import MeasuredPose, SafetyGate, jump, pose_fault
 from onedp_ros.messages.decode import chunk_from_message, pose_arrays, stamp_ns
-from onedp_ros.messages.encode import header, pose_message
-from onedp_ros.nodes.lib.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
-from onedp_ros.nodes.lib.input_watch import InputWatch
+from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, Percentiles, Rate, RecentProblem, counted, worst
+from onedp_ros.nodes.lib.input_watch import POSE_TIMEOUT, InputWatch
 from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_dynamic, declare_robot_file, declare_speed
 from onedp_ros.nodes.lib.polled import PolledSubscriber
-from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.nodes.lib.process import run_node
+from onedp_ros.nodes.lib.targets import TargetPublisher
 
-POSE_TIMEOUT = 0.5  # s: a measured pose older than this is not known
 BRAKING_AGE = 0.1  # s: nor may a stop be led by a measured pose older than this
 LONGEST_HOLD = 3.0  # s: an arm that has stood still for so long does not start by itself
 PAUSE, REQUEST_PAUSE = 1.0, 3.5  # s: after a pause so long, for that time, a request to enable may be one that waited through it
 DOUBT = 0.3  # s for which a measured pose that jumped is not believed
-LONGEST_STOP = 1.0  # s until a stop ends, whatever the measured pose says
 SILENT = ("disabled", "given up")  # states in which nothing is published
 
 
 class ActionNode(Node):
     """action/chunk, the measured pose -> target_pose, gripper_target, target_stop. Service ``~/enable`` (std_srvs/SetBool).
 
-    A stop is said in two ways: by target_stop to nodes that know it, which then brake as hard as they may, and by targets that
+    A stop is published in two ways: by target_stop to nodes that know it, which then brake as hard as they may, and by targets that
     come to rest with the arm, to controllers that only know targets.
 
-    The hand is told nothing until a chunk says what it shall do, so that enabling never lets go of what it holds.
+    The hand gets no target until a chunk is followed, so that enabling never lets go of what it holds.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -79,11 +76,10 @@ class ActionNode(Node):
         self._measured_stamp = 0
         self._chunks = self._targets = self._holds = 0
         self._refused: Counter[str] = Counter()
-        self._problem: tuple[float, str] = (float("-inf"), "")
+        self._problem = RecentProblem(self)
         self._rate, self._latency = Rate(), Percentiles()
 
-        self._pose_publisher = self.create_publisher(PoseStamped, self.contract.arm.target_topic, 1)
-        self._gripper_publisher = self.create_publisher(JointState, self.contract.arm.gripper_topic, 1)
+        self._target_publisher = TargetPublisher(self, self.contract)
         self._stop_publisher = self.create_publisher(Empty, "target_stop", 1)
         chunks = self.create_subscription(MultiDOFJointTrajectory, "action/chunk", self._on_chunk, 1)
         self._measured = PolledSubscriber(self, PoseStamped, self.contract.arm.pose_topic, 1, self._on_pose)
@@ -107,7 +103,7 @@ class ActionNode(Node):
             self._refused["pose_jump"] += 1
             self._jumped_at = clock.now()
             text = f"{self.contract.arm.pose_topic} {impossible}; end what else publishes it, or wait for a reset to end"
-            self._warn(text)
+            self._problem.report(text)
             if self._enabled:
                 self._stop("given up", text)  # the pass that looked for the pose sends the first target of it
 
@@ -163,7 +159,7 @@ class ActionNode(Node):
             try:
                 self._enable()
             except ValueError as error:
-                self._warn(f"not enabled: {error}")
+                self._problem.report(f"not enabled: {error}")
 
     def _on_chunk(self, message: MultiDOFJointTrajectory) -> None:
         self._chunks += 1
@@ -175,10 +171,10 @@ class ActionNode(Node):
             chunk = chunk_from_message(message, self.contract.base_frame)
         except ContractError as error:
             self._gate.rejected["malformed"] += 1
-            self._warn(str(error))
+            self._problem.report(str(error))
             return
         if not self._gate.check(chunk, now):
-            self._warn(f"action/chunk rejected, so far: {dict(self._gate.rejected)}; see policy_node")
+            self._problem.report(f"action/chunk rejected, so far: {dict(self._gate.rejected)}; see policy_node")
             return
         self._schedule.add(chunk, now)
         if self._enabled:
@@ -292,10 +288,7 @@ class ActionNode(Node):
         return "without a valid chunk; see policy_node"
 
     def _publish(self, target: Target) -> None:
-        stamp = self._now()
-        self._pose_publisher.publish(pose_message(target.position, target.quaternion, stamp, self.contract.base_frame))
-        if self._followed:
-            self._gripper_publisher.publish(JointState(header=header(stamp), name=["gripper"], position=[target.opening]))
+        self._target_publisher.publish(target, self._now(), with_opening=self._followed)
         self._targets += 1
         self._rate.tick()
 
@@ -303,14 +296,10 @@ class ActionNode(Node):
         if state != self._state:
             self._state, self._state_since = state, clock.now()
 
-    def _warn(self, text: str) -> None:
-        self._problem = (clock.now(), text)
-        self.get_logger().warning(text, throttle_duration_sec=2.0)
-
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
 
-    def _report(self) -> Report:
+    def _report(self) -> DiagnosticReport:
         pose_known = self._pose_now() is not None
         now = clock.now()
         for_seconds = now - self._state_since
@@ -325,7 +314,7 @@ class ActionNode(Node):
             (DiagnosticStatus.WARN, f"{self.contract.arm.pose_topic}: not heard; start the robot's node")
             if not pose_known
             else None,
-            (DiagnosticStatus.WARN, self._problem[1]) if now - self._problem[0] < 2.0 else None,
+            self._problem.finding(),
             (DiagnosticStatus.WARN, "enabled, but no chunk yet; see policy_node")
             if self._state == "waiting" and for_seconds > 1.0
             else None,
@@ -352,7 +341,7 @@ class ActionNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    return main_of(ActionNode, args, rest=True)
+    return run_node(ActionNode, args, rest=True)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from sensor_msgs.msg import JointState
 from onedp_ros.control.gripper import GripperIntent, GripperSettings
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.messages.encode import opening_of
-from onedp_ros.nodes.lib.diagnostics import Diagnostics, Report, counted, worst
+from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_robot_file
 from onedp_ros.nodes.lib.polled import PolledSubscriber
-from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.nodes.lib.process import run_node
 from onedp_ros.robot.settings import RobotSettings
 
 HEARD = 1.0  # s
@@ -142,7 +142,7 @@ class CrispNode(Node):
         if self._gripper is not None:
             self._gripper.request(self._intent.request)
 
-    def _report(self) -> Report:
+    def _report(self) -> DiagnosticReport:
         self._pose.poll()
         publishers, followers = self.count_publishers(self._target), self.count_subscribers(self._target)
         level, text = worst(
@@ -174,7 +174,7 @@ class CrispNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    return main_of(CrispNode, args)
+    return run_node(CrispNode, args)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from onedp_ros import clock
 from onedp_ros.clock import PauseWatch
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.messages.encode import header, opening_of, pose_message
-from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, Report, counted, worst
+from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, Rate, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.lifecycle import LifecycleNode
 from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_robot_file, declare_speed, declare_within
-from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.nodes.lib.process import run_node
 from onedp_ros.robot import memory
 from onedp_ros.robot.arm import percentile
 from onedp_ros.robot.faults import Fault, pause_fault
@@ -287,7 +287,7 @@ class FrankaNode(LifecycleNode):
             self._mode = mode
             self._mode_publisher.publish(String(data=mode))
 
-    def _report(self) -> Report:
+    def _report(self) -> DiagnosticReport:
         now, franka = clock.now(), self._franka
         if franka is None:
             text = f"not connected: {self._failed}" if self._failed else "not configured"
@@ -365,7 +365,7 @@ def make_node(**kwargs: Any) -> FrankaNode:
 
 
 def main(args: list[str] | None = None) -> int:
-    return main_of(make_node, args)
+    return run_node(make_node, args)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,15 @@ from onedp_ros.contract import NANOSECONDS, ContractError, Observation, Observat
 from onedp_ros.contract.camera_check import CameraCheck
 from onedp_ros.messages.decode import feed, stamp_ns
 from onedp_ros.messages.encode import MESSAGES, image_message, state_message
-from onedp_ros.nodes.lib.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, Percentiles, Rate, RecentProblem, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.lib.polled import PolledSubscriber
-from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.nodes.lib.process import run_node
 
 STATE_DEPTH = 100  # robot states between two frames: at 1 kHz, 100 ms
 SETTLING = 3.0  # s after a camera's first frame until its rate is judged
-LONGEST_TEXT = 500  # characters of a message's own words that are told
+LONGEST_TEXT = 500  # characters of a message's own words that are reported
 POLL_PERIOD, POLLS = 0.002, 10  # s; how often and how many times the robot's state is looked for after a frame
 
 
@@ -53,7 +53,7 @@ class ObservationNode(Node):
         self._heard: dict[str, float] = {}
         self._received: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self._problem: tuple[float, str] = (float("-inf"), "")
+        self._problem = RecentProblem(self)
         self._published, self._last_published = 0, self._started
         self._rate, self._latency = Rate(), Percentiles()
         self._frame_rates = {topic: Rate() for topic in self._cameras.values()}
@@ -116,8 +116,7 @@ class ObservationNode(Node):
 
     def _refuse(self, topic: str, reason: str, text: str) -> None:
         self._refused[f"{topic} {reason}"] += 1
-        self._problem = (time.monotonic(), text)
-        self.get_logger().warning(text, throttle_duration_sec=2.0)
+        self._problem.report(text)
 
     def _publish(self, observation: Observation) -> None:
         faults = self._check.faults(observation)
@@ -140,13 +139,13 @@ class ObservationNode(Node):
         self._rate.tick()
         self._latency.add((self.get_clock().now().nanoseconds - observation.stamp) / 1e6)
 
-    def _report(self) -> Report:
+    def _report(self) -> DiagnosticReport:
         for subscriber in self._robot:
             subscriber.poll()
         now = time.monotonic()
         silent = [t for t in self._topics if now - self._heard.get(t, self._started) > self._timeout]
         idle = now - self._last_published > 2 * self._timeout
-        recent_problem = self._problem[1] if now - self._problem[0] < 2.0 else ""
+        recent_problem = self._problem.text
         missing = [
             f"{topic}: "
             + (f"no message for {now - self._heard[topic]:.1f} s" if topic in self._heard else "no message yet")
@@ -194,7 +193,7 @@ class ObservationNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    return main_of(ObservationNode, args)
+    return run_node(ObservationNode, args)
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.messages.decode import observation_from_messages
 from onedp_ros.messages.encode import chunk_message
 from onedp_ros.messages.standins import Subscriber, TimeSynchronizer
-from onedp_ros.nodes.lib.diagnostics import Diagnostics, Percentiles, Rate, Report, counted, worst
+from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, Percentiles, Rate, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.lifecycle import LifecycleNode, wait_for
 from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_dynamic, declare_unconfigured
-from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.nodes.lib.process import run_node
 
 WARM_UP = 10  # predictions
 QUEUE = 30  # observations whose parts may be on their way, or that wait for a thread that is held up
@@ -320,7 +320,7 @@ class PolicyNode(LifecycleNode):
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
 
-    def _report(self) -> Report:
+    def _report(self) -> DiagnosticReport:
         now, active = time.monotonic(), self._active_since
         hungry = active is not None and now - max(self._heard, active) > max(GRACE, self._max_age())
         inference = self._inference.values("inference_ms")
@@ -386,7 +386,7 @@ def make_node(load: Callable[..., Any] = load_bundle) -> PolicyNode:
 
 
 def main(args: list[str] | None = None) -> int:
-    status = main_of(make_node, args)
+    status = run_node(make_node, args)
     gc.collect()  # the node, in cycles with its callbacks: the middleware gives its shared memory back only with it
     sys.stdout.flush()
     os._exit(status)  # nothing is left to do, and taking torch and the engine down would cost up to a second

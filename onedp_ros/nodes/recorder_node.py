@@ -28,10 +28,10 @@ from onedp_ros.data.bags.writer import BagWriter
 from onedp_ros.data.recording import Recording, Watch, next_episode
 from onedp_ros.data.targets import TARGET_MAX_AGE
 from onedp_ros.messages.encode import MESSAGES
-from onedp_ros.nodes.lib.diagnostics import Diagnostics, Report, worst
+from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, worst
 from onedp_ros.nodes.lib.parameters import declare, declare_cameras, declare_contract
 from onedp_ros.nodes.lib.polled import PolledSubscriber
-from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.nodes.lib.process import run_node
 
 POLL_PERIOD = 0.05  # s
 CHECK_EVERY, COUNT_EVERY = 2, 10  # polls between looks at what came, and at who publishes
@@ -310,7 +310,7 @@ class RecorderNode(Node):
         except OSError:
             return 0
 
-    def _report(self) -> Report:
+    def _report(self) -> DiagnosticReport:
         now, free, recording = time.time_ns(), self._free(), self._recording
         rates = {f"hz.{topic}": round(watch.hz(now), 1) for topic, watch in self._watches.items()}
         values: dict[str, Any] = {
@@ -353,7 +353,7 @@ class RecorderNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    return main_of(RecorderNode, args)
+    return run_node(RecorderNode, args)
 
 
 if __name__ == "__main__":

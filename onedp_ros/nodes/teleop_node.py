@@ -28,9 +28,8 @@ from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.control.safety import pose_fault
 from onedp_ros.graph.client import name_within
 from onedp_ros.messages.decode import decode_image, pose_arrays, stamp_ns
-from onedp_ros.messages.encode import header, pose_message
-from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, Report, counted, worst
-from onedp_ros.nodes.lib.input_watch import InputWatch
+from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, Rate, RecentProblem, counted, worst
+from onedp_ros.nodes.lib.input_watch import POSE_TIMEOUT, InputWatch
 from onedp_ros.nodes.lib.parameters import (
     declare,
     declare_cameras,
@@ -40,7 +39,8 @@ from onedp_ros.nodes.lib.parameters import (
     declare_within,
 )
 from onedp_ros.nodes.lib.polled import PolledSubscriber
-from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.nodes.lib.process import run_node
+from onedp_ros.nodes.lib.targets import TargetPublisher
 from onedp_ros.resources import resource
 from onedp_ros.settings import values_and_expected
 from onedp_ros.teleop.devices import DEVICES, read_settings
@@ -49,7 +49,6 @@ from onedp_ros.teleop.session import Motion, Session
 
 RATE = 60.0  # Hz of targets
 PREVIEW_RATE, PREVIEW_SIZE, PREVIEW_QUALITY = 12.0, 320, 70  # of the pictures that an operator sees: Hz, pixels, JPEG's 0 to 100
-POSE_TIMEOUT = 0.5  # s: a measured pose older than this is not known
 RECENT = 3.0  # s that a problem is shown
 MOST_NAMES, LONGEST_TEXT = 64, 300  # of other nodes on /diagnostics, and characters of what they say, that are kept
 RECORDER_EVENTS = ("start", "stop", "fail", "discard")
@@ -78,14 +77,13 @@ class TeleopNode(Node):
         self._opening: float | None = None
         self._others: dict[str, tuple[float, Any]] = {}
         self._refused: Counter[str] = Counter()
-        self._problem: tuple[float, str] = (float("-inf"), "")
+        self._problem = RecentProblem(self, seconds=RECENT)
         self._targets, self._rate = 0, Rate()
         tell = functools.partial(print, flush=True)
         setup = Setup(read_settings(file, kind), list(self.contract.cameras), host, port, tell)
         self._device = DEVICES.get(kind)(setup)
 
-        self._pose_publisher = self.create_publisher(PoseStamped, self.contract.arm.target_topic, 1)
-        self._gripper_publisher = self.create_publisher(JointState, self.contract.arm.gripper_topic, 1)
+        self._target_publisher = TargetPublisher(self, self.contract)
         self._measured = [
             PolledSubscriber(self, PoseStamped, self.contract.arm.pose_topic, 1, self._on_pose),
             PolledSubscriber(self, JointState, self.contract.arm.joint_states_topic, 1, self._on_joints),
@@ -133,7 +131,7 @@ class TeleopNode(Node):
             self._refused[f"{self.contract.arm.joint_states_topic} without fingers"] += 1
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        """Keep what others say, of so many as a graph may have."""
+        """Keep what others report, of so many as a graph may have."""
         now = time.monotonic()
         for status in message.status[:MOST_NAMES]:
             name = name_within(status.name, self.get_namespace())
@@ -169,27 +167,29 @@ class TeleopNode(Node):
         measured = self._pose_now()
         if command.engaged and measured is None:
             frame = self.contract.base_frame
-            self._say(
+            self._problem.report(
                 f"no {self.contract.arm.pose_topic} that is a pose in frame '{frame}' and stamped within {POSE_TIMEOUT} s; start "
                 f"the robot's node, synchronise the clocks"
             )
         elif command.engaged and self._opening is None:
-            self._say(f"{self.contract.arm.joint_states_topic} has not told the fingers yet; see finger_joints in the task file")
+            self._problem.report(
+                f"{self.contract.arm.joint_states_topic} has not reported the fingers yet; see finger_joints in the task file"
+            )
         try:
             target = self._session.step(command, measured, self._opening, dt)
         except ValueError as error:
-            self._say(str(error))
+            self._problem.report(str(error))
             target = self._session.step(Command(), measured, self._opening, dt)
         if self._session.must_release:
             if command.engaged or events:
-                self._say("this process stood still, and the arm was left; let go of the dead-man switch, then press it anew")
+                self._problem.report(
+                    "this process stood still, and the arm was left; let go of the dead-man switch, then press it anew"
+                )
             events = []
         for event in events:
             self._on_event(event)
         if target is not None:
-            stamp = self._now()
-            self._pose_publisher.publish(pose_message(target.position, target.quaternion, stamp, self.contract.base_frame))
-            self._gripper_publisher.publish(JointState(header=header(stamp), name=["gripper"], position=[target.opening]))
+            self._target_publisher.publish(target, self._now())
             self._targets += 1
             self._rate.tick()
         self._device.show(self._status())
@@ -201,22 +201,24 @@ class TeleopNode(Node):
             self._session.turn_gripper()
         elif event == "home":
             if not self._session.home():
-                self._say("hold the dead-man switch to go home")
+                self._problem.report("hold the dead-man switch to go home")
         elif not self._recorder_clients[event].service_is_ready():
-            self._say(f"{self._recorder} is not there, so nothing is recorded; start it with onedp record or record.launch.py")
+            self._problem.report(
+                f"{self._recorder} is not there, so nothing is recorded; start it with onedp record or record.launch.py"
+            )
         else:
             self._recorder_clients[event].call_async(Trigger.Request()).add_done_callback(self._on_answer)
 
     def _on_answer(self, future: Any) -> None:
         if not future.result().success:
-            self._say(future.result().message[:LONGEST_TEXT])
+            self._problem.report(future.result().message[:LONGEST_TEXT])
 
     def _on_frame(self, camera: str, message: Any) -> None:
         try:
             image = decode_image(message, self.contract.cameras[camera].topic)
         except ContractError as error:
             self._refused[f"{self.contract.cameras[camera].topic} no image"] += 1
-            self._say(str(error)[:LONGEST_TEXT])
+            self._problem.report(str(error)[:LONGEST_TEXT])
             return
         scale = PREVIEW_SIZE / max(image.shape[:2])
         height, width = (max(round(scale * side), 1) for side in image.shape[:2])
@@ -232,16 +234,12 @@ class TeleopNode(Node):
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
 
-    # what is said
-
-    def _say(self, text: str) -> None:
-        self._problem = (time.monotonic(), text)
-        self.get_logger().warning(text, throttle_duration_sec=2.0)
+    # what is reported
 
     def _problems(self) -> str:
-        """What is wrong, of this node's own and of what the others say is an error."""
+        """What is wrong, of this node's own and of what the others report as errors."""
         now = time.monotonic()
-        own = self._problem[1] if now - self._problem[0] < RECENT else self._device.problem
+        own = self._problem.text or self._device.problem
         others = [
             f"{name}: {status.message}"[:LONGEST_TEXT]
             for name, (heard, status) in sorted(self._others.items())
@@ -262,17 +260,16 @@ class TeleopNode(Node):
             "problem": self._problems(),
         }
 
-    def _report(self) -> Report:
+    def _report(self) -> DiagnosticReport:
         self._pose_now()
         several = self.count_publishers(self.contract.arm.target_topic) > 1
         gate = self._session.gate
-        recent = time.monotonic() - self._problem[0] < RECENT
         level, text = worst(
             (DiagnosticStatus.ERROR, "another node publishes target_pose too, such as action_node; end all but one")
             if several
             else None,
             self._pose_watch.finding(),
-            (DiagnosticStatus.WARN, self._problem[1]) if recent else None,
+            self._problem.finding(),
             (DiagnosticStatus.ERROR, self._device.problem) if self._device.problem else None,
             fine=self._session.state,
         )
@@ -300,7 +297,7 @@ def _number(text: str) -> float:
 
 
 def main(args: list[str] | None = None) -> int:
-    return main_of(TeleopNode, args)
+    return run_node(TeleopNode, args)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.parameters import declare, declare_contract
 from onedp_ros.nodes.lib.polled import PolledSubscriber
-from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.nodes.lib.process import run_node
 from onedp_ros.tasks.pnp_milk import Expert, PnpMilk
 from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS, CellRenderer, build_model, camera_frames
 from onedp_ros.twin.stepped import Frame, SteppedCell
@@ -387,7 +387,7 @@ class TwinNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    return main_of(TwinNode, args)
+    return run_node(TwinNode, args)
 
 
 if __name__ == "__main__":

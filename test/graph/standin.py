@@ -54,7 +54,7 @@ def load_standin(path: str, *, contract: Contract, seconds: float = 0.005, **_: 
 
 
 if __name__ == "__main__":
-    from onedp_ros.nodes.lib.process import main_of
+    from onedp_ros.nodes.lib.process import run_node
     from onedp_ros.nodes.policy_node import make_node
 
-    sys.exit(main_of(lambda: make_node(load_standin)))
+    sys.exit(run_node(lambda: make_node(load_standin)))

@@ -83,12 +83,12 @@ def run_node(domain, body, *arguments):
 import sys, threading, time
 import rclpy
 from rclpy.node import Node
-from onedp_ros.nodes.lib.process import main_of
+from onedp_ros.nodes.lib.process import run_node
 
 class Ends(Node):
 {textwrap.indent(textwrap.dedent(body), "    ")}
 
-sys.exit(main_of(Ends))
+sys.exit(run_node(Ends))
 """
     environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
     return subprocess.Popen(
@@ -411,13 +411,13 @@ def test_a_signal_that_comes_before_ros_is_there_ends_a_node_that_rests_first(tm
         init = rclpy.init
         def late(**options):
             os.kill(os.getpid(), signal.SIGINT)
-            while not told[0].told:
+            while not told[0].received:
                 pass
             init(**options)
         told, make = [], process._StopSignals
         process._StopSignals = lambda: told.append(make()) or told[0]
         rclpy.init = late
-        sys.exit(process.main_of(ActionNode, rest=True))
+        sys.exit(process.run_node(ActionNode, rest=True))
     """
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], timeout=60, cwd=tmp_path, capture_output=True, text=True

@@ -13,10 +13,13 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
+from onedp_ros import clock
+
 PERIOD = 0.5  # s
 NO_TIME = 3.0  # s without /clock until that is reported
 
-Report = tuple[Any, str, dict[str, Any]]  # level, message, values
+DiagnosticReport = tuple[Any, str, dict[str, Any]]  # level, message, values
+Finding = tuple[Any, str] | None  # level and message of what is wrong; None: nothing is
 
 
 class Diagnostics:
@@ -26,7 +29,7 @@ class Diagnostics:
     that the node is about: a robot by its address, or, by default, the computer that it runs on.
     """
 
-    def __init__(self, node: Node, report: Callable[[], Report], hardware_id: str = "") -> None:
+    def __init__(self, node: Node, report: Callable[[], DiagnosticReport], hardware_id: str = "") -> None:
         self._node, self._report, self._hardware_id = node, report, hardware_id or platform.node()
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a node that waits for /clock must be able to report that
@@ -43,7 +46,7 @@ class Diagnostics:
         array.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(array)
 
-    def _missing_clock(self) -> Report | None:
+    def _missing_clock(self) -> DiagnosticReport | None:
         """The report while ``use_sim_time`` is set and no /clock arrives, else None."""
         waited = time.monotonic() - self._began
         if waited < NO_TIME or not self._node.get_parameter("use_sim_time").value or self._node.get_clock().now().nanoseconds:
@@ -51,6 +54,36 @@ class Diagnostics:
         text = "use_sim_time is set, but no /clock comes: start ros2 bag play --clock or a simulator, or leave use_sim_time out"
         self._node.get_logger().error(text, throttle_duration_sec=10.0)
         return DiagnosticStatus.ERROR, text, {}
+
+
+class RecentProblem:
+    """The last problem of a node, which is logged, and shown on /diagnostics while it is recent.
+
+    Args:
+        level: ``DiagnosticStatus.WARN`` or ``ERROR``, of the log too.
+        seconds: how long it is recent.
+    """
+
+    def __init__(self, node: Node, level: Any = DiagnosticStatus.WARN, seconds: float = 2.0) -> None:
+        self._logger, self._level, self._seconds = node.get_logger(), level, seconds
+        self._at, self._text = float("-inf"), ""
+
+    def report(self, text: str) -> None:
+        """Take a problem; the same call logs once in 2 s."""
+        self._at, self._text = clock.now(), text
+        if self._level == DiagnosticStatus.ERROR:
+            self._logger.error(text, throttle_duration_sec=2.0)
+        else:
+            self._logger.warning(text, throttle_duration_sec=2.0)
+
+    @property
+    def text(self) -> str:
+        """Empty when there was none lately."""
+        return self._text if clock.now() - self._at < self._seconds else ""
+
+    def finding(self) -> Finding:
+        """For :func:`worst`."""
+        return (self._level, self.text) if self.text else None
 
 
 class Rate:
@@ -96,7 +129,7 @@ def counted(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
     return {f"{prefix}.{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())}
 
 
-def worst(*findings: tuple[Any, str] | None, fine: str) -> tuple[Any, str]:
+def worst(*findings: Finding, fine: str) -> tuple[Any, str]:
     """The highest level among the findings, with the messages of that level; OK and ``fine`` when there are none."""
     found = [f for f in findings if f is not None]
     if not found:

@@ -12,6 +12,7 @@ from rclpy.subscription import Subscription
 
 from onedp_ros.contract import NANOSECONDS
 
+POSE_TIMEOUT = 0.5  # s: a measured pose older than this is not known
 FUTURE = 0.05  # s that a stamp may lie ahead of this clock
 QUIET = 1.0  # s for which there must have been a single publisher before it is trusted again
 RECENT = 2.0  # s for which the refusal of a stamp is reported

@@ -29,8 +29,8 @@ LISTENERS = 2.0  # s to wait for a subscriber of /rosout when a node fails at st
 REST = 1.0  # s that a node that commands an arm has before that, to bring it to rest by its targets
 
 
-def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, rest: bool = False) -> int:
-    """Run one node until SIGINT or SIGTERM. Exit status: 0 when told to end, 1 when the node failed.
+def run_node(make_node: Callable[[], Node], args: Sequence[str] | None = None, rest: bool = False) -> int:
+    """Run one node until SIGINT or SIGTERM. Exit status: 0 when asked to end, 1 when the node failed.
 
     Args:
         rest: the node commands an arm. Before the end, while it can still publish, its executor calls ``come_to_rest()``, and the
@@ -47,7 +47,7 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, re
         args=None if args is None else list(args),
         signal_handler_options=None if ends is None else rclpy.signals.SignalHandlerOptions.NO,
     )
-    if ends is not None and ends.told:  # before there was a context to shut down
+    if ends is not None and ends.received:  # before there was a context to shut down
         _shut_down()
     context = rclpy.get_default_context()
     status, ending = [0], threading.Event()
@@ -61,7 +61,7 @@ def main_of(make_node: Callable[[], Node], args: Sequence[str] | None = None, re
         executor.add_node(node)
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
-        _shut_down()  # rclpy's own handler may be slower: a node must see that it was told to end
+        _shut_down()  # rclpy's own handler may be slower: a node must see that it was asked to end
     except Exception as error:
         if not _ends(context):  # else the error is that of an interrupted call
             status[0] = 1
@@ -84,13 +84,13 @@ class _StopSignals:
     present call returns; the wakeup socket does not."""
 
     def __init__(self) -> None:
-        self._told, told = socket.socketpair()
-        told.setblocking(False)
+        self._signals, written = socket.socketpair()
+        written.setblocking(False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-        self._keep, self._node, self._guard = told, None, None
-        self.told = False
+        signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+        self._keep, self._node, self._guard = written, None, None
+        self.received = False
         threading.Thread(target=self._run, daemon=True).start()
 
     def watch(self, node: Any) -> None:
@@ -100,8 +100,8 @@ class _StopSignals:
 
     def _run(self) -> None:
         while True:
-            self._told.recv(1)
-            self.told = True
+            self._signals.recv(1)
+            self.received = True
             deadline = time.monotonic() + REST
             if self._node is not None:
                 self._guard.trigger()
