@@ -1,4 +1,4 @@
-"""What is doubtful about recorded data that could be read: units, the seam of the quaternion, clocks. Sentences, no verdicts."""
+"""Warnings about recorded data that can be read but look wrong: units, the seam of the quaternion, clocks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BEYOND = 0.25  # of an opening's range, by which its values may exceed it: calib
 APART = 0.4  # m between target and end effector, median: an arm follows its targets within a few centimetres
 SEAM = math.radians(15.0)  # of rotation, from the orientations at which the state's quaternion changes its sign
 LATE, EARLY = 0.1, 0.02  # s that a stamp may lie before and after the time of recording, median
-LOST = 0.05  # of the steps, or of a topic's messages, that may be lost without a word
+LOST = 0.05  # of the steps, or of a topic's messages, that may be lost without a warning
 LOST_TIME = 0.5  # s that may be lost in any case, at start and end
-IDLE = 0.3  # of a recording that may be without a command: an operator gets ready
+IDLE = 0.3  # of a recording that may have no command: an operator gets ready
 
 
 def doubts(contract: Contract, state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayLike) -> list[str]:
-    """Of states (N, state_dim) and actions (N, action_dim) of episodes that end before the rows ``ends``."""
+    """Warnings about states (N, state_dim) and actions (N, action_dim) of episodes that end before the rows ``ends``."""
     found = []
     positions: dict[str, list[NDArray[np.float32]]] = {}
     seams: list[str] = []
@@ -72,7 +72,7 @@ def _seam(name: str, quaternion: NDArray[np.float32], ends: NDArray[np.int64]) -
 
 
 def lags(seconds: Mapping[str, float]) -> list[str]:
-    """Of the time (s, median) from stamp to recording, by topic."""
+    """Warnings about the time (s, median) from stamp to recording, by topic."""
     found = []
     for topic, lag in seconds.items():
         if lag > LATE or lag < -EARLY:
@@ -85,7 +85,7 @@ def lags(seconds: Mapping[str, float]) -> list[str]:
 
 
 def losses(steps: int, expected: float, uncommanded: float, hz: float, dropped: Mapping[str, int]) -> list[str]:
-    """Of what was lost: ``steps`` kept of ``expected``; ``uncommanded``: the fraction of observations without a target."""
+    """Warnings about losses: ``steps`` kept of ``expected``; ``uncommanded``: the fraction of observations without a target."""
     found = []
     rest = expected * (1 - uncommanded)
     if rest - steps > max(LOST * rest, LOST_TIME * hz):
@@ -104,7 +104,7 @@ def _most(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def refusals(refused: Mapping[str, int], reasons: Mapping[str, str], heard: Mapping[str, int]) -> list[str]:
-    """Of messages that were refused, by topic, where they are more than a few of those ``heard``."""
+    """Warnings about refused messages, by topic, where they are more than a few of those ``heard``."""
     return [
         f"{count} of {heard[topic]} messages of {topic} were refused; the first: {reasons[topic]}"
         for topic, count in refused.items()
@@ -113,7 +113,7 @@ def refusals(refused: Mapping[str, int], reasons: Mapping[str, str], heard: Mapp
 
 
 def unstamped(counts: Mapping[str, int], heard: Mapping[str, int]) -> list[str]:
-    """Of messages without a stamp, by topic, where they are more than a few: a clock may begin at 0."""
+    """Warnings about messages without a stamp, by topic, where they are more than a few: a clock may begin at 0."""
     return [
         f"{count} of {heard[topic]} messages of {topic} have no stamp; the time of recording is used, which is later"
         for topic, count in counts.items()

@@ -1,6 +1,6 @@
-"""From ROS messages to this package's data; the same lines serve the live nodes, the bag converter and a replay.
+"""Decodes ROS messages to arrays; the same code serves the live nodes, the bag converter and a replay.
 
-Messages are used by their fields alone, so those of rclpy and those of rosbags both do.
+Only the fields of messages are used, so that messages of rclpy and of rosbags both work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STAMP_AT = 4  # bytes of a serialized message before its header's stamp
 
 
 def bare_name(topic: str) -> str:
-    """A topic as contracts name it: without leading "/" and "/compressed"."""
+    """The name of a topic without leading "/" and without "/compressed"."""
     return topic.lstrip("/").removesuffix("/compressed")
 
 
@@ -40,7 +40,7 @@ def header_stamp(data: bytes) -> int:
 
 
 def restamped(data: bytes, stamp: int) -> bytes:
-    """Such a message under another stamp (ns)."""
+    """The same serialized message with another stamp (ns)."""
     changed = bytearray(data)
     struct.pack_into(_stamp(data), changed, _STAMP_AT, *divmod(stamp, NANOSECONDS))
     return bytes(changed)
@@ -57,7 +57,7 @@ _JPEG = b"\xff\xd8\xff"
 def decode_image(message: Any, topic: str) -> NDArray[np.uint8]:
     """sensor_msgs/Image or CompressedImage -> (height, width, 3) uint8 RGB. ContractError names the topic."""
     raw = hasattr(message, "encoding")
-    if raw:  # the true cv_bridge's own errors of these are NumPy's, or none
+    if raw:  # for these the real cv_bridge raises NumPy's errors, or none
         size = f"{message.encoding} image of {message.width}x{message.height}"
         if not (message.width and message.height):
             raise ContractError(f"{topic}: {size} has no pixels; check the camera's driver")
@@ -68,12 +68,12 @@ def decode_image(message: Any, topic: str) -> NDArray[np.uint8]:
             )
     try:
         return np.asarray(_BRIDGE.imgmsg_to_cv2(message, "rgb8")) if raw else _decompress_image(bytes(message.data), message.format)
-    except (CvBridgeError, TypeError, ValueError, RuntimeError, cv2.error) as error:  # but for the first: the true cv_bridge's
+    except (CvBridgeError, TypeError, ValueError, RuntimeError, cv2.error) as error:  # all but the first: the real cv_bridge's
         raise ContractError(f"{topic}: {error}") from error
 
 
 def _decompress_image(data: bytes, format: str) -> NDArray[np.uint8]:
-    """A picture in colour, grey or with alpha. Not by cv_bridge, which takes colour only."""
+    """Decompress an image in colour, grey or with alpha; cv_bridge takes colour only."""
     if data.startswith(_JPEG) and b"\xff\xd9" not in data[-1024:]:
         raise ValueError(f"JPEG image of {len(data)} bytes lacks its end; it was cut short on the way, check the transport")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
@@ -95,7 +95,7 @@ def pose_arrays(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def feed(assembler: ObservationAssembler, topic: str, message: Any, stamp: int | None = None) -> bool:
-    """Hand a message of one of the contract's topics (with or without leading "/", images raw or "/compressed") over.
+    """Pass a message of one of the contract's topics (with or without leading "/", images raw or "/compressed") to the assembler.
 
     ``stamp`` (ns) stands in for the message's own.
 
@@ -132,7 +132,7 @@ def check_frame(contract: Contract, topic: str, message: Any) -> None:
 
 
 def observation_from_messages(contract: Contract, images: dict[str, Any], state: Any) -> Observation:
-    """A set that observation_node published, one stamp in all -> the observation it was made from.
+    """The messages of one observation, as observation_node publishes them under one stamp -> the observation.
 
     Raises:
         ContractError: other names or sizes than the contract's, or NaN.
@@ -161,7 +161,7 @@ def observation_from_messages(contract: Contract, images: dict[str, Any], state:
 
 
 def chunk_from_message(message: Any, frame_id: str) -> ActionChunk:
-    """Inverse of :func:`onedp_ros.messages.encode.chunk_message`. Values are not checked; that is the safety gate's.
+    """Inverse of :func:`onedp_ros.messages.encode.chunk_message`. Values are not checked here: the safety gate does.
 
     Raises:
         ContractError: another frame, other joints, or a point without its two transforms.

@@ -1,4 +1,4 @@
-"""Between this package's data and ROS messages. Stamps are int nanoseconds."""
+"""Encodes arrays as ROS messages. Stamps are integer nanoseconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.messages.decode import CHUNK_JOINTS
 
 MESSAGES = {POSE: PoseStamped, JOINTS: JointState}
-"""The classes of the messages that features come from."""
+"""By type name, the message classes that features come from."""
 
 
 def header(stamp: int, frame_id: str = "") -> Header:
@@ -39,7 +39,7 @@ def image_message(image: NDArray[np.uint8], stamp: int, frame_id: str = "") -> I
 
 def camera_info(height: int, width: int, fovy: float) -> CameraInfo:
     """sensor_msgs/CameraInfo, without a stamp, of a camera without distortion whose vertical field of view is ``fovy`` (rad)."""
-    f, cx, cy = height / (2.0 * math.tan(fovy / 2.0)), (width - 1) / 2.0, (height - 1) / 2.0  # pixels' centres are whole numbers
+    f, cx, cy = height / (2.0 * math.tan(fovy / 2.0)), (width - 1) / 2.0, (height - 1) / 2.0  # pixel centres are integers
     message = CameraInfo(height=height, width=width, distortion_model="plumb_bob", d=[0.0] * 5)
     message.k = [f, 0.0, cx, 0.0, f, cy, 0.0, 0.0, 1.0]
     message.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
@@ -66,7 +66,7 @@ def pose_message(position: ArrayLike, quaternion: ArrayLike, stamp: int, frame_i
 
 
 def opening_of(message: JointState) -> float | None:
-    """The opening (m) that ``gripper_target`` asks for; None when it does not say one finite number."""
+    """The opening that a gripper target requests; None when it does not hold exactly one finite number."""
     if len(message.position) != 1 or not math.isfinite(message.position[0]):
         return None
     return float(message.position[0])
