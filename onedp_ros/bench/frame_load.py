@@ -56,7 +56,7 @@ def subscribe() -> None:
     deadline = time.monotonic() + MATCH_TIME
     while not all(s.get_publisher_count() for s in subscriptions) and time.monotonic() < deadline:
         rclpy.spin_once(node, timeout_sec=0.02)
-    node.create_publisher(Image, READY, 1)  # that it exists says that frames are heard from the first on
+    node.create_publisher(Image, READY, 1)  # tells the other end that frames are heard from the first on
     while time.monotonic() - last[0] < 2.0:
         rclpy.spin_once(node, timeout_sec=0.1)
     node.destroy_node()

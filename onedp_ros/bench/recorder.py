@@ -99,12 +99,12 @@ def _record(seconds: float, parameters: dict[str, Any]) -> tuple[list[tuple[floa
     looks: list[tuple[float, float, float]] = []
     with Supervisor([NodeProcess("recorder_node", "recorder_node", parameters)]) as supervisor:
         watch = GraphWatch("bench", supervisor.check)
-        said = ""
+        refusal = ""
 
         def started() -> bool:
-            nonlocal said
+            nonlocal refusal
             answer = watch.call(Trigger, "recorder_node/start")
-            said = answer.message
+            refusal = answer.message
             return bool(answer.success)
 
         def look() -> None:
@@ -113,7 +113,7 @@ def _record(seconds: float, parameters: dict[str, Any]) -> tuple[list[tuple[floa
 
         try:
             if not watch.spin_until(started, START_TIME):
-                raise RuntimeError(f"the recorder did not start: {said}")
+                raise RuntimeError(f"the recorder did not start: {refusal}")
             began = time.time_ns()
             look()
             with tqdm(total=seconds, desc="recording", bar_format="{desc} {bar} {n:.0f}/{total:.0f} s") as bar:

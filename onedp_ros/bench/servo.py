@@ -1,6 +1,6 @@
 """``onedp bench --servo``: what the arm's 1 kHz loop costs and loses, alone, beside a moving hand and beside a busy policy.
 
-The targets are what a released policy said in a minute, at 60 Hz; the robot is the fake one, or the one at ``--robot-ip``, where
+The targets are those of a released policy in a minute, at 60 Hz; the robot is the fake one, or the one at ``--robot-ip``, where
 the arm MOVES.
 """
 
@@ -32,14 +32,14 @@ from onedp_ros.robot.settings import MODES, RobotSettings
 
 LOADS = ("quiet", "hand", "policy")
 LOOK = 0.01  # s between looks at the arm's state
-HERE = 20  # targets where the arm is, at the beginning
+FIRST_TARGETS = 20  # targets where the arm is, at the beginning
 HAND_PERIOD = 1.5  # s between the hand's turns
 
-Target = tuple[float, NDArray[np.float64], NDArray[np.float64], float]
+TimedTarget = tuple[float, NDArray[np.float64], NDArray[np.float64], float]
 
 
-def policy_targets(task: str = "pnp_milk") -> list[Target]:
-    """What the released policy told the arm in a minute: time (s), position (3,) m, quaternion (4,) xyzw, opening (m)."""
+def policy_targets(task: str = "pnp_milk") -> list[TimedTarget]:
+    """The targets of the released policy in a minute: time (s), position (3,) m, quaternion (4,) xyzw, opening (m)."""
     opening, targets, begin = MAX_OPENING, [], None
     for topic, stamp, message in read_bag(resource("models", task, "targets"), ("target_pose", "gripper_target")):
         if topic == "gripper_target":
@@ -66,27 +66,27 @@ def busy_policy(task: str = "pnp_milk") -> Iterator[None]:
         process.wait()
 
 
-def predict_for_ever(model: str) -> None:
+def keep_predicting(model: str) -> None:
     """Keep all processors busy with a policy."""
     from onedp_ros.contract import Observation
     from onedp_ros.policy.inference import load_predictor
 
     predictor = load_predictor(model)
     contract, rng = predictor.contract, np.random.default_rng(0)
-    said = False
+    announced = False
     while True:
         images = {n: rng.integers(0, 255, (c.height, c.width, 3), dtype=np.uint8) for n, c in contract.cameras.items()}
         observation = Observation(time.time_ns(), images, dict.fromkeys(images, 0), np.zeros(contract.state_dim, np.float32))
         predictor.predict([[observation] * contract.n_obs_steps])
-        if not said:
+        if not announced:
             print("predicting", flush=True)
-            said = True
+            announced = True
 
 
-def follow(franka: Franka, targets: list[Target], seconds: float, load: str, bar: Any = None) -> dict[str, Any]:
-    """Send targets for so long and say how the arm's loop fared. Fault when the arm stopped."""
+def follow(franka: Franka, targets: list[TimedTarget], seconds: float, load: str, bar: Any = None) -> dict[str, Any]:
+    """Send targets for so long. Returns how the arm's loop fared. Fault when the arm stopped."""
     here = franka.arm.state().copy()
-    for _ in range(HERE):  # following begins near the arm only, and the first target may be anywhere
+    for _ in range(FIRST_TARGETS):  # following begins near the arm only, and the first target may be anywhere
         franka.target(here["position"], here["quaternion"])
         time.sleep(LOOK)
     work, gap = (franka.arm.memory.arrays[name] for name in ("work", "gap"))
@@ -188,4 +188,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    predict_for_ever(sys.argv[1])
+    keep_predicting(sys.argv[1])

@@ -46,16 +46,16 @@ def start(engine: str, cache: str) -> float:
         "PYTHONUNBUFFERED": "1",
     }
     command = [sys.executable, "-m", "onedp_ros.nodes.policy_node", "--ros-args", *arguments]
-    begin, said = time.monotonic(), ""
+    begin, output = time.monotonic(), ""
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as node:
         assert node.stdout is not None
         for line in node.stdout:
-            said += line
+            output += line
             if "ready after" in line:
                 seconds = time.monotonic() - begin
                 node.kill()
                 return seconds
-    raise RuntimeError(f"policy_node ended before it was ready:\n{said}")
+    raise RuntimeError(f"policy_node ended before it was ready:\n{output}")
 
 
 def table(result: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@ import functools
 
 import numpy as np
 import pytest
+import yaml
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
@@ -9,14 +10,17 @@ from standin import load_standin
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-from onedp_ros.contract import NANOSECONDS, task_contract
+from onedp_ros.contract import NANOSECONDS, ContractError, task_contract
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.geometry import gripper_down, rotation_angle
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.messages.encode import chunk_message, pose_message
 from onedp_ros.nodes.action_node import ActionNode
+from onedp_ros.nodes.crisp_node import CrispNode
+from onedp_ros.nodes.franka_node import FrankaNode
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.policy_node import PolicyNode
+from onedp_ros.resources import resource
 
 NODE = "action_node"
 CONTRACT = task_contract("pnp_milk")
@@ -76,6 +80,16 @@ def arm(rig):
     made = Arm(rig)
     rig.add(ActionNode, lead=0.0)
     return made
+
+
+@pytest.mark.parametrize("make", [ActionNode, CrispNode, FrankaNode])
+def test_a_node_that_drives_one_arm_refuses_the_contract_of_two(rig, tmp_path, make):
+    task = yaml.safe_load(resource("config", "tasks", "pnp_milk.yaml").read_text())
+    left = [{**feature, "name": f"left_{feature['name']}", "topic": f"left/{feature['topic']}"} for feature in task["action"]]
+    path = tmp_path / "two_arms.yaml"
+    path.write_text(yaml.safe_dump({**task, "action": [*task["action"], *left]}))
+    with pytest.raises(ContractError, match=r"is not of one arm with a gripper: its action has 2 positions"):
+        rig.add(make, task=str(path))
 
 
 def test_begins_at_the_measured_pose_and_samples_chunks_by_time(rig, arm):
