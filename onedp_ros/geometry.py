@@ -7,6 +7,7 @@ https://arxiv.org/abs/1812.07035; rows as in Diffusion Policy's pytorch3d transf
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,6 +166,13 @@ def slerp(first: Array, second: Array, fraction: float) -> Array:
     start, end = first / np.linalg.norm(first), second / np.linalg.norm(second)
     turn = min(max(float(fraction), 0.0), 1.0) * rotation_difference(end, start)
     return quaternion_multiply(quaternion_from_rotation_vector(turn), start)
+
+
+def interpolate(first: Any, second: Any, fraction: float) -> Any:
+    """Between two values of the same shape, linear; of two poses (position (3,), quaternion (4,)) the rotation by :func:`slerp`."""
+    if isinstance(first, tuple):
+        return first[0] + fraction * (second[0] - first[0]), slerp(first[1], second[1], fraction)
+    return first + fraction * (second - first)
 
 
 def rotation_angle(a: Array, b: Array) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from onedp_ros.contract.features import ContractError, Floats
 from onedp_ros.contract.spec import NANOSECONDS, Contract, Image
-from onedp_ros.geometry import slerp
+from onedp_ros.geometry import interpolate
 
 LARGEST = (
     1e4  # of any measured position: larger ones are no measurement in whatever unit, and would overflow what is computed of them
@@ -52,11 +52,8 @@ class _Samples:
         """The value at ``stamp``: linear, orientations on the shortest arc, the last one held."""
         i = bisect.bisect_right(self.stamps, stamp) - 1
         j = min(i + 1, len(self.stamps) - 1)
-        first, second = self.values[i], self.values[j]
         a = (stamp - self.stamps[i]) / (self.stamps[j] - self.stamps[i]) if j > i else 0.0
-        if isinstance(first, tuple):
-            return first[0] + a * (second[0] - first[0]), slerp(first[1], second[1], a)
-        return first + a * (second - first)
+        return interpolate(self.values[i], self.values[j], a)
 
 
 class ObservationAssembler:

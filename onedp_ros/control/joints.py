@@ -23,6 +23,7 @@ SPEED_OFFSET = (0.30, 0.20, 0.20, 0.30, 0.35, 0.35, 0.35)  # rad/s
 DECELERATION = (6.0, 2.585, 3.5, 4.0, 17.0, 5.5, 17.0)  # rad/s², towards an end of the range
 JOINT_ACCELERATION = 10.0  # rad/s²
 JOINT_JERK = 5000.0  # rad/s³
+ARM_JOINTS = tuple(f"fr3_joint{i}" for i in range(1, 8))
 TORQUE_LIMITS = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])  # Nm
 TORQUE_RATE = 1000.0  # Nm/s
 

@@ -85,11 +85,3 @@ class FrameStore:
             file = self._files[camera]
             file.seek(place)
             yield np.frombuffer(_PACK.decode(file.read(size)), np.uint8).reshape(self._shapes[camera])
-
-    def close(self) -> None:
-        """Close the files, which disappear with it."""
-        for camera, file in self._files.items():
-            file.close()
-            assert self._folder is not None
-            (self._folder / f"{camera}.frames").unlink()
-        self._files.clear()

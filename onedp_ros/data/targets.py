@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onedp_ros.contract import NANOSECONDS, Contract, ContractError
 from onedp_ros.contract.features import POSE
-from onedp_ros.geometry import slerp
+from onedp_ros.geometry import interpolate
 from onedp_ros.messages.decode import bare_name, check_frame, pose_arrays
 
 TARGET_MAX_AGE = 0.25  # s without a new target before a recording counts as not commanded
@@ -42,10 +42,7 @@ class _Commands:
         span = self.stamps[i + 1] - self.stamps[i]
         if span > TARGET_MAX_AGE * NANOSECONDS:
             return value
-        a, after = (stamp - self.stamps[i]) / span, self.values[i + 1]
-        if isinstance(value, tuple):
-            return value[0] + a * (after[0] - value[0]), slerp(value[1], after[1], a)
-        return value + a * (after - value)
+        return interpolate(value, self.values[i + 1], (stamp - self.stamps[i]) / span)
 
 
 class Targets:

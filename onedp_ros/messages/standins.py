@@ -60,31 +60,6 @@ class StandinCvBridge:
         image = rows if channels == 1 else rows.reshape(height, width, channels)
         return image if desired_encoding == "passthrough" else _convert(image, img_msg.encoding, desired_encoding)
 
-    def cv2_to_imgmsg(self, cvim: NDArray[np.uint8], encoding: str = "passthrough", header: Any = None) -> Any:
-        """(height, width[, channels]) uint8 -> sensor_msgs.msg.Image.
-
-        Raises:
-            CvBridgeError: the array's type or channels do not match the encoding.
-            TypeError: not an array.
-        """
-        from sensor_msgs.msg import Image
-
-        if not isinstance(cvim, np.ndarray):
-            raise TypeError("Your input type is not a numpy array")
-        channels = 1 if cvim.ndim < 3 else cvim.shape[2]
-        if cvim.dtype != np.uint8 or (encoding != "passthrough" and _channels(encoding) != channels):
-            raise StandinCvBridgeError(f"encoding specified as {encoding}, but image is {cvim.dtype} of {channels} channels")
-        message = Image(
-            height=cvim.shape[0],
-            width=cvim.shape[1],
-            encoding=f"8UC{channels}" if encoding == "passthrough" else encoding,
-            step=cvim.shape[1] * channels,
-        )
-        if header is not None:
-            message.header = header
-        message.data.frombytes(cvim.tobytes())
-        return message
-
 
 def _channels(encoding: str) -> int:
     if encoding not in ENCODINGS:

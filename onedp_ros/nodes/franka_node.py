@@ -20,6 +20,7 @@ from std_srvs.srv import Trigger
 
 from onedp_ros import clock
 from onedp_ros.clock import PauseWatch
+from onedp_ros.control.joints import ARM_JOINTS
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.messages.encode import header, opening_of, pose_message
 from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, Rate, counted, worst
@@ -27,13 +28,12 @@ from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.lifecycle import LifecycleNode
 from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_robot_file, declare_speed, declare_within
 from onedp_ros.nodes.lib.process import run_node
-from onedp_ros.robot import memory
+from onedp_ros.robot import MODES, memory
 from onedp_ros.robot.arm import percentile
 from onedp_ros.robot.faults import Fault, pause_fault
 from onedp_ros.robot.franka import Franka
-from onedp_ros.robot.settings import MODES, RobotSettings
+from onedp_ros.robot.settings import RobotSettings
 
-ARM_JOINTS = [f"fr3_joint{i}" for i in range(1, 8)]
 LOOK_RATE = 400.0  # Hz: states come at 200 Hz, by another clock
 WATCH_EVERY = 20  # looks between looks for faults
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes what any publisher offers

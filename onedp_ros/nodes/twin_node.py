@@ -31,6 +31,7 @@ from std_srvs.srv import SetBool, Trigger
 from onedp_ros import clock
 from onedp_ros.clock import PauseWatch
 from onedp_ros.contract import NANOSECONDS
+from onedp_ros.control.joints import ARM_JOINTS
 from onedp_ros.geometry import rotation_angle
 from onedp_ros.graph.processes import enclave
 from onedp_ros.messages.decode import stamp_ns
@@ -41,7 +42,7 @@ from onedp_ros.nodes.lib.parameters import declare, declare_contract
 from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import run_node
 from onedp_ros.tasks.pnp_milk import Expert, PnpMilk
-from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS, CellRenderer, build_model, camera_frames
+from onedp_ros.twin.cell import FINGER_JOINTS, CellRenderer, build_model, camera_frames
 from onedp_ros.twin.stepped import Frame, SteppedCell
 
 RELIABLE = QoSProfile(depth=5)  # a RealSense's, so that RViz and others that ask for it by default get the images

@@ -40,7 +40,7 @@ IDLE_PERIOD = 0.02  # s between looks at requests without a robot
 
 STILL, UPRIGHT = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)
 
-CONTROLLERS = {
+CONTROLLER_MODES = {
     "joint_impedance": franka.ControllerMode.JointImpedance,
     "cartesian_impedance": franka.ControllerMode.CartesianImpedance,
 }
@@ -183,7 +183,7 @@ class ArmProcess:
         gc.disable()
         try:
             if mode == memory.POSE:
-                self._loop(mode, self._robot.start_cartesian_pose_control(CONTROLLERS[self._settings.arm.controller]))
+                self._loop(mode, self._robot.start_cartesian_pose_control(CONTROLLER_MODES[self._settings.arm.controller]))
             else:
                 self._loop(mode, self._robot.start_torque_control())
         finally:

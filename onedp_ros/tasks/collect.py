@@ -16,11 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, task_contract
+from onedp_ros.control.joints import ARM_JOINTS
 from onedp_ros.data.bags.writer import EpisodeWriter
 from onedp_ros.resources import task_folder
 from onedp_ros.tasks.drive import drive
 from onedp_ros.tasks.pnp_milk import EVALUATION_SEEDS, Expert, PnpMilk
-from onedp_ros.twin.cell import ARM_JOINTS, FINGER_JOINTS
+from onedp_ros.twin.cell import FINGER_JOINTS
 from onedp_ros.twin.stepped import Frame, SteppedCell
 
 MAX_STEPS = 400

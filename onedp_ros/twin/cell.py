@@ -22,7 +22,6 @@ Array = NDArray[np.float64]
 
 TIMESTEP = 0.001  # s
 HOME = np.array([0.0, -0.2, 0.0, -2.25, 0.0, 2.05, 0.7853])  # joint angles (rad) with the hand pointing down
-ARM_JOINTS = tuple(f"fr3_joint{i}" for i in range(1, 8))
 FINGER_JOINTS = ("fr3_finger_joint1", "fr3_finger_joint2")
 HAND_SPEED = 0.1  # m/s of opening, both fingers together
 TOOL_OFFSET = 0.1034  # m from the hand's flange to the point between the fingertips
