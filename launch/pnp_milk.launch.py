@@ -1,15 +1,11 @@
-"""Pick the milk: ros2 launch onedp_ros pnp_milk.launch.py robot:=twin method:=onedp_s (``--show-args`` lists the rest)."""
+"""The graph of the task that this file is named after: ros2 launch onedp_ros pnp_milk.launch.py robot:=twin method:=onedp_s
 
-from pathlib import Path
-
-from launch.actions import IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
+``--show-args`` lists the rest. A copy under another task's name is that task's.
+"""
 
 from launch import LaunchDescription
-from onedp_ros.graph.launching import fixed
+from onedp_ros.graph.launching import task_description
 
 
 def generate_launch_description() -> LaunchDescription:
-    source = PythonLaunchDescriptionSource(str(Path(__file__).with_name("task.launch.py")))
-    task = fixed("task", "pnp_milk", "ros2 launch onedp_ros task.launch.py takes any task")
-    return LaunchDescription([task, IncludeLaunchDescription(source, launch_arguments={"task": "pnp_milk"}.items())])
+    return task_description(__file__)

@@ -6,9 +6,12 @@ Python, which has neither NumPy nor PyTorch. Standard library only.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import pkgutil
 import sys
+from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -26,16 +29,30 @@ class Registry(Generic[T]):
         package: the folder's package; its modules that do not begin with ``_`` are the members, but for ``besides``.
         attribute: what each module defines, such as ``METHOD``.
         besides: modules of the folder that are no members.
+        dashes: whether names have dashes where files have underscores, as commands do.
     """
 
-    def __init__(self, kind: str, package: str, attribute: str, besides: tuple[str, ...] = ()) -> None:
-        self.kind, self.package, self.attribute, self._besides = kind, package, attribute, besides
+    def __init__(self, kind: str, package: str, attribute: str, besides: tuple[str, ...] = (), dashes: bool = False) -> None:
+        self.kind, self.package, self.attribute, self._besides, self._dashes = kind, package, attribute, besides, dashes
         self._added: dict[str, T] = {}
 
     def names(self) -> list[str]:
         """All names, in order."""
         found = [m.name for m in pkgutil.iter_modules(sys.modules[self.package].__path__)]
-        return sorted({*(n for n in found if not n.startswith("_") and n not in self._besides), *self._added})
+        files = [n for n in found if not n.startswith("_") and n not in self._besides]
+        return sorted({*(n.replace("_", "-") if self._dashes else n for n in files), *self._added})
+
+    def _stem(self, name: str) -> str:
+        """The file's name, without its ending."""
+        return name.replace("-", "_") if self._dashes else name
+
+    def summary(self, name: str) -> str:
+        """The first line of a member's description: its file's, which is not imported. Errors as of :meth:`check`."""
+        if self.check(name) in self._added:
+            return (self._added[name].__doc__ or "").partition("\n")[0]
+        found = importlib.util.find_spec(f"{self.package}.{self._stem(name)}")
+        text = Path(found.origin).read_text(encoding="utf-8") if found and found.origin else ""
+        return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
@@ -47,9 +64,10 @@ class Registry(Generic[T]):
             UnknownNameError: there is none.
         """
         if name not in self.names():
+            stem = self._stem(name) if self._stem(name).isidentifier() else "<name>"
             raise UnknownNameError(
                 f"unknown {self.kind} '{name}', expected one of {', '.join(self.names())}; to add one, write the file "
-                f"{self.package.replace('.', '/')}/{name if name.isidentifier() else '<name>'}.py with its {self.attribute}"
+                f"{self.package.replace('.', '/')}/{stem}.py with its {self.attribute}"
             )
         return name
 
@@ -58,7 +76,7 @@ class Registry(Generic[T]):
         if name in self._added:
             return self._added[name]
         self.check(name)
-        member: T = getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
+        member: T = getattr(importlib.import_module(f"{self.package}.{self._stem(name)}"), self.attribute)
         return member
 
     def add(self, name: str, member: T) -> None:

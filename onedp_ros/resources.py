@@ -5,6 +5,7 @@ Launch files import this module, on the system's Python: it needs the standard l
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ def resource(*parts: str) -> Path:
     raise FileNotFoundError(
         f"{'/'.join(parts)} is in none of {[str(p) for p in places]}; install the package with colcon or pip install -e"
     )
+
+
+def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables for a child process that runs this package's modules: ``environment``, by default this process's, with the place of
+    the package that this process runs first in its path."""
+    base = dict(os.environ if environment is None else environment)
+    base["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), base.get("PYTHONPATH")]))
+    return base
 
 
 def named_file(folder: str, name: str) -> Path:

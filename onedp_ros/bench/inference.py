@@ -7,15 +7,13 @@ machine does hits all of them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,8 @@ from tqdm import tqdm
 
 from onedp_ros.bench.machine import processor
 from onedp_ros.contract import Contract, Normalizer, Observation, task_contract
-from onedp_ros.graph.processes import free_domain, graph_environment
+from onedp_ros.graph.processes import graph_environment, own_domain
+from onedp_ros.resources import child_environment
 
 
 def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
@@ -86,10 +85,7 @@ def frames(seconds: float = 5.0, width: int = 640, height: int = 480, rate: floa
     rows = []
     for name, profile in (("default", {}), ("shared memory", graph_environment({}))):
         environment = {k: v for k, v in os.environ.items() if "DEFAULT_PROFILES_FILE" not in k} | profile
-        # a domain of its own: nobody else's cameras, and nobody is disturbed
-        environment |= {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-        source = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [environment.get("PYTHONPATH")])])
+        environment = child_environment(environment | own_domain())  # nobody else's cameras, and nobody is disturbed
         command = [sys.executable, "-m", "onedp_ros.bench.frame_load"]
         load = ["--width", str(width), "--height", str(height), "--rate", str(rate), "--seconds", str(seconds)]
         with subprocess.Popen([*command, "subscribe"], env=environment, stdout=subprocess.PIPE, text=True) as subscriber:
@@ -135,75 +131,3 @@ def table(result: dict[str, Any]) -> str:
     for r in result.get("frames", []):
         lines.append(f"frames 640x480, DDS profile {r['profile']:14} {r['received']} of {r['sent']} received, p99 {r['p99_ms']} ms")
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="onedp bench", description=__doc__)
-    parser.add_argument("--network", choices=["paper", "compact", "both"], default="both")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--no-frames", action="store_true", help="leave out the frames over DDS")
-    parser.add_argument("--servo", action="store_true", help="the arm's 1 kHz loop instead, against the fake robot")
-    parser.add_argument("--robot-ip", default="", help="with --servo: a real robot, which MOVES")
-    parser.add_argument("--recorder", action="store_true", help="the recorder instead, with two noisy cameras")
-    parser.add_argument("--start", action="store_true", help="the start of policy_node instead, the first one and the next")
-    parser.add_argument("--out", type=Path, default=Path(), help="with --recorder: a folder on the disk that is to be tried (here)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the recorder, or of each row of the servo, 60 at most")
-    parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside it")
-    args = parser.parse_args(argv)
-    if args.servo:
-        return _tell(*_servo(args.seconds, args.robot_ip), args.json)
-    if args.recorder:
-        return _tell(*_recorder(args.seconds, args.out), args.json)
-    if args.start:
-        return _tell(*_start(min(args.repeats, 10)), args.json)
-    networks = ["paper", "compact"] if args.network == "both" else [args.network]
-    return _tell(*_inference(networks, args.repeats, args.threads, not args.no_frames), args.json)
-
-
-Outcome = tuple[dict[str, Any], str, Callable[[dict[str, Any], Path], None] | None]  # figures, a table, and what draws them
-
-
-def _inference(networks: Sequence[str], repeats: int, threads: int, dds: bool) -> Outcome:
-    from onedp_ros.evaluation.figures import plot_bench
-
-    result = run(networks, repeats, threads, dds)
-    return result, table(result), plot_bench
-
-
-def _servo(seconds: float, address: str) -> Outcome:
-    from onedp_ros.bench import servo
-    from onedp_ros.evaluation.figures import plot_servo
-
-    result = servo.run(min(seconds, 60.0), address, enforce=bool(address))
-    return result, servo.table(result), plot_servo
-
-
-def _recorder(seconds: float, folder: Path) -> Outcome:
-    from onedp_ros.bench import recorder
-    from onedp_ros.evaluation.figures import plot_recorder
-
-    result = recorder.run(seconds, folder)
-    return result, recorder.table(result), plot_recorder
-
-
-def _start(repeats: int) -> Outcome:
-    from onedp_ros.bench import start
-
-    result = start.run(repeats=repeats)
-    return result, start.table(result), None
-
-
-def _tell(result: dict[str, Any], text: str, plot: Callable[[dict[str, Any], Path], None] | None, path: Path | None) -> int:
-    print("\n" + text)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        if plot is not None:
-            plot(result, path.with_suffix(".png"))
-        print(f"written {path}" + (f" and {path.with_suffix('.png')}" if plot is not None else ""))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

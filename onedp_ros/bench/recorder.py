@@ -19,9 +19,10 @@ from tqdm import tqdm
 from onedp_ros.bench.machine import processor
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.bags.reader import read_bag, read_metadata
-from onedp_ros.graph.processes import NodeProcess, free_domain, graph_environment
+from onedp_ros.graph.processes import NodeProcess, graph_environment, own_domain
 from onedp_ros.graph.supervisor import Supervisor
 from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.resources import child_environment
 
 START_TIME = 30.0  # s until all that is to be recorded comes
 LOOK = 1.0  # s between looks at the recorder
@@ -56,9 +57,9 @@ def run(seconds: float, folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: the recorder did not start, or ended.
     """
-    os.environ.update({"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"})
+    os.environ.update(own_domain())
     os.environ.update(graph_environment(os.environ))
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.getenv("PYTHONPATH")])])
+    os.environ.update(child_environment())
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         parameters = {"task": "pnp_milk", "robot": "none", "out": out, "min_free_gb": 1.0}

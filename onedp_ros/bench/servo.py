@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from onedp_ros.contract import MAX_OPENING
 from onedp_ros.data.bags.reader import read_bag
 from onedp_ros.graph.processes import released
 from onedp_ros.messages.decode import pose_arrays
-from onedp_ros.resources import resource
+from onedp_ros.resources import child_environment, resource
 from onedp_ros.robot.arm import percentile
 from onedp_ros.robot.fake_franka import FakeFranka
 from onedp_ros.robot.franka import Franka
@@ -54,8 +53,7 @@ def policy_targets(task: str = "pnp_milk") -> list[TimedTarget]:
 def busy_policy(task: str = "pnp_milk") -> Iterator[None]:
     """The released policy predicts as fast as it can, on all processors, in a process of its own."""
     command = [sys.executable, "-m", "onedp_ros.bench.servo", str(released(task, "onedp_s"))]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         if process.stdout.readline().strip() != "predicting":

@@ -5,18 +5,17 @@ The first start on a machine converts and compiles; the next ones restore what t
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from onedp_ros.graph.processes import free_domain, released
+from onedp_ros.graph.processes import own_domain, released
+from onedp_ros.resources import child_environment
 
 STARTS = ("first", "next")
 
@@ -36,15 +35,7 @@ def start(engine: str, cache: str) -> float:
     """Seconds of one start. RuntimeError with the node's output when it fails."""
     parameters = {"model": released("pnp_milk", "onedp_s"), "engine": engine, "autostart": "true"}
     arguments = [text for name, value in parameters.items() for text in ("-p", f"{name}:={value}")]
-    source = str(Path(__file__).resolve().parents[2])
-    environment = {
-        **os.environ,
-        "ROS_DOMAIN_ID": str(free_domain()),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "XDG_CACHE_HOME": cache,
-        "PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = {**child_environment(), **own_domain(), "XDG_CACHE_HOME": cache, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "onedp_ros.nodes.policy_node", "--ros-args", *arguments]
     begin, output = time.monotonic(), ""
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as node:

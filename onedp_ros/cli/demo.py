@@ -1,4 +1,4 @@
-"""``onedp demo``: the released policy picks the milk in the twin, in real time, through the real graph; then the figures."""
+"""Watch a released policy do its task in the twin, in real time, through the real graph; then the figures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from onedp_ros.contract import task_contract
-from onedp_ros.graph.processes import METHODS, graph_environment, task_graph
+from onedp_ros.cli.arguments import add_options, default_task, values
+from onedp_ros.graph.options import POLICY, RUN, TASK
+from onedp_ros.graph.processes import graph_environment, task_graph
 from onedp_ros.graph.supervisor import Supervisor
-from onedp_ros.tasks.pnp_milk import EVALUATION_SEEDS
 
 if TYPE_CHECKING:
     from onedp_ros.graph.client import GraphWatch
@@ -34,6 +32,7 @@ class EpisodeMessages:
         from sensor_msgs.msg import Image
         from trajectory_msgs.msg import MultiDOFJointTrajectory
 
+        from onedp_ros.contract import task_contract
         from onedp_ros.messages.encode import MESSAGES
 
         contract = task_contract(task)
@@ -76,19 +75,14 @@ class EpisodeMessages:
 
 
 def run(
-    out: Path,
-    *,
-    task: str = "pnp_milk",
-    method: str = "onedp_s",
-    engine: str = "auto",
-    model: Path | None = None,
-    episodes: int = 5,
-    seed: int = EVALUATION_SEEDS,
-    max_time: float = 20.0,
+    task: str, out: Path, *, twin_seed: int = RUN["twin_seed"].default, episodes: int = 5, max_time: float = 20.0, **policy: Any
 ) -> dict[str, Any]:
-    """Run the demo and write ``summary.json``, ``episode.mp4`` and ``timeline.png`` to ``out``. Returns the summary."""
+    """Run the demo and write ``summary.json``, ``episode.mp4`` and ``timeline.png`` to ``out``. Returns the summary.
+
+    ``policy``: method, engine, model and seed, as of :func:`~onedp_ros.graph.processes.task_graph`.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    processes = task_graph(task, method=method, engine=engine, model=model, twin_seed=seed, enabled=False)
+    processes = task_graph(task, twin_seed=twin_seed, enabled=False, **policy)
     os.environ.update(graph_environment(os.environ, "localhost"))
     results: list[dict[str, Any]] = []
     with Supervisor(processes, logs=out / "logs") as supervisor:
@@ -98,7 +92,7 @@ def run(
         recording = EpisodeMessages(demo.node, task)
         demo.meanwhile = recording.poll
         try:
-            print("starting the graph: twin_node, observation_node, policy_node, action_node", flush=True)
+            print(f"starting the graph: {', '.join(supervisor.children)}", flush=True)
             if not demo.spin_until(lambda: float(demo.values("policy_node").get("policy_hz", 0)) > 0, START_TIME):
                 raise RuntimeError(
                     f"the policy did not start within {START_TIME:.0f} s: {demo.complaints()}; logs are in {out}/logs"
@@ -157,6 +151,7 @@ def _print_line(demo: GraphWatch, episode: int, episodes: int, now: float, succe
 
 def _summary(demo: GraphWatch, begin: dict[str, int], results: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures of the run from the nodes' own counters, from the first episode's start on."""
+    import numpy as np
 
     def counted(name: str, key: str) -> float:
         entries = demo.history[name][begin[name] :]
@@ -196,6 +191,7 @@ def _write_pictures(recording: EpisodeMessages, task: str, summary: dict[str, An
     """``episode.mp4`` and ``timeline.png`` of the recorded episode."""
     from rclpy.serialization import deserialize_message
 
+    from onedp_ros.contract import task_contract
     from onedp_ros.evaluation.figures import plot_timeline, write_video
     from onedp_ros.messages.decode import decode_image, pose_arrays, stamp_ns
 
@@ -237,21 +233,17 @@ def table(summary: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp demo", description=__doc__)
-    parser.add_argument("--method", default="onedp_s", help=f"one of {', '.join(METHODS)} (default onedp_s)")
-    parser.add_argument("--engine", default="auto", help="auto, torch, cuda, openvino or openvino_bf16")
-    parser.add_argument("--model", type=Path, help="bundle (default: the released one)")
+    parser.add_argument("task", nargs="?", default=default_task(), help=f"{TASK} (default {default_task()})")
+    add_options(parser, {name: option for name, option in POLICY.items() if name != "seed"})
     parser.add_argument("--episodes", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=EVALUATION_SEEDS, help="of the first episode")
+    parser.add_argument("--seed", type=int, default=RUN["twin_seed"].default, help="of the twin's first episode")
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     args = parser.parse_args(argv)
-    summary = run(args.out, method=args.method, engine=args.engine, model=args.model, episodes=args.episodes, seed=args.seed)
+    policy = values(args, ("method", "engine", "model"))
+    summary = run(args.task, args.out, twin_seed=args.seed, episodes=args.episodes, **policy)
     print("\n" + table(summary) + "\n")
     print(f"written: {args.out}/summary.json, {args.out}/episode.mp4, {args.out}/timeline.png")
     if summary["successes"] < 0.8 * summary["episodes"]:
         print(f"fewer than four fifths of the episodes succeeded; the nodes' logs are in {args.out}/logs", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

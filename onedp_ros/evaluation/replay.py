@@ -1,4 +1,4 @@
-"""``onedp replay``: what a policy sees in a recording, by the live code, and whether it is what it saw, and said, live.
+"""What a policy sees in a recording, by the live code, and whether it is what it saw and predicted live.
 
 Offline, the recording's messages go in log order, which is that of their arrival, through the code of observation_node and of
 policy_node (``data.messages.feed``, ``ObservationAssembler``, ``ObservationHistory``, ``Predictor``). With ``--graph`` they go
@@ -17,15 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onedp_ros.evaluation.replay_report import compare, plot, table
+from onedp_ros.evaluation.replay_report import compare, plot
 from onedp_ros.evaluation.replayed import contract_of, digests, observe, read_recording, replay_offline
 from onedp_ros.graph.processes import released
-
-MOST = 0.9  # of the recorded sets must be made again; live, frames may have come in another order
 
 
 def choose_policy(args: argparse.Namespace, noted: Mapping[str, str], task: str) -> dict[str, Any]:
@@ -82,34 +80,3 @@ def replay(bag: Path, args: argparse.Namespace) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 1 when a set holds other bytes than the recorded one, or when hardly any set is the recorded one."""
-    parser = argparse.ArgumentParser(prog="onedp replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bag", type=Path)
-    parser.add_argument("--policy", type=Path, help="bundle (default: the recorded run's, else the released one of the method)")
-    parser.add_argument(
-        "--method", help="onedp_s, onedp_d, dp_ddpm100 or dp_ddimN (default: the recorded run's, else the bundle's)"
-    )
-    parser.add_argument("--engine", help="auto, torch, cuda, openvino or openvino_bf16 (default: the recorded run's, else auto)")
-    parser.add_argument("--seed", type=int, help="of the policy's noise (default: the recorded run's, else 0)")
-    parser.add_argument("--graph", action="store_true", help="through the real nodes, in the recording's time")
-    parser.add_argument("--real-time", action="store_true", help="with --graph: as fast as it was")
-    parser.add_argument(
-        "--image-transport", choices=("raw", "compressed"), help="which of a camera's topics (default: raw if recorded)"
-    )
-    parser.add_argument("--task", default="pnp_milk", help="contract of a bag whose recorder noted none (default pnp_milk)")
-    parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--out", type=Path, help="folder for the report, a picture, and the nodes' logs")
-    args = parser.parse_args(argv)
-    if args.real_time and not args.graph:
-        parser.error("--real-time is a way to play to the nodes; give --graph, too")
-    report = replay(args.bag, args)
-    print(table(report))
-    seen = report["observations"]
-    return 1 if seen["different"] or (seen["recorded"] and seen["equal"] < max(1, MOST * seen["compared"])) else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -12,97 +12,68 @@ from pathlib import Path
 from typing import Any
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
-from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable, Shutdown
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    LogInfo,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+    Shutdown,
+)
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import Command, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription  # type: ignore[attr-defined]  # mypy takes the folder launch/ for it
 from onedp_ros.graph import shm
-from onedp_ros.graph.processes import (
-    LOG_LEVELS,
-    NETWORKS,
-    ROBOTS,
-    NodeProcess,
-    describe_network,
-    enclave,
-    graph_environment,
-    placed,
-)
+from onedp_ros.graph.options import PLACE, TASK, Option
+from onedp_ros.graph.processes import NodeProcess, describe_network, enclave, graph_environment, placed
 from onedp_ros.resources import resource
 
-ROBOT = {
-    "robot": ("twin", f"one of {', '.join(ROBOTS)}"),
-    "robot_file": ("", "workspace, speeds … of your own: path of a file like config/robot/franka.yaml; empty: the robot's"),
-    "speed": ("1.0", "fraction of the robot file's speeds, above 0 and up to 1"),
-    "image_transport": ("raw", "how the cameras publish: raw or compressed"),
-    "robot_ip": ("", "address of the Franka"),
-    "mode": ("", "cartesian_pose or cartesian_impedance; empty: the robot file's"),
-    "realtime": ("enforce", "enforce, or ignore for a machine without a real-time kernel"),
-    "cpu": ("-1", "processor of its own for the control loop; -1: any"),
-    "robot_model": ("false", "true: robot_state_publisher with franka_description's FR3, for RViz; both have to be installed"),
+# What only launch offers.
+SIMULATED = {"use_sim_time": Option(False, "true: the nodes' time is that of /clock")}
+MODEL = {
+    "robot_model": Option(False, "true: robot_state_publisher with franka_description's FR3, for RViz; both have to be installed")
 }
-PLACE = {
-    "network": ("", f"{' or '.join(NETWORKS)}; empty: as ROS_AUTOMATIC_DISCOVERY_RANGE says, localhost where it is not set"),
-    "namespace": ("", "of all nodes, topics and services, so that several robots share a ROS domain"),
-    "use_sim_time": ("false", "true: the nodes' time is that of /clock"),
-    "params_file": ("", "YAML file of parameters; those that this file's arguments set win over it"),
-    "log_level": ("info", f"one of {', '.join(LOG_LEVELS)}"),
-}
+KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
-def flag(given: Mapping[str, str], name: str) -> bool | None:
-    """A launch argument as a truth value; None when it is empty. ValueError names the argument."""
-    text = given[name].lower()
-    if text not in ("", "true", "false"):
-        raise ValueError(f"launch argument {name} is '{given[name]}', expected true or false")
-    return text == "true" if text else None
-
-
-def integer(given: Mapping[str, str], name: str) -> int:
-    """A launch argument as a whole number. ValueError names the argument."""
+def parse(name: str, text: str, option: Option) -> Any:
+    """A launch argument as a value of its option's kind; the default when it is empty. ValueError names the argument."""
+    if not text:
+        return option.default
     try:
-        return int(given[name])
-    except ValueError as error:
-        raise ValueError(f"launch argument {name} is '{given[name]}', expected a whole number") from error
+        if option.kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        value = option.kind(text)
+        if value != value or value in (float("inf"), -float("inf")):
+            raise ValueError
+        return value
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"launch argument {name} is '{text}', expected {KINDS[option.kind]}") from error
 
 
-def number(given: Mapping[str, str], name: str) -> float:
-    """A launch argument as a finite number. ValueError names the argument."""
-    try:
-        value = float(given[name])
-    except ValueError:
-        value = float("nan")
-    if value - value != 0.0:
-        raise ValueError(f"launch argument {name} is '{given[name]}', expected a number")
-    return value
-
-
-def robot_arguments(given: Mapping[str, str]) -> dict[str, Any]:
-    """What :data:`ROBOT` was given, as arguments of the functions in ``graph``."""
-    franka = {**{name: given[name] for name in ("robot_ip", "mode", "realtime")}, "cpu": integer(given, "cpu")}
-    named = {name: given[name] for name in ("robot", "robot_file", "image_transport")}
-    return {**named, "speed": number(given, "speed"), "franka": franka}
-
-
-def description(
-    arguments: Mapping[str, tuple[str, str]], make: Callable[[Mapping[str, str]], Sequence[NodeProcess]]
-) -> LaunchDescription:
-    """A launch description that starts the processes that ``make`` names.
+def description(options: Mapping[str, Option], make: Callable[..., Sequence[NodeProcess]]) -> LaunchDescription:
+    """A launch description that starts a graph.
 
     Args:
-        arguments: name -> default, description. Those of :data:`PLACE` are added.
-        make: from the arguments' values to the processes.
+        options: what can be chosen besides the task, :data:`SIMULATED` and :data:`~onedp_ros.graph.options.PLACE`; where a robot
+            can, :data:`MODEL` too.
+        make: from the task and, by name, the options' values to the processes.
     """
-    arguments = {**arguments, **PLACE}
+    around = {**PLACE, **SIMULATED, **(MODEL if "robot" in options else {})}
+    names = ("task", *options, *around)
 
     def start(context: LaunchContext) -> list[Any]:
-        _refuse_unknown(context, arguments)
-        given = {name: LaunchConfiguration(name).perform(context) for name in arguments}
+        _refuse_unknown(context, names)
+        given = {
+            name: parse(name, LaunchConfiguration(name).perform(context), option) for name, option in {**options, **around}.items()
+        }
         processes = placed(
-            make(given),
+            make(LaunchConfiguration("task").perform(context), **{name: given[name] for name in options}),
             namespace=given["namespace"],
-            use_sim_time=bool(flag(given, "use_sim_time")),
+            use_sim_time=given["use_sim_time"],
             params_file=given["params_file"],
             log_level=given["log_level"],
         )
@@ -110,11 +81,22 @@ def description(
         reach = describe_network({**os.environ, **environment})
         done = shm.prepare((process.executable for process in processes), {**os.environ, **environment})
         variables = [SetEnvironmentVariable(name, value) for name, value in environment.items()]
-        model = [_robot_model(given["namespace"])] if flag({"robot_model": "", **given}, "robot_model") else []
+        model = [_robot_model(given["namespace"])] if given.get("robot_model") else []
         return [*variables, *(LogInfo(msg=text) for text in (reach, done) if text), *map(_node, processes), *model]
 
-    declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in arguments.items()]
+    declared = [DeclareLaunchArgument("task", description=TASK)]
+    for name, option in {**options, **around}.items():
+        default = "" if option.default is None else str(option.default).lower() if option.kind is bool else str(option.default)
+        declared.append(DeclareLaunchArgument(name, default_value=default, description=option.text))
     return LaunchDescription([*declared, OpaqueFunction(function=start)])
+
+
+def task_description(file: str) -> LaunchDescription:
+    """What ``<task>.launch.py`` describes: ``task.launch.py`` beside it, for that task and no other."""
+    task = Path(file).name.removesuffix(".launch.py")
+    source = PythonLaunchDescriptionSource(str(Path(file).with_name("task.launch.py")))
+    only = fixed("task", task, "ros2 launch onedp_ros task.launch.py takes any task")
+    return LaunchDescription([only, IncludeLaunchDescription(source, launch_arguments={"task": task}.items())])
 
 
 def fixed(name: str, value: str, instead: str) -> OpaqueFunction:
@@ -127,7 +109,7 @@ def fixed(name: str, value: str, instead: str) -> OpaqueFunction:
     return OpaqueFunction(function=check)
 
 
-def _refuse_unknown(context: LaunchContext, arguments: Mapping[str, Any]) -> None:
+def _refuse_unknown(context: LaunchContext, arguments: Sequence[str]) -> None:
     """ValueError for an argument of the command line that no one reads. Files that include ours may have others of their own."""
     ours = {path.name for path in resource("launch").glob("*.launch.py")}
     if not any(Path(word).name in ours for word in sys.argv):

@@ -9,25 +9,27 @@ import dataclasses
 import random
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from onedp_ros.graph.shm import PROFILES
+from onedp_ros.policy.engines import AUTO, ENGINES
+from onedp_ros.policy.methods import split_name
 from onedp_ros.resources import named_file, read_task, resource
 from onedp_ros.robot import MODES
 from onedp_ros.teleop.devices import DEVICES
 
-ROBOTS = ("twin", "franka", "crisp")
-ROBOT_FILES = {"twin": "twin", "franka": "franka", "crisp": "franka"}  # config/robot/<file>.yaml
 NO_DEVICE = ("expert", "none")  # in place of a device: who else moves the arm
 PACKAGE = "onedp_ros"
 NETWORKS = ("localhost", "subnet")
 RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 PEERS = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER")
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
-METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
+TRANSPORTS = ("raw", "compressed")  # of images
+REALTIME = ("enforce", "ignore")
+DEFAULT_METHOD = "onedp_s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,33 @@ class NodeProcess:
     log_level: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Robot:
+    """What can move: its node, ``config/robot/<file>.yaml``, and whether it is ``real``: then it waits to be enabled.
+
+    ``parameters``: of the node, from those of every node that moves something, the twin's seed, and the options of a Franka.
+    """
+
+    node: str
+    file: str
+    parameters: Callable[[Mapping[str, Any], int, Mapping[str, Any]], dict[str, Any]]
+    real: bool = True
+    respawn: bool = False
+
+
+def _franka_parameters(common: Mapping[str, Any], _twin_seed: int, franka: Mapping[str, Any]) -> dict[str, Any]:
+    if not franka.get("robot_ip"):
+        raise ValueError("robot franka needs robot_ip, its address, such as 172.16.0.2; onedp fake-franka serves one at 127.0.0.1")
+    return {**common, "autostart": True, **franka}
+
+
+ROBOTS = {
+    "twin": Robot("twin_node", "twin", lambda common, seed, _: {"task": common["task"], "seed": seed}, real=False),
+    "franka": Robot("franka_node", "franka", _franka_parameters, respawn=True),
+    "crisp": Robot("crisp_node", "franka", lambda common, *_: {"task": common["task"], "robot": common["robot"]}),
+}
+
+
 def task_graph(
     task: str,
     *,
@@ -53,9 +82,9 @@ def task_graph(
     robot_file: str = "",
     speed: float = 1.0,
     image_transport: str = "raw",
-    method: str = "onedp_s",
-    engine: str = "auto",
-    model: str | Path | None = None,
+    method: str = DEFAULT_METHOD,
+    engine: str = AUTO,
+    model: str | Path = "",
     seed: int = 0,
     twin_seed: int = 100_000,
     enabled: bool | None = None,
@@ -70,10 +99,10 @@ def task_graph(
         task: name of a file in ``config/tasks``, or path of a task file.
         robot: what moves, one of :data:`ROBOTS`.
         robot_file: name of a file in ``config/robot``, or path of one; default: the robot's own.
-        speed: share of the robot file's speeds.
+        speed: fraction of the robot file's speeds.
         image_transport: raw or compressed, as the cameras publish.
-        method: sampler or generator, as of ``onedp evaluate``.
-        engine: inference engine.
+        method: sampler or generator, one of ``policy.methods.METHODS``.
+        engine: inference engine, one of ``policy.engines.ENGINES``, or auto.
         model: directory of the policy; default: the released one of the method.
         seed: of the policy's noise.
         twin_seed: of the twin's first episode.
@@ -81,18 +110,21 @@ def task_graph(
         lead: how far ahead of the clock action_node samples chunks, s; default: action_node's own.
         threads: processor threads of the engine; 0: its own choice.
         franka: further parameters of franka_node, ``robot_ip`` among them.
-        record: folder to record the run to, with all that the policy sees and says.
+        record: folder to record the run to, with all that the policy sees and outputs.
 
     Raises:
-        ValueError: an unknown robot, or a Franka without an address.
+        ValueError: an unknown robot, method or engine, or a Franka without an address.
         FileNotFoundError: no such task, or no released policy for the method.
     """
-    common = _common(task, robot, robot_file, speed)
-    arm = arm_process(common, robot, twin_seed, franka)
+    split_name(method)
+    if engine != AUTO:
+        ENGINES.check(engine)
+    common = _common(task, robot, robot_file, speed, image_transport)
+    arm = _arm_process(common, robot, twin_seed, franka or {})
     task = common["task"]
-    if model is None:
+    if not model:
         model = released(task, method)
-    real = robot != "twin"
+    real = ROBOTS[robot].real
     policy = {
         "task": task,
         "model": str(Path(model).resolve()),
@@ -173,8 +205,8 @@ def record_graph(
         DEVICES.check(device)
     if device == "expert" and robot != "twin":
         raise ValueError(f"the scripted expert drives the twin only, not '{robot}'; choose a device")
-    common = _common(task, robot, robot_file, speed)
-    arm = arm_process(common, robot, twin_seed, franka)
+    common = _common(task, robot, robot_file, speed, image_transport)
+    arm = _arm_process(common, robot, twin_seed, franka or {})
     teleop_parameters = {
         **common,
         "device": device,
@@ -219,8 +251,7 @@ def placed(
     """
     if not re.fullmatch(r"(/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*)?", namespace):
         raise ValueError(f"namespace is '{namespace}', expected names of letters, digits and _, such as left or cell/left")
-    if log_level and log_level not in LOG_LEVELS:
-        raise ValueError(f"log_level is '{log_level}', expected one of {', '.join(LOG_LEVELS)}")
+    _check_choice("log_level", log_level, ("", *LOG_LEVELS))
     if params_file and not Path(params_file).is_file():
         raise FileNotFoundError(f"params_file {params_file} does not exist; give the path of a YAML file of parameters")
     common: dict[str, Any] = {
@@ -232,31 +263,34 @@ def placed(
     return [dataclasses.replace(p, parameters={**p.parameters, **time}, **common) for p in processes]
 
 
-def _common(task: str, robot: str, robot_file: str, speed: float) -> dict[str, Any]:
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is '{value}', expected one of {', '.join(filter(None, allowed))}")
+
+
+def _common(task: str, robot: str, robot_file: str, speed: float, image_transport: str) -> dict[str, Any]:
     """Parameters of every node that moves something. Errors as of :func:`task_graph`."""
     if robot not in ROBOTS:
-        raise ValueError(f"unknown robot '{robot}', expected one of {', '.join(ROBOTS)}")
+        raise ValueError(
+            f"unknown robot '{robot}', expected one of {', '.join(ROBOTS)}; to add one, write its node and a row of ROBOTS in "
+            f"onedp_ros/graph/processes.py"
+        )
     if not 0 < speed <= 1:
-        raise ValueError(f"speed is {speed}, expected a share above 0 and up to 1")
-    files = {"tasks": task, "robot": robot_file or ROBOT_FILES[robot]}
+        raise ValueError(f"speed is {speed}, expected a fraction above 0 and up to 1")
+    _check_choice("image_transport", image_transport, TRANSPORTS)
+    files = {"tasks": task, "robot": robot_file or ROBOTS[robot].file}
     for folder, name in files.items():
         path = named_file(folder, name)
         files[folder] = str(path) if name.endswith(path.suffix) else name
     return {"task": files["tasks"], "robot": files["robot"], "speed": speed}
 
 
-def arm_process(common: Mapping[str, Any], robot: str, twin_seed: int, franka: Mapping[str, Any] | None) -> NodeProcess:
+def _arm_process(common: Mapping[str, Any], robot: str, twin_seed: int, franka: Mapping[str, Any]) -> NodeProcess:
     """The node of the robot. Errors as of :func:`task_graph`."""
-    if robot == "franka" and not (franka or {}).get("robot_ip"):
-        raise ValueError("robot franka needs robot_ip, its address, such as 172.16.0.2; onedp fake-franka serves one at 127.0.0.1")
-    for name, allowed in (("mode", ("", *MODES)), ("realtime", ("enforce", "ignore"))):
-        if (value := (franka or {}).get(name, allowed[0])) not in allowed:
-            raise ValueError(f"{name} is '{value}', expected one of {', '.join(filter(None, allowed))}")
-    return {
-        "twin": NodeProcess("twin_node", "twin_node", {"task": common["task"], "seed": twin_seed}),
-        "franka": NodeProcess("franka_node", "franka_node", {**common, "autostart": True, **(franka or {})}, respawn=True),
-        "crisp": NodeProcess("crisp_node", "crisp_node", {"task": common["task"], "robot": common["robot"]}),
-    }[robot]
+    _check_choice("mode", franka.get("mode", ""), ("", *MODES))
+    _check_choice("realtime", franka.get("realtime", REALTIME[0]), REALTIME)
+    row = ROBOTS[robot]
+    return NodeProcess(row.node, row.node, row.parameters(common, twin_seed, franka), respawn=row.respawn)
 
 
 def released(task: str, method: str) -> Path:
@@ -267,8 +301,6 @@ def released(task: str, method: str) -> Path:
         FileNotFoundError: nothing was released for it.
     """
     task = read_task(task)["task"]
-    if method not in METHODS and not re.fullmatch(r"dp_ddim\d+", method):
-        raise ValueError(f"unknown method '{method}', expected one of {', '.join(METHODS)}, or dp_ddimN")
     try:
         return resource("models", task, "teacher" if method.startswith("dp_") else method)
     except FileNotFoundError as error:
@@ -288,8 +320,7 @@ def graph_environment(environment: Mapping[str, str], network: str = "") -> dict
     Raises:
         ValueError: an unknown network.
     """
-    if network not in ("", *NETWORKS):
-        raise ValueError(f"network is '{network}', expected one of {', '.join(NETWORKS)}")
+    _check_choice("network", network, ("", *NETWORKS))
     added = {}
     if network or not environment.get(RANGE):
         added[RANGE] = (network or "localhost").upper()
@@ -334,6 +365,11 @@ def describe_network(environment: Mapping[str, str]) -> str:
         f"the graph is open to the network, {', '.join(why)}: whoever is in ROS domain {domain} there can see and move it "
         f"(docs/how-to/network.md)"
     )
+
+
+def own_domain() -> dict[str, str]:
+    """Variables for processes that shall reach each other, and nobody else."""
+    return {"ROS_DOMAIN_ID": str(free_domain()), RANGE: "LOCALHOST"}
 
 
 def free_domain() -> int:

@@ -1,8 +1,7 @@
-"""``onedp run``: the graph of a task without ``ros2 launch``. Starts each node as a child process, watches, and stops them all."""
+"""A graph without ``ros2 launch``: starts each node as a child process, watches, and stops them all."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import json
@@ -14,21 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from onedp_ros.graph import shm
-from onedp_ros.graph.processes import (
-    LOG_LEVELS,
-    METHODS,
-    NETWORKS,
-    ROBOTS,
-    NodeProcess,
-    describe_network,
-    enclave,
-    graph_environment,
-    placed,
-    task_graph,
-)
+from onedp_ros.graph.processes import NodeProcess, enclave, graph_environment
+from onedp_ros.resources import child_environment
 
 STOP_TIME = 5.0  # s that nodes get to end by themselves, as under ros2 launch: one may hold an arm
 RESPAWN_DELAY = 1.0  # s before a node is started again
@@ -69,10 +58,8 @@ class Supervisor:
         self, processes: Sequence[NodeProcess], logs: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
         self._processes, self._logs = list(processes), logs
-        base = {**os.environ, **(environment or {})}
-        source = str(Path(__file__).resolve().parents[2])  # children must find the package that this process runs
-        paths = [source, *filter(None, [base.get("PYTHONPATH")])]
-        self._environment = {**base, **graph_environment(base), "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        base = child_environment({**os.environ, **(environment or {})})
+        self._environment = {**base, **graph_environment(base), "PYTHONUNBUFFERED": "1"}
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self._started: dict[str, float] = {}
         self._ended: dict[str, float] = {}
@@ -175,83 +162,3 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> bool:
 def on_terminate(number: int, frame: object) -> None:
     """A signal handler that ends a program as Ctrl-C does."""
     raise KeyboardInterrupt
-
-
-def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of what moves and what sees."""
-    parser.add_argument("--robot", choices=ROBOTS, default="twin")
-    parser.add_argument("--robot-file", default="", help="path of a file like config/robot/franka.yaml: your workspace, speeds …")
-    parser.add_argument("--speed", type=float, default=1.0, help="share of the robot file's speeds, above 0 and up to 1")
-    parser.add_argument("--image-transport", choices=("raw", "compressed"), default="raw", help="how the cameras publish")
-    parser.add_argument("--robot-ip", default="", help="address of the Franka")
-    parser.add_argument("--mode", default="", help="cartesian_pose or cartesian_impedance (default: the robot file's)")
-    parser.add_argument("--realtime", choices=("enforce", "ignore"), default="enforce", help="ignore: without a real-time kernel")
-    parser.add_argument("--cpu", type=int, default=-1, help="processor of its own for the Franka's control loop (default: any)")
-
-
-def robot_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`add_robot_arguments` was given, as arguments of the functions in ``graph``."""
-    given = {name: getattr(args, name) for name in ("robot", "robot_file", "speed", "image_transport")}
-    return {**given, "franka": {name: getattr(args, name) for name in ("robot_ip", "mode", "realtime", "cpu")}}
-
-
-def add_place_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of how and where nodes run."""
-    parser.add_argument("--network", choices=NETWORKS, help="who reaches the graph (default: localhost, this host only)")
-    parser.add_argument("--namespace", default="", help="of all nodes, topics and services, for several robots in one ROS domain")
-    parser.add_argument("--params-file", default="", help="YAML file of parameters; those that options set win over it")
-    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info")
-
-
-def place(args: argparse.Namespace, processes: Sequence[NodeProcess]) -> list[NodeProcess]:
-    """The processes as :func:`add_place_arguments` asks for them. Sets this process's environment to that of the graph, and says
-    who can reach it."""
-    os.environ.update(graph_environment(os.environ, args.network or ""))
-    print(describe_network(os.environ), flush=True)
-    return placed(processes, namespace=args.namespace, params_file=args.params_file, log_level=args.log_level)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="onedp run", description=__doc__)
-    parser.add_argument("task", help="name of a file in config/tasks, for example pnp_milk, or path of a task file")
-    parser.add_argument("--method", default="onedp_s", help=f"one of {', '.join(METHODS)}, or dp_ddimN (default onedp_s)")
-    parser.add_argument("--engine", default="auto", help="auto, torch, cuda, openvino or openvino_bf16")
-    parser.add_argument("--model", type=Path, help="directory of the policy (default: the released one of the method)")
-    parser.add_argument("--seed", type=int, default=0, help="of the policy's noise")
-    parser.add_argument("--twin-seed", type=int, default=100_000, help="of the twin's first episode")
-    parser.add_argument("--threads", type=int, default=0, help="processor threads of the engine (default: its own choice)")
-    wait = parser.add_mutually_exclusive_group()
-    wait.add_argument("--disabled", action="store_true", help="do not move before action_node's service ~/enable is called")
-    wait.add_argument("--enabled", action="store_true", help="move at once; what only the twin does by itself")
-    parser.add_argument("--record", type=Path, help="folder to record the run to, for onedp replay")
-    parser.add_argument("--lead", type=float, help="how far ahead of the clock chunks are sampled, s (default: action_node's own)")
-    add_robot_arguments(parser)
-    add_place_arguments(parser)
-    args = parser.parse_args(argv)
-    processes = task_graph(
-        args.task,
-        method=args.method,
-        engine=args.engine,
-        model=args.model,
-        seed=args.seed,
-        twin_seed=args.twin_seed,
-        enabled=False if args.disabled else True if args.enabled else None,
-        lead=args.lead,
-        threads=args.threads,
-        **robot_arguments(args),
-        record=args.record,
-    )
-    signal.signal(signal.SIGTERM, on_terminate)
-    try:
-        with Supervisor(place(args, processes)) as supervisor:
-            print(f"running {', '.join(supervisor.children)}; Ctrl-C stops all of them", flush=True)
-            while True:
-                supervisor.check()
-                time.sleep(0.1)
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from onedp_ros import clock
+from onedp_ros.resources import child_environment
 
 # One thread each: the arrays are small, and threads would only wait for each other.
 ENVIRONMENT = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -27,8 +27,6 @@ class Child:
         """Start it; nothing when it runs."""
         if self._process is not None and self._process.poll() is None:
             return
-        source = str(Path(__file__).resolve().parents[2])  # the child must find the package that this process runs
-        paths = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [
             sys.executable,
             "-m",
@@ -38,7 +36,7 @@ class Child:
             *self._arguments,
         ]
         self._process = subprocess.Popen(
-            command, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}, pass_fds=[self._descriptor], stdin=subprocess.DEVNULL
+            command, env={**child_environment(), **ENVIRONMENT}, pass_fds=[self._descriptor], stdin=subprocess.DEVNULL
         )
         self.started = clock.now()
 

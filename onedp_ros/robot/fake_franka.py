@@ -1,4 +1,4 @@
-"""``onedp fake-franka``: a robot to try the real client on, without an arm. Serves Franka's own protocol on this machine alone.
+"""A robot to try the real client on, without an arm. Serves Franka's own protocol on this machine alone.
 
 The server (``fake_franka_server.py``) needs packages that cannot live beside this one's, so it has a virtual environment of its
 own, made at the first start.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,14 +124,8 @@ def read_log(path: Path) -> NDArray[np.void]:
     return np.frombuffer(data[: len(data) // kind.itemsize * kind.itemsize], kind)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def become_server(arguments: Sequence[str]) -> NoReturn:
+    """Run the server in place of this process."""
     python = environment()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments != ["--install"]:
-        print("the fake robot takes: reflex, press, release, object WIDTH, quit", flush=True)
-        os.execve(python, [str(python), str(SERVER), *arguments], _variables())
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    print("the fake robot takes: reflex, press, release, object WIDTH, quit", flush=True)
+    os.execve(python, [str(python), str(SERVER), *arguments], _variables())

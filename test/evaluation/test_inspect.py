@@ -17,12 +17,13 @@ import zarr
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from onedp_ros.cli.inspect import main
 from onedp_ros.contract import NANOSECONDS, Contract, task_contract
 from onedp_ros.data.bags.reader import read_bag
 from onedp_ros.data.bags.writer import EpisodeWriter
 from onedp_ros.data.convert import ConvertError, convert
 from onedp_ros.evaluation.bag_reading import KEPT_FRAMES, BagReading
-from onedp_ros.evaluation.inspect import InspectError, inspect_bag, inspect_dataset, inspect_set, main, ranges
+from onedp_ros.evaluation.inspect import InspectError, inspect_bag, inspect_dataset, inspect_set, ranges
 from onedp_ros.geometry import gripper_down
 from onedp_ros.resources import resource
 

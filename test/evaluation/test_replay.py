@@ -11,10 +11,11 @@ import pytest
 import torch
 from rosbags.typesys import Stores, get_typestore
 
+from onedp_ros.cli.replay import main
 from onedp_ros.contract import NANOSECONDS, ContractError, Normalizer, task_contract
 from onedp_ros.data.bags.reader import BagError, read_bag
 from onedp_ros.data.bags.writer import BagWriter, EpisodeWriter
-from onedp_ros.evaluation.replay import choose_policy, main
+from onedp_ros.evaluation.replay import choose_policy
 from onedp_ros.evaluation.replay_report import compare, compare_sets, table
 from onedp_ros.evaluation.replayed import observe, read_recording, replay_offline, source_topics, stamps_of_windows
 from onedp_ros.geometry import gripper_down, tool_yaw

@@ -10,7 +10,7 @@ from onedp_ros.cli.demo import run, table
 
 def test_demo_writes_its_figures(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, domain: int) -> None:
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-    summary = run(tmp_path, model=bundle, engine="torch", episodes=1, max_time=2.0)
+    summary = run("pnp_milk", tmp_path, model=bundle, engine="torch", episodes=1, max_time=2.0)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["episodes"] == 1 and summary["successes"] == 0
     assert summary["policy_hz"] > 5 and summary["method"] == "onedp_s" and summary["nfe"] == 1

@@ -46,7 +46,8 @@ def expand(entity, context):
 @pytest.mark.parametrize("robot", ["franka", "crisp"])
 def test_real_robots_wait_to_be_enabled(robot, tmp_path):
     context = LaunchContext()
-    context.launch_configurations.update({"model": str(tmp_path), "robot": robot, "robot_ip": "172.16.0.2", "speed": "0.1"})
+    context.launch_configurations.update({"task": "pnp_milk", "model": str(tmp_path), "speed": "0.1"})
+    context.launch_configurations.update({"robot": robot, "robot_ip": "172.16.0.2"})
     nodes = [e for e in expand(description("task.launch.py"), context) if isinstance(e, Node)]
     expected = task_graph("pnp_milk", robot=robot, model=tmp_path, franka={"robot_ip": "x"})
     assert [n.node_executable for n in nodes] == [p.executable for p in expected]
@@ -63,7 +64,8 @@ def test_starts_what_onedp_run_starts(name, tmp_path, monkeypatch):
     monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE", raising=False)
     monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)
     context = LaunchContext()
-    context.launch_configurations.update({"model": str(tmp_path), "method": "onedp_d", "enabled": "false"})
+    given = {"model": str(tmp_path), "method": "onedp_d", "enabled": "false"}
+    context.launch_configurations.update(given | ({"task": "pnp_milk"} if name == "task.launch.py" else {}))
     found = expand(description(name), context)
     nodes = [e for e in found if isinstance(e, Node)]
     expected = task_graph("pnp_milk", robot="twin", method="onedp_d", model=tmp_path, enabled=False)
@@ -77,7 +79,7 @@ def test_starts_what_onedp_run_starts(name, tmp_path, monkeypatch):
 
 def test_recording_starts_what_onedp_record_starts():
     context = LaunchContext()
-    context.launch_configurations.update({"device": "spacenav", "operator": "Ada", "port": "9443"})
+    context.launch_configurations.update({"task": "pnp_milk", "device": "spacenav", "operator": "Ada", "port": "9443"})
     nodes = [e for e in expand(description("record.launch.py"), context) if isinstance(e, Node)]
     expected = record_graph("pnp_milk", device="spacenav")
     assert [n.node_executable for n in nodes] == [p.executable for p in expected]
@@ -87,6 +89,7 @@ def test_nodes_are_placed_and_get_the_time_that_launch_gives(tmp_path):
     (tmp_path / "mine.yaml").write_text("/**:\n  ros__parameters:\n    target_rate: 77.0\n")
     context = LaunchContext()
     given = {
+        "task": "pnp_milk",
         "namespace": "left",
         "params_file": str(tmp_path / "mine.yaml"),
         "log_level": "warn",
@@ -123,7 +126,7 @@ def test_nodes_are_placed_and_get_the_time_that_launch_gives(tmp_path):
 def test_what_an_argument_may_not_be_is_named(name, given, words, tmp_path, monkeypatch):
     monkeypatch.setenv("ROS_DISTRO", "jazzy")
     context = LaunchContext()
-    context.launch_configurations.update(({"model": str(tmp_path)} if name != "record.launch.py" else {}) | given)
+    context.launch_configurations.update({"task": "pnp_milk", "model": str(tmp_path), **given})
     with pytest.raises(ValueError, match=words):
         expand(description(name), context)
 
@@ -131,7 +134,7 @@ def test_what_an_argument_may_not_be_is_named(name, given, words, tmp_path, monk
 def test_an_argument_that_nobody_reads_is_refused_at_the_command_line(tmp_path, monkeypatch):
     def start():
         context = LaunchContext(argv=["sped:=0.1"])
-        context.launch_configurations.update({"model": str(tmp_path), "sped": "0.1"})
+        context.launch_configurations.update({"task": "pnp_milk", "model": str(tmp_path), "sped": "0.1"})
         expand(description("task.launch.py"), context)
 
     start()  # included by a file that has such an argument

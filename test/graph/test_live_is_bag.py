@@ -19,9 +19,9 @@ from standin import StandinPredictor
 from std_srvs.srv import SetBool, Trigger
 
 from onedp_ros import contract as contract_module
+from onedp_ros.cli.replay import main
 from onedp_ros.contract import NANOSECONDS, pairing, task_contract
 from onedp_ros.data.bags.reader import BagError
-from onedp_ros.evaluation.replay import main
 from onedp_ros.evaluation.replay_live import replay_in_graph
 from onedp_ros.evaluation.replay_report import compare, equal
 from onedp_ros.evaluation.replayed import Outputs, read_recording, replay_offline, stamps_of_windows

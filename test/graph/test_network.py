@@ -70,17 +70,16 @@ def on_host(namespace: str, script: str, domain: int, *arguments: str, **environ
 
 # The twin and action_node, as onedp run starts them, and one that watches the arm until told to stop.
 GRAPH = """
-import argparse, json, sys, tempfile, threading
+import json, sys, tempfile, threading
 import numpy as np
 from geometry_msgs.msg import PoseStamped
-from onedp_ros.graph.processes import task_graph
+from onedp_ros.cli.arguments import graph_parser, place
 from onedp_ros.graph.client import GraphWatch
-from onedp_ros.graph.supervisor import Supervisor, add_place_arguments, place
+from onedp_ros.graph.processes import task_graph
+from onedp_ros.graph.supervisor import Supervisor
 
-parser = argparse.ArgumentParser()
-add_place_arguments(parser)
-args = parser.parse_args(sys.argv[1:])
-nodes = task_graph("pnp_milk", enabled=False, model=tempfile.gettempdir())
+args = graph_parser("watch", __doc__).parse_args(["pnp_milk", *sys.argv[1:]])
+nodes = task_graph(args.task, enabled=False, model=tempfile.gettempdir())
 told = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.readline(), told.set()), daemon=True).start()
 with Supervisor(place(args, [nodes[0], nodes[-1]])) as supervisor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import GetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
+from onedp_ros.cli import main as onedp
 from onedp_ros.graph import processes as graph
 from onedp_ros.graph import supervisor as runner
 from onedp_ros.graph.processes import NodeProcess, graph_environment, placed, record_graph, task_graph
@@ -273,7 +275,7 @@ def test_a_supervisor_that_cannot_start_all_leaves_none(tmp_path, monkeypatch):
 
 
 def run_command(rig, *arguments):
-    script = f"import sys; from onedp_ros.graph.supervisor import main; sys.exit(main({list(arguments)!r}))"
+    script = f"import sys; from onedp_ros.cli.run import main; sys.exit(main({list(arguments)!r}))"
     environment = {**os.environ, "ROS_DOMAIN_ID": str(rig.domain), "PYTHONPATH": str(Path.cwd())}
     return subprocess.Popen(
         [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -391,16 +393,19 @@ def test_command_lines_carry_values_of_every_type():
     ]
 
 
-def test_teacher_weights_serve_every_sampler(monkeypatch):
-    asked = []
-    monkeypatch.setattr(graph, "resource", lambda *parts: asked.append(parts) or Path("x"))
-    for method in ("dp_ddim10", "dp_ddpm100", "onedp_d"):
-        task_graph("pnp_milk", method=method)
-    assert [parts for parts in asked if parts[0] == "models"] == [
-        ("models", "pnp_milk", "teacher"),
-        ("models", "pnp_milk", "teacher"),
-        ("models", "pnp_milk", "onedp_d"),
-    ]
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"robot": "octopus"}, "unknown robot 'octopus', expected one of twin, franka, crisp; to add one, .*processes\\.py"),
+        ({"method": "magic"}, "unknown method 'magic', expected one of .*onedp_s.*; to add one, write .*methods/magic\\.py"),
+        ({"engine": "steam"}, "unknown engine 'steam', expected one of .*torch; to add one, write .*engines/steam\\.py"),
+        ({"image_transport": "pigeon"}, "image_transport is 'pigeon', expected one of raw, compressed"),
+    ],
+)
+def test_onedp_run_lists_what_there_is_for_an_unknown_name(options, words, capsys):
+    arguments = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
+    assert onedp(["run", "pnp_milk", *arguments]) == 1
+    assert re.search(f"^onedp run: {words}", capsys.readouterr().err)
 
 
 def test_a_signal_that_comes_before_ros_is_there_ends_a_node_that_rests_first(tmp_path):

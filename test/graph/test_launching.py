@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from onedp_ros.graph.processes import ROBOTS
+from onedp_ros.policy.engines import ENGINES
+from onedp_ros.policy.methods import METHODS
+from onedp_ros.teleop.devices import DEVICES
+
+ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.name for path in (ROOT / "launch").glob("*.launch.py"))
 
 # launch and launch_ros are imported where they are installed; else these few stand for them. Then nothing else may be imported
@@ -90,19 +95,31 @@ def test_so_do_the_graphs_that_launch_files_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ("flag({'enabled': 'yes'}, 'enabled')", "launch argument enabled is 'yes', expected true or false"),
-        ("integer({'seed': 'abc'}, 'seed')", "launch argument seed is 'abc', expected a whole number"),
-        ("number({'speed': 'fast'}, 'speed')", "launch argument speed is 'fast', expected a number"),
-        ("number({'lead': 'inf'}, 'lead')", "launch argument lead is 'inf', expected a number"),
+        ("parse('enabled', 'yes', Option(None, '', bool))", "launch argument enabled is 'yes', expected true or false"),
+        ("parse('seed', 'abc', Option(0, ''))", "launch argument seed is 'abc', expected a whole number"),
+        ("parse('speed', 'fast', Option(1.0, ''))", "launch argument speed is 'fast', expected a number"),
+        ("parse('lead', 'inf', Option(None, '', float))", "launch argument lead is 'inf', expected a number"),
     ],
 )
 def test_an_argument_of_another_kind_is_named(call: str, words: str) -> None:
-    done = bare(f"from onedp_ros.graph.launching import flag, integer, number\n{call}")
+    done = bare(f"from onedp_ros.graph.launching import Option, parse\n{call}")
     assert done.returncode == 1
     assert done.stderr.strip().endswith(f"ValueError: {words}")
 
 
 def test_truth_values_are_true_or_false() -> None:
     texts = ["true", "True", "FALSE", ""]
-    done = bare(f"from onedp_ros.graph.launching import flag\nprint([flag({{'x': text}}, 'x') for text in {texts}])")
+    script = f"option = Option(None, '', bool)\nprint([parse('x', text, option) for text in {texts}])"
+    done = bare(f"from onedp_ros.graph.launching import Option, parse\n{script}")
     assert done.stdout.strip() == str([True, True, False, None]), done.stderr
+
+
+def test_launch_offers_what_there_is() -> None:
+    done = bare("""
+        from onedp_ros.graph.options import POLICY, RECORD, ROBOT
+        print(json.dumps([option.text for option in (POLICY["method"], POLICY["engine"], RECORD["device"], ROBOT["robot"])]))
+        """)
+    assert done.returncode == 0, done.stderr
+    offered = json.loads(done.stdout)
+    for text, names in zip(offered, (METHODS.names(), ENGINES.names(), DEVICES.names(), ROBOTS), strict=True):
+        assert all(name in text for name in names), text

@@ -1,0 +1,79 @@
+"""What things cost on this machine: engines and methods, frames over DDS, the arm's loop, the recorder, a node's start."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="onedp bench", description=__doc__)
+    parser.add_argument("--network", choices=["paper", "compact", "both"], default="both")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-frames", action="store_true", help="leave out the frames over DDS")
+    parser.add_argument("--servo", action="store_true", help="the arm's 1 kHz loop instead, against the fake robot")
+    parser.add_argument("--robot-ip", default="", help="with --servo: a real robot, which MOVES")
+    parser.add_argument("--recorder", action="store_true", help="the recorder instead, with two noisy cameras")
+    parser.add_argument("--start", action="store_true", help="the start of policy_node instead, the first one and the next")
+    parser.add_argument("--out", type=Path, default=Path(), help="with --recorder: a folder on the disk that is to be tried (here)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the recorder, or of each row of the servo, 60 at most")
+    parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside it")
+    args = parser.parse_args(argv)
+    if args.servo:
+        return _write(*_servo(args.seconds, args.robot_ip), args.json)
+    if args.recorder:
+        return _write(*_recorder(args.seconds, args.out), args.json)
+    if args.start:
+        return _write(*_start(min(args.repeats, 10)), args.json)
+    networks = ["paper", "compact"] if args.network == "both" else [args.network]
+    return _write(*_inference(networks, args.repeats, args.threads, not args.no_frames), args.json)
+
+
+Outcome = tuple[dict[str, Any], str, Callable[[dict[str, Any], Path], None] | None]  # figures, a table, and what draws them
+
+
+def _inference(networks: Sequence[str], repeats: int, threads: int, dds: bool) -> Outcome:
+    from onedp_ros.bench import inference
+    from onedp_ros.evaluation.figures import plot_bench
+
+    result = inference.run(networks, repeats, threads, dds)
+    return result, inference.table(result), plot_bench
+
+
+def _servo(seconds: float, address: str) -> Outcome:
+    from onedp_ros.bench import servo
+    from onedp_ros.evaluation.figures import plot_servo
+
+    result = servo.run(min(seconds, 60.0), address, enforce=bool(address))
+    return result, servo.table(result), plot_servo
+
+
+def _recorder(seconds: float, folder: Path) -> Outcome:
+    from onedp_ros.bench import recorder
+    from onedp_ros.evaluation.figures import plot_recorder
+
+    result = recorder.run(seconds, folder)
+    return result, recorder.table(result), plot_recorder
+
+
+def _start(repeats: int) -> Outcome:
+    from onedp_ros.bench import start
+
+    result = start.run(repeats=repeats)
+    return result, start.table(result), None
+
+
+def _write(result: dict[str, Any], text: str, plot: Callable[[dict[str, Any], Path], None] | None, path: Path | None) -> int:
+    print("\n" + text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        if plot is not None:
+            plot(result, path.with_suffix(".png"))
+        print(f"written {path}" + (f" and {path.with_suffix('.png')}" if plot is not None else ""))
+    return 0

@@ -1,0 +1,11 @@
+"""Record demonstrations of the scripted expert in the twin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from onedp_ros.tasks.collect import main
+
+    return int(main(argv) or 0)

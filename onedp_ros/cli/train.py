@@ -1,0 +1,11 @@
+"""Train a diffusion policy, the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from onedp_ros.learning.train import main
+
+    return int(main(argv) or 0)
