@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from onedp_ros.graph.processes import DEFAULT_METHOD, LOG_LEVELS, NETWORKS, NO_DEVICE, REALTIME, ROBOTS, TRANSPORTS
+from onedp_ros.graph.processes import DEFAULT_DEVICE, DEFAULT_METHOD, LOG_LEVELS, NETWORKS, NO_DEVICE, REALTIME, ROBOTS, TRANSPORTS
 from onedp_ros.policy.engines import AUTO, describe_engines
 from onedp_ros.policy.methods import describe_methods
 from onedp_ros.robot import MODES
@@ -43,7 +43,7 @@ RUN = {
     "lead": Option(None, "how far ahead of the clock chunks are sampled, s; by default action_node's own", float),
 }
 RECORD = {
-    "device": Option("phone", f"what the operator holds: {', '.join((*DEVICES.names(), *NO_DEVICE))}"),
+    "device": Option(DEFAULT_DEVICE, f"what the operator holds: {', '.join((*DEVICES.names(), *NO_DEVICE))}"),
     "teleop": Option("", "file of speeds, frame, operator's place …; by default config/teleop.yaml"),
     "operator": Option("", "who demonstrates, noted in the bags"),
     "out": Option("", "folder of the bags; by default out/<task>/bags"),

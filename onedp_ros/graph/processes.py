@@ -29,7 +29,7 @@ PEERS = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER")
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 TRANSPORTS = ("raw", "compressed")  # of images
 REALTIME = ("enforce", "ignore")
-DEFAULT_METHOD = "onedp_s"
+DEFAULT_METHOD, DEFAULT_DEVICE = "onedp_s", "phone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def record_graph(
     robot_file: str = "",
     speed: float = 1.0,
     image_transport: str = "raw",
-    device: str = "phone",
+    device: str = DEFAULT_DEVICE,
     operator: str = "",
     out: str | Path = "",
     host: str = "127.0.0.1",
