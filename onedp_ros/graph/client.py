@@ -39,7 +39,8 @@ class GraphWatch:
 
     def close(self) -> None:
         self.node.destroy_node()
-        rclpy.try_shutdown()
+        if rclpy.ok():
+            rclpy.shutdown()  # so that the next one can begin
 
     def values(self, name: str) -> dict[str, str]:
         """What a node said last on /diagnostics; empty before that."""

@@ -24,7 +24,7 @@ def test_the_experts_demonstration_goes_through_the_live_recorder_and_converts(t
     contract = task_contract("pnp_milk")
     episodes, _ = read_episodes(bag, contract)
     steps = max(episodes, key=lambda e: len(e.stamps))
-    assert len(steps.stamps) > 40
+    assert sum(len(e.stamps) for e in episodes) > 40
     np.testing.assert_allclose(np.diff(steps.stamps) * 1e-9, contract.dt, atol=contract.dt / 2)
     last = episodes[-1]
     assert np.linalg.norm(last.state[-1, :2] - BOX) < 0.05, "the arm ends over the box"
