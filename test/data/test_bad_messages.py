@@ -14,10 +14,11 @@ import zarr
 from recordings import ARM, START, Record
 from rosbags.rosbag2 import StoragePlugin, Writer
 
+from onedp_ros.cli.convert import main
 from onedp_ros.contract import NANOSECONDS, Contract
 from onedp_ros.data import quality
 from onedp_ros.data.bags.reader import TYPES, BagError, read_messages
-from onedp_ros.data.convert import convert, main
+from onedp_ros.data.convert import convert
 from onedp_ros.data.episodes import Dropped, Episode, read_episodes
 
 WRIST, JOINTS, POSE = "wrist_camera/color/image_raw", "joint_states", "current_pose"

@@ -18,10 +18,11 @@ import pytest
 import zarr
 from recordings import ARM, HALF_FRAME, START, Record, frame, position
 
+from onedp_ros.cli.convert import main
 from onedp_ros.contract import NANOSECONDS, Contract, ContractError, ObservationAssembler
 from onedp_ros.data.bags.reader import BagError, read_bag
 from onedp_ros.data.bags.writer import EpisodeWriter
-from onedp_ros.data.convert import ConvertError, convert, main
+from onedp_ros.data.convert import ConvertError, convert
 from onedp_ros.data.episodes import grid_segments, read_episodes
 from onedp_ros.geometry import gripper_down, rotation_angle
 from onedp_ros.messages.decode import feed
@@ -190,7 +191,7 @@ def contents(out: Path) -> dict[str, object]:
 
 
 def converting(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "onedp_ros.data.convert", *map(str, arguments), "--workers", "1"]
+    command = [sys.executable, "-m", "onedp_ros.cli", "convert", *map(str, arguments), "--workers", "1"]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 
 

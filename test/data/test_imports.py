@@ -10,8 +10,9 @@ import pytest
 import zarr
 from scipy.spatial.transform import Rotation
 
+from onedp_ros.cli.convert import main
 from onedp_ros.contract import Camera, Contract
-from onedp_ros.data.convert import ConvertError, convert, main
+from onedp_ros.data.convert import ConvertError, convert
 from onedp_ros.data.episodes import SourceError
 from onedp_ros.data.formats import robomimic
 from onedp_ros.geometry import rotation_angle
