@@ -9,9 +9,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from onedp_ros.graph.processes import DEFAULT_DEVICE, DEFAULT_METHOD, LOG_LEVELS, NETWORKS, NO_DEVICE, REALTIME, ROBOTS, TRANSPORTS
-from onedp_ros.policy.engines import AUTO, describe_engines
-from onedp_ros.policy.methods import describe_methods
+from onedp_ros.graph.processes import (
+    DEFAULT_DEVICE,
+    DEFAULT_METHOD,
+    LOG_LEVELS,
+    METHODS,
+    NETWORKS,
+    NO_DEVICE,
+    REALTIME,
+    ROBOTS,
+    TRANSPORTS,
+)
 from onedp_ros.robot import MODES
 from onedp_ros.teleop.devices import DEVICES
 
@@ -32,8 +40,8 @@ class Option:
 
 TASK = "name of a file in config/tasks, or path of a task file"
 POLICY = {
-    "method": Option(DEFAULT_METHOD, f"how actions are sampled: {describe_methods()}"),
-    "engine": Option(AUTO, f"what runs the networks: {describe_engines()}"),
+    "method": Option(DEFAULT_METHOD, f"how actions are sampled: {', '.join(METHODS)}, or dp_ddimN"),
+    "engine": Option("auto", "what runs the networks: auto, torch, cuda, openvino or openvino_bf16"),
     "model": Option("", "directory of the policy; by default the released one of the method"),
     "seed": Option(0, "of the policy's noise"),
 }

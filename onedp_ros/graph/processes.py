@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from onedp_ros.graph.shm import PROFILES
-from onedp_ros.policy.engines import AUTO, ENGINES
-from onedp_ros.policy.methods import split_name
 from onedp_ros.resources import named_file, read_task, resource
 from onedp_ros.robot import MODES
 from onedp_ros.teleop.devices import DEVICES
@@ -29,6 +27,7 @@ PEERS = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER")
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 TRANSPORTS = ("raw", "compressed")  # of images
 REALTIME = ("enforce", "ignore")
+METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
 DEFAULT_METHOD, DEFAULT_DEVICE = "onedp_s", "phone"
 
 
@@ -83,7 +82,7 @@ def task_graph(
     speed: float = 1.0,
     image_transport: str = "raw",
     method: str = DEFAULT_METHOD,
-    engine: str = AUTO,
+    engine: str = "auto",
     model: str | Path = "",
     seed: int = 0,
     twin_seed: int = 100_000,
@@ -116,9 +115,8 @@ def task_graph(
         ValueError: an unknown robot, method or engine, or a Franka without an address.
         FileNotFoundError: no such task, or no released policy for the method.
     """
-    split_name(method)
-    if engine != AUTO:
-        ENGINES.check(engine)
+    if method not in METHODS and not re.fullmatch(r"dp_ddim\d+", method):
+        raise ValueError(f"unknown method '{method}', expected one of {', '.join(METHODS)}, or dp_ddimN")
     common = _common(task, robot, robot_file, speed, image_transport)
     arm = _arm_process(common, robot, twin_seed, franka or {})
     task = common["task"]
