@@ -16,12 +16,12 @@ CALL_TIME = 5.0  # s for a service
 
 
 class GraphWatch:
-    """Keeps what the nodes of its namespace say on /diagnostics. Makes and ends this process's ROS context.
+    """Keeps what the nodes of its namespace report on /diagnostics. Makes and ends this process's ROS context.
 
     Args:
         name, namespace: of the watching node. Nodes of the same namespace go by their names, others by their full ones.
         check: called while waiting; raises when the graph has fallen apart.
-        keep: whether ``history`` holds all that was said, or the last of each node only.
+        keep: whether ``history`` holds all reports, or the last of each node only.
 
     Attributes:
         meanwhile: called again and again while waiting, too.
@@ -43,13 +43,13 @@ class GraphWatch:
             rclpy.shutdown()  # so that the next one can begin
 
     def values(self, name: str) -> dict[str, str]:
-        """What a node said last on /diagnostics; empty before that."""
+        """A node's last report on /diagnostics; empty before the first."""
         return self.history[name][-1][1] if self.history.get(name) else {}
 
     def complaints(self) -> str:
-        """What each node said last, in one line."""
-        said = {name: entries[-1][1]["message"] for name, entries in self.history.items() if entries}
-        return "; ".join(f"{name} says '{text}'" for name, text in said.items()) or "no node says anything"
+        """The message of each node's last report, in one line."""
+        messages = {name: entries[-1][1]["message"] for name, entries in self.history.items() if entries}
+        return "; ".join(f"{name} reports '{text}'" for name, text in messages.items()) or "no node reports anything"
 
     def spin_until(self, done: Callable[[], bool], timeout: float) -> bool:
         """Handle messages until ``done()``; False after ``timeout`` (s). Raises what ``check`` raises."""
@@ -81,10 +81,10 @@ class GraphWatch:
         stamp = message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec
         for status in message.status:
             values = {item.key: item.value for item in status.values} | {"message": status.message, "level": str(status.level[0])}
-            said = self.history.setdefault(name_within(status.name, self.node.get_namespace()), [])
+            reports = self.history.setdefault(name_within(status.name, self.node.get_namespace()), [])
             if not self._keep:
-                said.clear()
-            said.append((stamp, values))
+                reports.clear()
+            reports.append((stamp, values))
 
 
 def name_within(name: str, namespace: str) -> str:

@@ -100,7 +100,7 @@ def task_description(file: str) -> LaunchDescription:
 
 
 def fixed(name: str, value: str, instead: str) -> OpaqueFunction:
-    """An action that ends the launch with an error when argument ``name`` has another value; ``instead`` says what to do."""
+    """An action that ends the launch with an error when argument ``name`` has another value; ``instead`` is the remedy."""
 
     def check(context: LaunchContext) -> None:
         if (given := context.launch_configurations.get(name, value)) != value:

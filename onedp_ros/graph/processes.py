@@ -311,8 +311,8 @@ def graph_environment(environment: Mapping[str, str], network: str = "") -> dict
     Args:
         environment: as of ``os.environ``.
         network: ``localhost``: with this host only; ``subnet``: with whomever answers on the network; empty: as
-            ``ROS_AUTOMATIC_DISCOVERY_RANGE`` says, localhost where it is not set. Hosts in ``ROS_STATIC_PEERS`` and a server in
-            ``ROS_DISCOVERY_SERVER`` stay reachable unless ``localhost`` is asked for. A profile that the user chose for Fast DDS
+            ``ROS_AUTOMATIC_DISCOVERY_RANGE`` is, localhost where it is not set. Hosts in ``ROS_STATIC_PEERS`` and a server in
+            ``ROS_DISCOVERY_SERVER`` stay reachable unless ``localhost`` is requested. A profile that the user chose for Fast DDS
             stays.
 
     Raises:

@@ -77,10 +77,10 @@ def shortage(free: int, needed: int) -> str:
 
 
 def prepare(executables: Iterable[str], environment: Mapping[str, str], folder: Path = FOLDER) -> str:
-    """Make room for these nodes. Returns what was done, in words, or nothing.
+    """Make room for these nodes. Returns what was done, in words; empty when there was no need.
 
     Raises:
-        RuntimeError: there is not enough room; says what to do.
+        RuntimeError: there is not enough room; with the remedy.
     """
     freed = remove_dead_segments(folder)
     try:

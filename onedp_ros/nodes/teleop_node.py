@@ -50,7 +50,7 @@ from onedp_ros.teleop.session import Motion, Session
 RATE = 60.0  # Hz of targets
 PREVIEW_RATE, PREVIEW_SIZE, PREVIEW_QUALITY = 12.0, 320, 70  # of the pictures that an operator sees: Hz, pixels, JPEG's 0 to 100
 RECENT = 3.0  # s that a problem is shown
-MOST_NAMES, LONGEST_TEXT = 64, 300  # of other nodes on /diagnostics, and characters of what they say, that are kept
+MOST_NAMES, LONGEST_TEXT = 64, 300  # of other nodes on /diagnostics, and characters of their messages, that are kept
 RECORDER_EVENTS = ("start", "stop", "fail", "discard")
 
 
@@ -249,8 +249,8 @@ class TeleopNode(Node):
 
     def _status(self) -> dict[str, Any]:
         """What the operator is shown."""
-        heard, said = self._others.get(self._recorder, (float("-inf"), None))
-        values = {v.key: v.value for v in said.values} if said is not None and time.monotonic() - heard < RECENT else {}
+        heard, report = self._others.get(self._recorder, (float("-inf"), None))
+        values = {v.key: v.value for v in report.values} if report is not None and time.monotonic() - heard < RECENT else {}
         return {
             "arm": self._session.state,
             "gripper": "closed" if self._session.opening < MAX_OPENING / 2 else "open",
@@ -288,7 +288,7 @@ class TeleopNode(Node):
 
 
 def _number(text: str) -> float:
-    """What another node said is a number, to a tenth; 0 for what is none."""
+    """A number that another node reported, to a tenth; 0 for what is none."""
     try:
         value = float(text)
     except ValueError:

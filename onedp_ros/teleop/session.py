@@ -43,7 +43,7 @@ SETTLING = 0.25  # s after a pause of this process in which reports of a device 
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """How hands move the arm; the section ``motion`` of ``config/teleop.yaml`` says what each is."""
+    """How hands move the arm; the section ``motion`` of ``config/teleop.yaml`` describes the fields."""
 
     linear_speed: float = within(Range(1e-4, 1.0, "m/s", "less is standing still, and nobody steers faster by hand"))
     angular_speed: float = within(Range(1e-3, 3.0, "rad/s", "less is standing still, and nobody steers faster by hand"))

@@ -1,4 +1,4 @@
-"""What a device of an operator is: everything that teleop_node asks of it."""
+"""What a device of an operator is: everything that teleop_node needs of it."""
 
 from __future__ import annotations
 

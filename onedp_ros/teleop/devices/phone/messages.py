@@ -16,7 +16,7 @@ REACH = 100.0  # m: greatest coordinate of a phone's position
 
 
 def read_command(fields: Mapping[str, Any]) -> tuple[int, float, Command]:
-    """A command's sequence, the newest ``time`` that the phone had been told when it sent it, and what it says.
+    """A command's sequence, the newest ``time`` that the phone had received when it sent it, and its content.
 
     ``fields``: ``sequence``, ``time``, ``held`` (bool), ``velocity`` (6), ``position`` (3), ``quaternion`` (4), the latter as in
     :class:`~onedp_ros.teleop.devices.base.Command`. Velocity and position are clipped to their

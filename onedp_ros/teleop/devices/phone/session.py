@@ -1,12 +1,12 @@
-"""What a paired phone says and is told, over one websocket after the other.
+"""What a paired phone sends and is sent, over one websocket after the other.
 
-The phone is not trusted to be punctual: what it says counts for :data:`~onedp_ros.teleop.devices.base.SILENCE`, must follow from
-what it was told within :data:`DELAY`, and after either was missed the dead-man switch has to be let go and pressed anew. So a page,
+The phone is not trusted to be punctual: a message of it counts for :data:`~onedp_ros.teleop.devices.base.SILENCE`, must answer
+what it was sent within :data:`DELAY`, and after either was missed the dead-man switch has to be let go and pressed anew. So a page,
 a phone, a network or this machine that slept moves nothing with what was meant before. Times are of :mod:`onedp_ros.clock`.
 
 Messages are JSON objects with a ``type``. The phone sends ``pair`` (``code`` or ``token``) first, then ``command`` (see
 :func:`.messages.read_command`), ``event`` (``name``, ``time``) and ``drawn`` (``camera``: index of the picture that it has shown).
-It is told ``paired`` or ``refused``, then ``answer`` (to commands: ``sequence``, ``time``, ``engaged``) and ``status``; a binary
+It is sent ``paired`` or ``refused``, then ``answer`` (to commands: ``sequence``, ``time``, ``engaged``) and ``status``; a binary
 message is a camera's index, one byte, and a JPEG.
 """
 
@@ -176,7 +176,7 @@ class PhoneSession:
         self._events.clear()
 
     async def _write(self, connection: Connection, token: str) -> None:
-        """All that the phone is told. Nothing queues: what has become old meanwhile is not sent."""
+        """Send the phone all that it is to know. Nothing queues: what has become old meanwhile is not sent."""
         socket, sent, sent_at = connection.socket, "", -math.inf
         await socket.send_json({"type": "paired", "token": token, "cameras": self.cameras, "time": clock.now()})
         while True:
