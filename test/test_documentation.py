@@ -11,6 +11,8 @@ import yaml
 from onedp_ros.cli import COMMANDS
 from onedp_ros.contract import Contract, task_contract
 from onedp_ros.contract.features import JOINT_KINDS, POSE_KINDS, Feature
+from onedp_ros.graph.options import PLACE, RECORD, ROBOT, RUN
+from onedp_ros.registry import Registry
 from onedp_ros.robot.settings import SECTIONS
 from onedp_ros.settings import expected_values
 from onedp_ros.teleop.devices import DEVICES
@@ -18,7 +20,10 @@ from onedp_ros.teleop.devices.base import Device
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NEW_MEMBERS = {"add-a-device": (DEVICES, Device)}  # by page, the registry and the base class
+NEW_MEMBERS: dict[str, tuple[Registry[Any], type | None]] = {  # by page, the registry and the base class
+    "add-a-device": (DEVICES, Device),
+    "add-a-command": (COMMANDS, None),
+}
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -61,7 +66,32 @@ def test_every_page_is_reached_from_the_index() -> None:
 def test_commands_that_are_named_exist() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"\bonedp ([a-z][a-z-]*)", text))
-    assert {"record", "replay", "inspect"} <= named <= set(COMMANDS.names())
+    assert {"record", "replay", "inspect"} <= named <= {*COMMANDS.names(), "seconds"}, "seconds is how-to/add-a-command.md's"
+
+
+def test_options_that_are_named_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").split("\n")]
+    named: dict[str, set[str]] = {}
+    for line in lines:
+        if found := re.match(r"\s*(?:\.venv/bin/)?onedp ([a-z-]+)(.*?)(?:\s#.*)?$", line):
+            named.setdefault(found[1], set()).update(re.findall(r" (--[a-z-]+)", found[2]))
+    assert {"record", "convert", "train", "run"} <= set(named)
+    for command in named.keys() - {"fake-franka"}:  # its options are the server's
+        with pytest.raises(SystemExit):
+            COMMANDS.get(command)(["--help"])
+        known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        assert named[command] <= known, command
+
+
+def test_launch_arguments_that_are_named_exist() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    calls = re.findall(r"ros2 launch onedp_ros (\w+)\.launch\.py([^`#\n]*)", text)
+    assert {file for file, _ in calls} >= {"task", "record", "replay", "pnp_milk"}
+    known = {"task", "enabled", "robot_model", *RUN, *RECORD, *ROBOT, *PLACE}
+    for file, rest in calls:
+        given = re.findall(r"(\w+):=", rest)
+        assert {*given} <= known and ("task" in given or file == "pnp_milk"), f"{file}{rest}"
 
 
 def test_every_command_is_in_the_reference() -> None:
@@ -124,4 +154,7 @@ def test_examples_of_new_members_are_what_their_registry_expects(page: str) -> N
         module: dict[str, Any] = {"__name__": page}
         exec(compile(code, page, "exec"), module)
         member = module[registry.attribute]
-        assert isinstance(member, base) or (issubclass(member, base) and not getattr(member, "__abstractmethods__", None))
+        if base is None:
+            assert callable(member)
+        else:
+            assert isinstance(member, base) or (issubclass(member, base) and not getattr(member, "__abstractmethods__", None))
