@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 from onedp_ros.contract import NANOSECONDS, Contract, Observation
 from onedp_ros.data.bags.reader import read_metadata
 from onedp_ros.data.bags.writer import BagWriter
-from onedp_ros.evaluation.replayed import contract_of, observe, windows
+from onedp_ros.evaluation.replayed import observe, recorded_contract, windows
 from onedp_ros.graph.processes import released
 from onedp_ros.resources import resource
 
@@ -38,7 +38,7 @@ def golden(task: str) -> tuple[Path, dict[str, NDArray[Any]]]:
 
 def golden_windows(bag: Path) -> list[list[Observation]]:
     """Every fourth window of the bag, by the live code."""
-    contract = contract_of(bag, "pnp_milk")
+    contract = recorded_contract(bag, "pnp_milk")
     return list(windows(contract, observe(bag, contract, "raw", Counter()), None, whole=True))[::EVERY]
 
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     cut(args.bag, args.out / "bag", BEGIN, END)
     chosen = golden_windows(args.out / "bag")
-    task = contract_of(args.out / "bag", "pnp_milk").task
+    task = recorded_contract(args.out / "bag", "pnp_milk").task
     tensors: dict[str, NDArray[Any]] = {"stamps": np.array([w[-1].stamp for w in chosen])}
     for method in METHODS:
         predictor = load_predictor(released(task, method), method, "torch", SEED)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from onedp_ros.evaluation.replay_report import compare, plot
-from onedp_ros.evaluation.replayed import contract_of, digests, observe, read_recording, replay_offline
+from onedp_ros.evaluation.replayed import digests, observe, read_recording, recorded_contract, replay_offline
 from onedp_ros.graph.processes import released
 
 
@@ -54,7 +54,7 @@ def choose_policy(args: argparse.Namespace, noted: Mapping[str, str], task: str)
 
 def replay(bag: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What ``onedp replay`` does with a bag. Returns the report."""
-    contract = contract_of(bag, args.task)
+    contract = recorded_contract(bag, args.task)
     recording = read_recording(bag, contract, args.image_transport)
     policy = choose_policy(args, recording.outputs.policy, contract.task)
     reference = recording.outputs.sets

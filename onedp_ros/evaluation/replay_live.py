@@ -47,5 +47,5 @@ def replay_in_graph(
             player.destroy_node()
             rclpy.shutdown(context=context)
     # In real time the policy may pass over the first sets, of which it then keeps none.
-    of = stamps_of_windows(contract, sorted(outputs.sets), outputs.chunks, whole=not real_time)
-    return Replayed(outputs.sets, outputs.chunks, of, {"sets without a chunk in time": player.late})
+    window_stamps = stamps_of_windows(contract, sorted(outputs.sets), outputs.chunks, whole=not real_time)
+    return Replayed(outputs.sets, outputs.chunks, window_stamps, {"sets without a chunk in time": player.late})

@@ -16,10 +16,10 @@ from onedp_ros.contract import (
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.data.bags.reader import BagError
 from onedp_ros.data.targets import Targets
-from onedp_ros.evaluation.replayed import CHUNK_TOPIC, Recorded, Replayed, Set, stamps_of_windows
+from onedp_ros.evaluation.replayed import CHUNK_TOPIC, Recorded, Replayed, SetDigests, stamps_of_windows
 from onedp_ros.geometry import rotation_angle
 
-TOLD = 20  # sets that differ, of which it is told how
+MAX_LISTED = 20  # different sets that are listed
 QUANTITIES = ("position_mm", "rotation_deg", "gripper_mm")
 
 
@@ -48,7 +48,7 @@ def equal(chunk: ActionChunk, other: ActionChunk) -> bool:
     return all(np.array_equal(getattr(chunk, name), getattr(other, name)) for name in names)
 
 
-def compare_sets(recorded: Mapping[int, Set], replayed: Mapping[int, Set]) -> tuple[dict[str, Any], set[int]]:
+def compare_sets(recorded: Mapping[int, SetDigests], replayed: Mapping[int, SetDigests]) -> tuple[dict[str, Any], set[int]]:
     """How many of the recorded sets the replay made with the same bytes, in the time that both cover.
 
     Returns, too, the stamps of those that say nothing about the code, since frames came in another order live, or were lost:
@@ -72,7 +72,7 @@ def compare_sets(recorded: Mapping[int, Set], replayed: Mapping[int, Set]) -> tu
         "paired_otherwise": len(otherwise),
         "missing": len(missing),
         "only_replayed": sum(begin <= s <= end for s in replayed.keys() - recorded.keys()),
-        "which": [{"stamp": s, "different": names} for s, names in different.items()][:TOLD],
+        "which": [{"stamp": s, "different": names} for s, names in different.items()][:MAX_LISTED],
     }, otherwise | missing
 
 
@@ -118,7 +118,7 @@ def statistics(found: Mapping[int, NDArray[np.float64]]) -> dict[str, Any]:
 
 
 def compare(
-    recording: Recorded, replayed: Replayed, reference: Mapping[int, Set]
+    recording: Recorded, replayed: Replayed, reference: Mapping[int, SetDigests]
 ) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
     """The whole report, sets against those of ``reference``, and the differences of actions by stamp.
 

@@ -28,19 +28,19 @@ from onedp_ros.data.targets import Targets
 from onedp_ros.messages.decode import bare_name, chunk_from_message, feed, observation_from_messages, stamp_ns
 
 CHUNK_TOPIC, STATE_TOPIC, DIAGNOSTICS_TOPIC = "action/chunk", "observation/state", "diagnostics"
-POLICY_FACTS = ("model", "method", "engine", "threads", "seed")  # what policy_node says of itself in /diagnostics
+POLICY_FACTS = ("model", "method", "engine", "threads", "seed")  # what policy_node reports of itself in /diagnostics
 
 
-Set = dict[str, bytes]  # by camera, and "state", the digest of its bytes
+SetDigests = dict[str, bytes]  # by camera, and "state", the digest of its bytes
 Window = tuple[int, ...]  # stamps of a prediction's observations, oldest first, ns
 
 
 class Outputs:
-    """What observation_node and policy_node published: sets by their digests, chunks, and what the policy said of itself."""
+    """What observation_node and policy_node published: sets by their digests, chunks, and what the policy reported of itself."""
 
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
-        self.sets: dict[int, Set] = {}
+        self.sets: dict[int, SetDigests] = {}
         self.chunks: dict[int, ActionChunk] = {}
         self.policy: dict[str, str] = {}
         self._parts: dict[int, dict[str, Any]] = {}
@@ -84,13 +84,13 @@ class Recorded:
 class Replayed:
     """Sets and chunks of a replay, the window of each chunk, and counts of what went wrong."""
 
-    sets: Mapping[int, Set]
+    sets: Mapping[int, SetDigests]
     chunks: Mapping[int, ActionChunk]
     windows: Mapping[int, Window]
     counts: Mapping[str, int]
 
 
-def digests(observation: Observation) -> Set:
+def digests(observation: Observation) -> SetDigests:
     """A set in few bytes; equal for equal bytes."""
     parts = {**observation.images, "state": observation.state}
     return {name: hashlib.blake2b(np.ascontiguousarray(part).tobytes(), digest_size=16).digest() for name, part in parts.items()}
@@ -122,7 +122,7 @@ def stamps_of_windows(contract: Contract, stamps: Iterable[int], predicted: Coll
     return {w[-1].stamp: tuple(o.stamp for o in w) for w in windows(contract, bare, predicted, whole)}
 
 
-def contract_of(bag: Path, task: str) -> Contract:
+def recorded_contract(bag: Path, task: str) -> Contract:
     """The contract that a bag was recorded under; that of ``task`` when its recorder noted none."""
     noted = read_metadata(bag).get("contract")
     return task_contract(task) if noted is None else Contract.from_dict(noted)
@@ -182,7 +182,7 @@ def replay_offline(bag: Path, recording: Recorded, predictor: Any) -> Replayed:
     recording without chunks, from every set.
     """
     contract, outputs = recording.outputs.contract, recording.outputs
-    sets: dict[int, Set] = {}
+    sets: dict[int, SetDigests] = {}
     dropped: Counter[str] = Counter()
 
     def seen() -> Iterator[Observation]:
@@ -192,7 +192,7 @@ def replay_offline(bag: Path, recording: Recorded, predictor: Any) -> Replayed:
                 yield observation
 
     chunks: dict[int, ActionChunk] = {}
-    of: dict[int, Window] = {}
+    window_stamps: dict[int, Window] = {}
     for window in windows(contract, seen(), outputs.chunks or None, whole=not outputs.chunks):
         stamp = window[-1].stamp
         try:
@@ -200,5 +200,5 @@ def replay_offline(bag: Path, recording: Recorded, predictor: Any) -> Replayed:
         except ContractError:
             dropped["chunk against the contract"] += 1  # not published live, either
             continue
-        of[stamp] = tuple(o.stamp for o in window)
-    return Replayed(sets, chunks, of, dropped)
+        window_stamps[stamp] = tuple(o.stamp for o in window)
+    return Replayed(sets, chunks, window_stamps, dropped)

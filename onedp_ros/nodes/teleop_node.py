@@ -50,7 +50,7 @@ from onedp_ros.teleop.session import Motion, Session
 RATE = 60.0  # Hz of targets
 PREVIEW_RATE, PREVIEW_SIZE, PREVIEW_QUALITY = 12.0, 320, 70  # of the pictures that an operator sees: Hz, pixels, JPEG's 0 to 100
 RECENT = 3.0  # s that a problem is shown
-MOST_NAMES, LONGEST_TEXT = 64, 300  # of other nodes on /diagnostics, and characters of their messages, that are kept
+MAX_NAMES, LONGEST_TEXT = 64, 300  # of other nodes on /diagnostics, and characters of their messages, that are kept
 RECORDER_EVENTS = ("start", "stop", "fail", "discard")
 
 
@@ -133,16 +133,16 @@ class TeleopNode(Node):
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         """Keep what others report, of so many as a graph may have."""
         now = time.monotonic()
-        for status in message.status[:MOST_NAMES]:
+        for status in message.status[:MAX_NAMES]:
             name = name_within(status.name, self.get_namespace())
-            if name not in self._others and len(self._others) >= MOST_NAMES:
+            if name not in self._others and len(self._others) >= MAX_NAMES:
                 self._others = {n: other for n, other in self._others.items() if now - other[0] < RECENT}
-            if name in self._others or len(self._others) < MOST_NAMES or name == self._recorder:
+            if name in self._others or len(self._others) < MAX_NAMES or name == self._recorder:
                 if name != self.get_name():
                     self._others[name] = now, status
             else:
                 self._refused["diagnostics of too many names"] += 1
-        self._refused["diagnostics of too many names"] += max(len(message.status) - MOST_NAMES, 0)
+        self._refused["diagnostics of too many names"] += max(len(message.status) - MAX_NAMES, 0)
 
     def _on_home(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._session.home()
