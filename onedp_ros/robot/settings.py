@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from onedp_ros.control.follow import RESUME_ANGLE, RESUME_DISTANCE, FollowLimits
 from onedp_ros.control.gripper import GripperSettings
@@ -47,14 +47,6 @@ class ArmSettings:
         check_fields(self, "arm")
 
 
-SECTIONS: dict[str, type] = {
-    "arm": ArmSettings,
-    "servo": ServoLimits,
-    "joints": JointMargins,
-    "impedance": ImpedanceGains,
-    "gripper": GripperSettings,
-    "safety": SafetyLimits,
-}
 INSETS = {"cartesian_pose": 0.005, "cartesian_impedance": 0.010}  # m from the walls of the workspace
 ARM_MASS = 8.0  # kg, of the arm at its tool point, with motors and gears, in its heaviest direction
 WORKSPACE = ("workspace_min", "workspace_max")
@@ -118,3 +110,6 @@ class RobotSettings:
         s = self.servo
         slow = dataclasses.replace(s, linear_speed=fraction * s.linear_speed, angular_speed=fraction * s.angular_speed)
         return dataclasses.replace(self, servo=slow)
+
+
+SECTIONS: dict[str, type] = get_type_hints(RobotSettings)
