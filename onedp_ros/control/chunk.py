@@ -13,7 +13,7 @@ from onedp_ros.geometry import slerp
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the arm is told: position (3,) m and quaternion xyzw (4,) in the base frame, opening between the fingers, m."""
+    """What the arm should reach: position (3,) m and quaternion xyzw (4,) in the base frame, opening between the fingers, m."""
 
     position: NDArray[np.float64]
     quaternion: NDArray[np.float64]
@@ -51,14 +51,14 @@ class ActionChunk:
 
 
 class ChunkSchedule:
-    """Holds the newest chunk and says what it wants now.
+    """Holds the newest chunk and samples the current target from it.
 
-    Sampled at ``now + lead`` by time, never by counting: actions whose time has passed are dropped by themselves.
+    Samples by time, at ``now + lead``, never by counting: actions whose time has passed are skipped without further ado.
 
     Args:
-        lead: how far ahead of the clock to sample, s; covers the way from here to the arm and the arm's lag behind its targets.
-            May be changed at any time.
-        stale_after: s after its arrival a chunk is no longer followed.
+        lead: how far ahead of the clock to sample, s; covers the latency to the arm and the arm's lag behind its targets. May be
+            changed at any time.
+        stale_after: time after its arrival at which a chunk is no longer followed, s.
     """
 
     def __init__(self, lead: float, stale_after: float) -> None:
@@ -71,11 +71,11 @@ class ChunkSchedule:
         self.chunk, self._arrived = chunk, now
 
     def clear(self) -> None:
-        """Follow no chunk until the next comes."""
+        """Follow no chunk until the next one arrives."""
         self.chunk = None
 
     def sample(self, now: int) -> Target | None:
-        """The target for ``now`` (ns), or None when stale: no chunk, none for ``stale_after``, or the last one has run out."""
+        """The target for ``now`` (ns); None when stale: no chunk, none for ``stale_after``, or the last one has run out."""
         if self.chunk is None or not 0 <= now - self._arrived <= self._stale_after:
             return None
         time = now + round(self.lead * NANOSECONDS)

@@ -1,4 +1,4 @@
-"""Which target the servo heads for: the newest while it is fresh, else none. The arm's own watch over the stream of targets."""
+"""Turns the stream of targets into the servo's reference: follows the newest while it is fresh. The arm's own watchdog."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ RESUME_ANGLE = Range(0.02, 1.0, "rad", "less than the arm lags behind keeps it f
 
 @dataclasses.dataclass(frozen=True)
 class FollowLimits:
-    """``workspace_min``, ``workspace_max`` (m, tool point, base frame); ``stale_after`` (s): a target older than that is none;
+    """``workspace_min``, ``workspace_max`` (m, tool point, base frame); ``stale_after`` (s): older targets are ignored;
     ``resume_distance`` (m) and ``resume_angle`` (rad): following begins only with a target as near as that; ``inset`` (m): the
-    reference stays that far from the walls of the workspace, so that what the arm overshoots stays inside; ``wall_deceleration``
+    reference stays that far from the walls of the workspace, so that the arm's overshoot stays inside; ``wall_deceleration``
     (m/s²): how the reference brakes towards them."""
 
     workspace_min: tuple[float, float, float] = within(WORKSPACE)
@@ -56,14 +56,14 @@ class FollowLimits:
 
 
 class TargetFollower:
-    """Targets that may jump, stall and end -> a reference that does none of it.
+    """Makes a smooth reference from targets that may jump, stall and end.
 
     ``state`` is ``holding``, ``following`` or ``stopping``; ``columns`` is the reference as the robot takes it, 16 numbers.
-    Following begins with a fresh target near the reference; one that is too far away is counted in ``far`` and left. Without a
+    Following begins with a fresh target near the reference; one that is too far away is counted in ``far`` and ignored. Without a
     fresh target the reference slows down and stays.
 
     Args:
-        joints: gives the present joint angles (7,) rad and Jacobian (6, 7); asked every :data:`LOOK_EVERY` cycles, in which
+        joints: returns the present joint angles (7,) rad and Jacobian (6, 7); called every :data:`LOOK_EVERY` cycles, in which
             an arm within the limits has hardly moved.
     """
 
@@ -87,7 +87,7 @@ class TargetFollower:
         """Hold at a pose, (3,) m and (4,) xyzw. Targets stamped before ``now`` (ns) will not be followed.
 
         Args:
-            motion: gives the pose, as above, and the twist (6,), m/s and rad/s, of an arm that lags behind the reference, as
+            motion: returns the pose, as above, and the twist (6,), m/s and rad/s, of an arm that lags behind the reference, as
                 behind a spring; a stop begins there. None: the arm is where the reference is.
         """
         self._motion = motion
@@ -105,10 +105,10 @@ class TargetFollower:
         self._goal = self.filter.pose
 
     def catch_up(self, ticks: int, commanded: Sequence[float] | None) -> None:
-        """Begin a cycle that is ``ticks`` after the one before, where the robot is in its own books.
+        """Begin a cycle ``ticks`` after the previous one, from the pose that the robot itself has as its last command.
 
-        A robot that misses a command goes on at the last acceleration (libfranka, "Packet handling"); a step from anywhere else
-        would look like a jump to it. Nothing tells how many commands came too late but the robot's own last commanded pose.
+        A robot that misses a command continues at the last acceleration (libfranka, "Packet handling"); a step from anywhere else
+        would look like a jump to it. Only the robot's own last commanded pose tells how many commands were late.
 
         Args:
             commanded: that pose (``O_T_EE_c``), 16 numbers; None when the robot follows no pose.
@@ -194,7 +194,7 @@ class TargetFollower:
         self._goal = inside, quaternion
 
     def _wanted(self, fraction: float) -> tuple[Triple, Triple]:
-        """As of the filter, and towards a wall no faster than the arm can be braked there."""
+        """The filter's wanted velocity, but towards a wall no faster than the arm can brake before it."""
         (x, y, z), spin = self.filter.wanted(*self._goal, fraction)
         here, most = self.filter.pose[0], self._limits.wall_deceleration
         low, high = self._low, self._high
@@ -210,7 +210,7 @@ class TargetFollower:
         self.filter.jerk_fraction = self._guard.jerk_fraction(limits.linear_jerk, limits.angular_jerk)
 
     def _limit_to_joints(self) -> None:
-        """Ask what the joints can follow of what the filter wants now."""
+        """Compute how much of the filter's wanted motion the joints can follow."""
         stopping = self.state == "stopping"
         velocity, spin = (STILL, STILL) if stopping else self._wanted(1.0)
         push, twist = self.filter.pushes(velocity, spin)

@@ -11,7 +11,7 @@ OPENS = "a Franka hand opens by 0.08 m"
 
 @dataclasses.dataclass(frozen=True)
 class GripperSettings:
-    """``close_below`` < ``open_above`` (m): openings at which the request turns; in between it stays. ``width`` (m) when open;
+    """``close_below`` < ``open_above`` (m): openings at which the request changes; in between it stays. ``width`` (m) when open;
     ``speed`` (m/s) of the opening, ``force`` (N) of a grasp; a grasp that ends at most ``empty_width`` (m) wide is empty."""
 
     close_below: float = within(Range(0.0, 0.08, "m", OPENS))
@@ -34,14 +34,14 @@ class GripperSettings:
 
 
 class GripperIntent:
-    """What the hand shall do, ``open`` or ``closed``, from the stream of requested openings; ``""`` before the first clear one."""
+    """What the hand should do, ``open`` or ``closed``, from the stream of requested openings; ``""`` before the first clear one."""
 
     def __init__(self, settings: GripperSettings) -> None:
         self._settings = settings
         self.request = ""
 
     def update(self, opening: float) -> bool:
-        """Take a requested opening, m. Whether that turned the request."""
+        """Take a requested opening, m. Returns whether that changed the request."""
         before = self.request
         if opening < self._settings.close_below:
             self.request = "closed"

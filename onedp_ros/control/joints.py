@@ -1,4 +1,4 @@
-"""What a Cartesian motion asks of the FR3's joints, and how much of it they can give."""
+"""What a Cartesian motion demands of the FR3's joints, and how much of it they can do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def joint_speed_limit(joint: int, distance: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class JointMargins:
-    """Shares of the joints' limits of speed, acceleration and jerk that a motion may use (a stop: :data:`STOPPING`); ``range``
+    """Fractions of the joints' limits of speed, acceleration and jerk that motion may use (a stop: :data:`STOPPING`); ``range``
     (rad): kept from the ends of their ranges; ``elbow`` (rad): least bend of joint 4, since a stretched arm can neither go on nor
     brake."""
 
@@ -60,10 +60,10 @@ class JointMargins:
 
 
 class JointGuard:
-    """Tells which fraction of a Cartesian velocity and acceleration the joints can follow.
+    """Computes which fraction of a Cartesian velocity and acceleration the joints can follow.
 
-    The joints' part of a twist is that of the pseudo-inverse, which the robot's own inverse kinematics resembles; hence margins.
-    Near a singularity the fractions go to zero by themselves.
+    Joint motion is computed by the pseudo-inverse, which the robot's own inverse kinematics only resembles; hence the margins.
+    Near a singularity the fractions go to zero.
     """
 
     def __init__(self, margins: JointMargins) -> None:
@@ -74,10 +74,10 @@ class JointGuard:
         self._last = np.zeros((6, 7))
 
     def look(self, q: Sequence[float], jacobian: Array, since: float) -> None:
-        """Take the present joint angles (7,) rad and Jacobian (6, 7), linear rows first, base frame.
+        """Update with the present joint angles (7,) rad and Jacobian (6, 7), linear rows first, base frame.
 
         Args:
-            since: time since the look before, s; 0 for the first.
+            since: time since the previous update, s; 0 for the first.
         """
         _, inverse, _ = dposv(jacobian @ jacobian.T + DAMPING, jacobian)
         change = (inverse - self._last) / since if since > 0 else np.zeros((6, 7))
@@ -85,7 +85,7 @@ class JointGuard:
         self._q, self._inverse, self._change = q, inverse.T.tolist(), change.T.tolist()
 
     def jerk_fraction(self, linear: float, angular: float) -> float:
-        """Of bounds of jerk (m/s³) and angular jerk (rad/s³): the fraction, 0 to 1, that no joint minds in any direction."""
+        """The fraction, 0 to 1, of bounds of jerk (m/s³) and angular jerk (rad/s³) that all joints can follow in any direction."""
         square = self._last * self._last
         worst = linear * np.sqrt(ONES @ square[:3]) + angular * np.sqrt(ONES @ square[3:])
         return min(1.0, self._margins.jerk * JOINT_JERK / float(worst.max()))
@@ -93,10 +93,10 @@ class JointGuard:
     def fractions(
         self, now: Sequence[float], wanted: Sequence[float], acceleration: Sequence[float], stopping: bool = False
     ) -> tuple[float, float, float]:
-        """What keeps all joints within limits: fractions, 0 to 1, of a wanted velocity and of an acceleration, and a drag (1/s).
+        """Fractions, 0 to 1, of a wanted velocity and of an acceleration, and a drag (1/s), that keep all joints within limits.
 
-        Near a singularity hardly any change of direction is left; the drag then slows the present velocity down, whose joint speeds
-        it only scales.
+        Near a singularity hardly any change of direction is possible; the drag then slows the present velocity down, which only
+        scales the joint speeds.
 
         The joints accelerate by ``J⁺ẍ`` and, since the arm's posture changes, by ``(dJ⁺/dt) ẋ``; the latter may take a
         quarter of what they can.
@@ -104,7 +104,7 @@ class JointGuard:
         Args:
             now: present velocity, (6,) m/s and rad/s, as is ``wanted``.
             acceleration: (6,) m/s² and rad/s².
-            stopping: with all that the joints can be trusted with.
+            stopping: use as much as the joints can reliably do.
         """
         margins = self._margins
         most = JOINT_ACCELERATION * (max(STOPPING, margins.acceleration) if stopping else margins.acceleration)

@@ -54,7 +54,7 @@ class SafetyLimits:
 
     @classmethod
     def from_dict(cls, data: Any) -> SafetyLimits:
-        """Plain data -> limits. ValueError names a missing, unknown or senseless field."""
+        """Plain data -> limits. ValueError names a missing, unknown or implausible field."""
         return from_mapping(cls, "safety", data)
 
     @classmethod

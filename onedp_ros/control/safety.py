@@ -1,4 +1,4 @@
-"""Between the policy and the arm: rejects chunks that are not to be followed, bounds every target, stops when none comes."""
+"""The gate between policy and arm: rejects invalid chunks, limits every target, and stops the arm when none arrives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JITTER, JITTER_TURN = 0.01, 0.05  # m, rad
 
 
 def pose_fault(position: ArrayLike, quaternion: ArrayLike) -> str:
-    """Why what claims to be a pose is none, ``not_finite`` or ``not_a_rotation``; empty when it is one."""
+    """Why these numbers are not a pose, ``not_finite`` or ``not_a_rotation``; empty when they are one."""
     values = np.concatenate([np.asarray(position, np.float64), np.asarray(quaternion, np.float64)])
     if not np.all(np.isfinite(values)):
         return "not_finite"
@@ -47,7 +47,7 @@ class MeasuredPose:
 
 
 def jump(before: MeasuredPose, after: MeasuredPose) -> str:
-    """What is impossible for an arm between two measured poses, in words; empty when nothing is."""
+    """Describes a motion between two measured poses that no arm can make; empty when the motion is possible."""
     dt = abs(after.stamp - before.stamp) / NANOSECONDS
     away, turn = math.dist(after.position, before.position), rotation_angle(after.quaternion, before.quaternion)
     if away <= FASTEST * dt + JITTER and turn <= FASTEST_TURN * dt + JITTER_TURN:
@@ -58,8 +58,8 @@ def jump(before: MeasuredPose, after: MeasuredPose) -> str:
 class SafetyGate:
     """Checks chunks and limits targets. ``rejected`` and ``limited`` count by reason.
 
-    Whatever comes in, every target that comes out is finite, has a unit quaternion, lies in the workspace, and is no farther from
-    the one before than the speed limits allow; but for a stop, which may come back to where the arm is.
+    Every target that comes out is finite, has a unit quaternion, lies in the workspace, and is no farther from the one before than
+    the speed limits allow; except for a stop, which may return to where the arm is.
     """
 
     def __init__(self, limits: SafetyLimits) -> None:
@@ -76,7 +76,8 @@ class SafetyGate:
         self._settled, self._trail = True, deque[MeasuredPose]()
 
     def start(self, position: ArrayLike, quaternion: ArrayLike, opening: float | None = None) -> Target:
-        """Begin at rest at the measured pose, (3,) m and (4,) xyzw: the first target. Without an opening that of the last target.
+        """Start at rest at the measured pose, (3,) m and (4,) xyzw, and return that as the first target. ``opening`` defaults to
+        the last target's.
 
         Raises:
             ValueError: the pose is not finite, no rotation, or outside the workspace.
@@ -118,7 +119,7 @@ class SafetyGate:
             return "from_the_future"
         if now - chunk.stamp > self.limits.max_chunk_age * NANOSECONDS:
             return "too_old"
-        if self._stamp is not None and chunk.stamp < self._stamp <= now + tolerance:  # else the clock itself went back
+        if self._stamp is not None and chunk.stamp < self._stamp <= now + tolerance:  # otherwise the clock itself was set back
             return "out_of_order"
         return None
 
@@ -142,11 +143,11 @@ class SafetyGate:
         return self._advance(step, turn, opening)
 
     def stop(self, dt: float, measured: MeasuredPose | None = None) -> Target:
-        """The target to send ``dt`` (s) after the last one when there is nothing to follow: slows down, then stays.
+        """The target to send ``dt`` (s) after the last one when there is no chunk to follow: slows down, then stays.
 
-        Targets lead and the arm lags, so an arm that goes on to where the targets come to rest goes farther than it must. With the
-        newest ``measured`` pose the target is there, step by step, until the arm is at rest: its own limits then say how hard it
-        brakes, whatever its controller is.
+        Targets lead and the arm lags, so an arm that continues to where the targets come to rest moves farther than necessary. With
+        the newest ``measured`` pose the target is set there, step by step, until the arm is at rest: its own limits then decide how
+        hard it brakes, whatever its controller.
         """
         dt = min(max(dt, 0.0), LONGEST_STEP)
         if measured is not None and not self._settled:
@@ -176,7 +177,7 @@ class SafetyGate:
 
     @property
     def moving(self) -> bool:
-        """Whether a stop is still under way."""
+        """Whether a stop is still in progress."""
         return bool(self._trail or max(np.linalg.norm(self._velocity), np.linalg.norm(self._angular_velocity)) > AT_REST)
 
     def _last(self) -> Target:

@@ -75,7 +75,7 @@ class RobotSettings:
 
     @classmethod
     def from_dict(cls, data: Any) -> RobotSettings:
-        """Plain data -> settings. ValueError names a missing, unknown or senseless section or field."""
+        """Plain data -> settings. ValueError names a missing, unknown or implausible section or field."""
         return from_mapping(cls, "", data)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Memory that processes share without locks: one writes, others read the newest, nobody ever waits.
+"""Lock-free shared memory between processes: one writes, others read the newest record, and nobody ever waits.
 
 The memory has no name and no file: it is passed to a child as a file descriptor and ends with the last process that holds it,
 however that ends. Reads and writes rely on x86-64's order of stores, the only processors this package runs on.

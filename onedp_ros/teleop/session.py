@@ -59,7 +59,7 @@ class Motion:
 
     @classmethod
     def from_dict(cls, data: Any) -> Motion:
-        """Plain data -> settings. ValueError names a missing, unknown or senseless field."""
+        """Plain data -> settings. ValueError names a missing, unknown or implausible field."""
         return from_mapping(cls, "motion", data)
 
     @classmethod
