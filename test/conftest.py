@@ -15,26 +15,33 @@ settings.register_profile("fuzz", deadline=None, max_examples=20_000)  # pytest 
 settings.load_profile("onedp")  # unless the command line names another
 
 # engines that tests compile are not kept among the user's own, but for all tests of one run and its processes
-_CACHE = tempfile.TemporaryDirectory(prefix="onedp_ros_tests_")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has its controller's
+    _CACHE = tempfile.TemporaryDirectory(prefix="onedp_ros_tests_")
+    os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in the background; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-REAL_TIME = ("graph", "robot", "teleop")  # folders whose tests run processes against the clock
+REAL_TIME = ("graph", "robot", "teleop")  # folders whose tests run processes against the clock, unless they say otherwise
+MARKERS = (
+    "real_time: runs against the clock: alone on the machine",
+    "concurrent: in a folder of real-time tests, but may share the machine",
+    "stalls(reason): runs again where the machine stalls for longer than the reason allows; not three times in a row",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "real_time: runs against the clock: alone on the machine, and again where the machine stalled"
-    )
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A machine without a real-time kernel may stall for longer than a robot or a camera's queue forgives; not three times in a
-    row. What ran again is named at the end."""
+    """What ran again is named at the end; on a quiet machine nothing does."""
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in REAL_TIME:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in REAL_TIME and not item.get_closest_marker("concurrent"):
             item.add_marker("real_time")
-        if item.get_closest_marker("real_time"):
+        if stalls := item.get_closest_marker("stalls"):
+            if not (stalls.args and isinstance(stalls.args[0], str)):
+                raise pytest.UsageError(f"{item.nodeid}: stalls() needs its reason")
             item.add_marker(pytest.mark.flaky(reruns=2))

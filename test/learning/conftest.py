@@ -2,12 +2,12 @@ import dataclasses
 
 import pytest
 import torch
-from replays import write_replay
+from replays import LENGTHS, write_replay
 
 from onedp_ros.contract import Camera, task_contract
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_contract():
     """Two small cameras, so that networks run fast."""
     return dataclasses.replace(
@@ -20,7 +20,7 @@ def small_contract():
 
 @pytest.fixture
 def replay(tmp_path, small_contract):
-    return write_replay(tmp_path / "data.zarr", small_contract, [12, 20])
+    return write_replay(tmp_path / "data.zarr", small_contract, LENGTHS)
 
 
 @pytest.fixture(autouse=True)

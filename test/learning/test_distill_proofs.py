@@ -26,6 +26,8 @@ class Predictor(nn.Module):
 
     def __init__(self, hidden=64):
         super().__init__()
+        phase = torch.arange(STEPS)[:, None] / STEPS * math.pi * 2.0 ** torch.arange(-3, 5)
+        self.register_buffer("phases", torch.cat([phase.sin(), phase.cos()], -1))
         self.embed = nn.Sequential(nn.Linear(16, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
         self.line = nn.Linear(hidden, 2)
         sizes = hidden + len(self.scales), hidden, hidden
@@ -35,8 +37,7 @@ class Predictor(nn.Module):
 
     def forward(self, x, step, condition):
         x = x.flatten(1)
-        phase = step[:, None] / STEPS * math.pi * 2.0 ** torch.arange(-3, 5)
-        embedding = self.embed(torch.cat([phase.sin(), phase.cos()], -1))
+        embedding = self.embed(self.phases)[step]  # of all steps, which are fewer than those of a batch
         slope, offset = self.line(embedding).split(1, -1)
         features = torch.cat([torch.tanh(scale * x) for scale in self.scales], -1)
         return (slope * x + offset + self.net(torch.cat([features, embedding], -1)))[:, None]
@@ -63,7 +64,7 @@ class GaussianMixture:
 def learn(diffusion, data, steps=1200, batch=256):
     """A network trained on the data as a diffusion policy is."""
     network = Predictor()
-    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     nothing = torch.zeros(batch, 0)
     for _ in range(steps):
@@ -76,11 +77,18 @@ def learn(diffusion, data, steps=1200, batch=256):
     return network
 
 
-def distil(data, stochastic, steps, rates, batch=256):
+@pytest.fixture(scope="module")
+def gaussian():
+    """A Gaussian and a network that learned it."""
+    torch.manual_seed(0)
+    data = GaussianMixture(Diffusion(), [0.3], 0.2)
+    return data, learn(data.diffusion, data)
+
+
+def distil(data, learned, stochastic, steps, rates, batch=256):
     """Distil the exact teacher of ``data``. Returns the generator's average as a function of z (B, 1, 1)."""
     diffusion = data.diffusion
-    generator = learn(diffusion, data)
-    score, average = (copy.deepcopy(generator) for _ in range(2))
+    generator, score, average = (copy.deepcopy(learned) for _ in range(3))
     config = DistillConfig(steps, batch, generator_learning_rate=rates[0], score_learning_rate=rates[1])
     distillation = Distillation(diffusion, data, generator, score if stochastic else None, [], config)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, steps) for o in distillation.optimizers.values()]
@@ -89,26 +97,24 @@ def distil(data, stochastic, steps, rates, batch=256):
         distillation.update(torch.randn(batch, 1, 1) if stochastic else torch.zeros(batch, 1, 1), nothing, nothing)
         for schedule in schedules:
             schedule.step()
-        for mean, parameter in zip(average.parameters(), generator.parameters(), strict=True):
-            mean.data.lerp_(parameter.data, 0.01)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 0.01)
     return lambda z: generate(diffusion, average, z, torch.zeros(len(z), 0)).detach()
 
 
-def test_stochastic_generator_learns_mean_and_variance_of_a_gaussian():
-    data = GaussianMixture(Diffusion(), [0.3], 0.2)
-    action = distil(data, True, 2000, (1e-4, 3e-3))(torch.randn(50_000, 1, 1))
+def test_stochastic_generator_learns_mean_and_variance_of_a_gaussian(gaussian):
+    action = distil(*gaussian, True, 2000, (1e-4, 3e-3))(torch.randn(50_000, 1, 1))
     assert action.mean().item() == pytest.approx(0.3, rel=0.05)
     assert action.var().item() == pytest.approx(0.2**2, rel=0.05)
 
 
-def test_deterministic_generator_goes_to_the_mode():
-    data = GaussianMixture(Diffusion(), [0.3], 0.2)
-    assert distil(data, False, 500, (3e-4, 1e-3))(torch.zeros(1, 1, 1)).item() == pytest.approx(0.3, rel=0.05)
+def test_deterministic_generator_goes_to_the_mode(gaussian):
+    assert distil(*gaussian, False, 500, (3e-4, 1e-3))(torch.zeros(1, 1, 1)).item() == pytest.approx(0.3, rel=0.05)
 
 
 def test_stochastic_generator_ends_on_the_modes_of_a_mixture_and_not_between():
     data = GaussianMixture(Diffusion(), [-0.6, 0.6], 0.15)
-    action = distil(data, True, 2000, (1e-3, 3e-3))(torch.randn(50_000, 1, 1)).flatten()
+    action = distil(data, learn(data.diffusion, data), True, 2000, (1e-3, 3e-3))(torch.randn(50_000, 1, 1)).flatten()
     assert (action.abs() < 0.1).float().mean().item() < 0.01  # more than three standard deviations from both modes
     assert 0.4 < (action > 0).float().mean().item() < 0.6  # and no mode was lost
     assert action.abs().mean().item() == pytest.approx(0.6, rel=0.05)

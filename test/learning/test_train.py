@@ -1,13 +1,14 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
-from replays import write_replay
+from replays import LENGTHS, write_replay
 from safetensors.torch import load_file
 
 from onedp_ros.contract import ContractError
@@ -34,10 +35,17 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, small_contract):
+    """A teacher and its data, for tests that copy them."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(write_replay(folder / "data.zarr", small_contract, LENGTHS), folder / "teacher", SMALL, CONFIG)
+    return folder / "teacher"
+
+
 @pytest.fixture
-def teacher(replay, tmp_path):
-    train(replay, tmp_path / "teacher", SMALL, CONFIG)
-    return tmp_path / "teacher"
+def teacher(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "teacher")
 
 
 def test_a_resumed_run_ends_in_the_same_bits(replay, tmp_path):

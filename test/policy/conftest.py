@@ -21,9 +21,3 @@ def small_contract():
 def normalizer(contract):
     rng = np.random.default_rng(0)
     return Normalizer.fit(contract, rng.random((50, 9)), rng.random((50, 10)))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A folder of each test's own for the engines that are kept."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

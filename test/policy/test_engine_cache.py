@@ -22,6 +22,12 @@ SMALL = NetworkConfig(encoder_width=16, unet_channels=(8, 16, 32), step_dim=8)
 KEY = {"checkpoint": "abc", "engine": "openvino"}
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A folder of each test's own for the engines that are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def checkpoint(tmp_path, small_contract, normalizer):
     torch.manual_seed(0)

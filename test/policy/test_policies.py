@@ -27,7 +27,7 @@ def batch_of(contract, count, seed=0):
 @pytest.fixture
 def policy(small_contract, normalizer):
     torch.manual_seed(0)
-    return Policy(small_contract, SMALL, normalizer).eval()
+    return Policy(small_contract, SMALL, normalizer, "dp_ddim10").eval()
 
 
 def test_forward_process_has_the_papers_values_at_65():
@@ -155,7 +155,7 @@ def test_loss_falls_when_a_batch_is_learned(small_contract, normalizer):
 
 def test_cameras_of_the_contract_decide_the_encoders(normalizer, small_contract):
     one = Contract(**{**vars(small_contract), "cameras": {"wrist": Camera("w", 40, 48)}})
-    policy = Policy(one, SMALL, normalizer)
+    policy = Policy(one, SMALL, normalizer, "onedp_s")
     assert list(policy.encoders) == ["wrist"]
     assert isinstance(normalizer, Normalizer)
     assert policy.predict_action(batch_of(one, 2)).shape == (2, 16, 10)
