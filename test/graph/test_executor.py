@@ -14,6 +14,8 @@ from onedp_ros.messages.encode import pose_message
 from onedp_ros.nodes.lib.executor import LeanExecutor
 from onedp_ros.nodes.lib.polled import PolledSubscriber
 
+pytestmark = pytest.mark.concurrent
+
 
 class Worker(Node):
     """Does one of everything."""

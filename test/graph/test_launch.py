@@ -16,6 +16,8 @@ from launch_ros.utilities import evaluate_parameters
 
 from launch import LaunchContext, LaunchDescription
 
+pytestmark = pytest.mark.concurrent
+
 
 def description(name):
     spec = importlib.util.spec_from_file_location(name.replace(".", "_"), resource("launch", name))

@@ -8,6 +8,8 @@ from rclpy.lifecycle import LifecycleNode
 
 from onedp_ros.nodes.lib.parameters import declare, declare_dynamic, declare_unconfigured
 
+pytestmark = pytest.mark.concurrent
+
 KINDS = {float: ("double_value", ParameterType.PARAMETER_DOUBLE), str: ("string_value", ParameterType.PARAMETER_STRING)}
 
 

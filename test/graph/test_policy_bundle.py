@@ -11,6 +11,8 @@ from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.policy_node import PolicyNode
 from onedp_ros.policy.checkpoint import config_digest
 
+pytestmark = pytest.mark.concurrent
+
 NODE = "policy_node"
 ROTATION = np.array([1, 0, 0, 0, -1, 0], dtype=np.float32)
 

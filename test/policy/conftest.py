@@ -18,6 +18,6 @@ def small_contract():
 
 
 @pytest.fixture
-def normalizer(contract):
+def normalizer(small_contract):
     rng = np.random.default_rng(0)
-    return Normalizer.fit(contract, rng.random((50, 9)), rng.random((50, 10)))
+    return Normalizer.fit(small_contract, rng.random((50, 9)), rng.random((50, 10)))

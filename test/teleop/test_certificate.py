@@ -9,6 +9,8 @@ import pytest
 from onedp_ros.teleop.devices.phone import certificate
 from onedp_ros.teleop.devices.phone.certificate import addresses, configuration_folder, machine_certificate, names
 
+pytestmark = pytest.mark.concurrent
+
 
 def test_only_its_owner_can_read_the_key(tmp_path: Path) -> None:
     made = machine_certificate(names("127.0.0.1"), tmp_path / "deep" / "folder")

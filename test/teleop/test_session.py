@@ -14,6 +14,8 @@ from onedp_ros.resources import resource
 from onedp_ros.teleop.devices.base import Command
 from onedp_ros.teleop.session import BRAKING, LAG, NEAR, Motion, Session
 
+pytestmark = pytest.mark.concurrent
+
 MOTION = dataclasses.replace(Motion.from_yaml(resource("config", "teleop.yaml")), operator_yaw=0.0, locked=())
 LIMITS = SafetyLimits.from_yaml(resource("config", "robot", "twin.yaml"))
 START = np.array([0.5, 0.0, 0.3]), gripper_down(0.0)
