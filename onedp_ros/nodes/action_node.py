@@ -108,7 +108,7 @@ class ActionNode(Node):
                 self._stop("given up", text)  # the pass that looked for the pose sends the first target of it
 
     def _pose_now(self) -> MeasuredPose | None:
-        """The measured pose, None when it is not known."""
+        """The measured pose; None when it is unknown."""
         self._measured.poll()
         pose = self._pose
         if pose is None or abs(self._now() - pose.stamp) > POSE_TIMEOUT * NANOSECONDS or clock.now() - self._jumped_at < DOUBT:
@@ -134,7 +134,7 @@ class ActionNode(Node):
         return response
 
     def _enable(self) -> None:
-        """Begin at rest at the measured pose. ValueError when it is not known or not a place to begin."""
+        """Start at rest at the measured pose. ValueError when that is unknown or no pose to start from."""
         topic, pose = self.contract.arm.pose_topic, self._pose_now()
         if pose is None:
             if self._pose is not None and self._pose_frame != self.contract.base_frame:
@@ -184,7 +184,7 @@ class ActionNode(Node):
     # what goes
 
     def _notice_pause(self) -> None:
-        """After a pause of the process or the machine (SIGSTOP, swap, suspension) nothing goes on from where it was before."""
+        """After a pause of the process or the machine (SIGSTOP, swap, suspension) do not continue from before it."""
         gap = self._pauses.check()
         if gap > PAUSE:
             self._resumed_at, self._paused = clock.now(), gap
@@ -228,8 +228,8 @@ class ActionNode(Node):
             self._latency.add((self._now() - chunk.stamp) / 1e6)
 
     def _begin_anew(self, pose: MeasuredPose | None) -> bool:
-        """After a pause: at rest where the arm is now. False while that is not known; then nothing is sent, and the arm's own watch
-        over the stream of targets holds it."""
+        """After a pause, rest where the arm is now. Returns False while that is unknown; then nothing is sent, and the arm's own
+        watchdog holds it."""
         if self._followed:
             self._enter("holding")
         if pose is None:
@@ -244,7 +244,7 @@ class ActionNode(Node):
         return True
 
     def _hold(self) -> bool:
-        """Count a stop or a hold. False when it has come to its end, and nothing is to be sent any more."""
+        """Count a stop or a hold. Returns False when it has ended and nothing is to be sent any more."""
         for_seconds = clock.now() - self._state_since
         if not self._enabled:
             if self._gate.moving and for_seconds < LONGEST_STOP:
@@ -261,28 +261,28 @@ class ActionNode(Node):
         return True
 
     def _stop(self, silence: str, why: str = "") -> None:
-        """From the next pass on, bring the arm to rest and fall silent."""
+        """From the next cycle on, bring the arm to rest, then publish nothing more."""
         self._gave_up, self._silence, self._enabled = why, silence, False
         self._enter(silence if self._state in SILENT else "stopping")
 
     def _give_up(self, why: str) -> None:
-        """Fall silent; the arm is at rest."""
+        """Publish nothing more; the arm is at rest."""
         self._enabled, self._gave_up = False, why
         self._enter("given up")
 
     def come_to_rest(self) -> None:
-        """Stop, since the process is to end."""
+        """Stop the arm, because the process is about to end."""
         self._enable_pending = False
         self._stop("disabled")
         self._send()
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing is published any more."""
+        """Whether the arm is at rest and nothing is published any more."""
         return self._state in SILENT
 
     def _lack(self) -> str:
-        """What is missed, and what to do."""
+        """What is missing, with the remedy."""
         if self._pose_now() is None:
             return f"without {self.contract.arm.pose_topic}; see the robot's node"
         return "without a valid chunk; see policy_node"

@@ -1,6 +1,6 @@
-"""For labs that run franka_ros2 with CRISP: the hand, and a watch over what CRISP needs.
+"""For labs that run franka_ros2 with CRISP: commands the hand, and checks what CRISP needs.
 
-CRISP's ``cartesian_impedance_controller`` follows ``target_pose`` itself, which action_node publishes; it says only in its log that
+CRISP's ``cartesian_impedance_controller`` follows ``target_pose`` itself, which action_node publishes; only its log tells that
 it ignores targets, so this node looks for the reasons. The hand is franka_ros2's, commanded by the actions of franka_msgs.
 
 Sources, read and not run: crisp_controllers 2.3 (src/cartesian_controller.cpp), franka_ros2 3.4 (franka_gripper).
@@ -59,7 +59,7 @@ class FrankaGripper:
         self.problem = ""
 
     def request(self, request: str) -> None:
-        """Work towards a request, ``open`` or ``closed``; call it again and again."""
+        """Work towards a request, ``open`` or ``closed``; call it regularly."""
         waited = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
         if waited > FINISH and self._sent:
             self._lost(f"no answer within {FINISH:.0f} s")
@@ -86,7 +86,7 @@ class FrankaGripper:
         handle.get_result_async().add_done_callback(functools.partial(self._on_result, since))
 
     def _lost(self, why: str) -> None:
-        """Nobody knows what became of the last command: the next request is sent anew."""
+        """Forget the last command, whose outcome is unknown: the next request is sent again."""
         self._sent, self._busy_since = "", None
         self.problem = f"the gripper's answer was lost: {why}"
 
@@ -102,7 +102,7 @@ class FrankaGripper:
 
 
 class CrispNode(Node):
-    """gripper_target -> franka_msgs actions; says on /diagnostics what keeps CRISP from following target_pose.
+    """gripper_target -> franka_msgs actions; reports on /diagnostics what keeps CRISP from following target_pose.
 
     Args:
         gripper: makes the hand's client, as :class:`FrankaGripper`.

@@ -48,7 +48,7 @@ class FrankaNode(LifecycleNode):
     """target_pose, gripper_target -> the arm; joint_states, current_pose, franka/state/wrench and franka/state/robot_mode from it.
 
     Services ``~/recover`` (after a fault: mends what can be mended and controls again, at rest) and ``~/home_gripper``
-    (std_srvs/Trigger). What the robot file says of the arm is also parameters, such as ``impedance.linear_stiffness``.
+    (std_srvs/Trigger). The values of the robot file are also parameters, such as ``impedance.linear_stiffness``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -94,7 +94,7 @@ class FrankaNode(LifecycleNode):
         self._diagnostics = Diagnostics(self, self._report, f"Franka at {self._address}")
 
     def start(self) -> None:
-        """Configure and activate. Fault when that fails; the node stays and says why."""
+        """Configure and activate. Fault when that fails; the node keeps running and reports why."""
         self._pauses = PauseWatch(LONGEST_PAUSE)
         success = TransitionCallbackReturn.SUCCESS
         if self.trigger_configure() == success:
@@ -171,7 +171,7 @@ class FrankaNode(LifecycleNode):
     # what comes
 
     def _paused(self) -> bool:
-        """Whether this process stood still until just now: then requests may be old ones, and the arm waits for ``~/recover``."""
+        """Whether this process has just stood still: then requests may be old, and the arm waits for ``~/recover``."""
         if (seconds := self._pauses.check()) and self._franka is not None:
             fault = pause_fault("franka_node", seconds)
             self._franka.give_up(fault)
@@ -260,7 +260,7 @@ class FrankaNode(LifecycleNode):
                 self._diagnostics.publish()
 
     def _publish(self) -> None:
-        """The newest state of the robot, once."""
+        """The newest state of the robot; each is returned once."""
         self._paused()
         if self._franka is None:
             return

@@ -86,7 +86,8 @@ class ObservationNode(Node):
         self._poll()
 
     def _poll(self) -> None:
-        """Take the robot's states and publish what they complete; go on every 2 ms while a set waits, up to 20 ms."""
+        """Take the robot's states and publish the observations that they complete; repeat every 2 ms while one is waiting, up to
+        20 ms."""
         for subscriber in self._robot:
             subscriber.poll()
         for observation in self._assembler.pop():

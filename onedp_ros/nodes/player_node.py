@@ -96,12 +96,12 @@ class PlayerNode(Node):
         return first, end
 
     def _messages(self) -> Iterator[tuple[int, str, bytes]]:
-        """Log time (ns), topic and serialized message of what is to be played, in log order."""
+        """Log time (ns), topic and serialized message of each message to play, in log order."""
         for message in read_serialized(self._bag, self._kinds):
             yield message.logged, message.topic.lstrip("/"), message.data
 
     def connect(self) -> None:
-        """Wait for the nodes: until a set sent to them comes back as a chunk. RuntimeError when none does."""
+        """Wait for the nodes, until an observation sent to them comes back as a chunk. RuntimeError when none does."""
         deadline = time.monotonic() + self._start_time
         stamp = self._end + TRIES_AFTER
         while True:
@@ -140,13 +140,13 @@ class PlayerNode(Node):
             self._wait(lambda: time.monotonic() - self._heard > QUIET, self._timeout)
 
     def _await(self, due: set[int]) -> None:
-        """Wait for the chunks of these stamps, which are then no longer due."""
+        """Wait for the chunks with these stamps."""
         if not self._wait(lambda: due <= self._answered, self._timeout):
             self.late += len(due - self._answered)
         due.clear()
 
     def _wait(self, done: Callable[[], bool], timeout: float) -> bool:
-        """Take what comes back until ``done()``; False after ``timeout`` (s)."""
+        """Take the nodes' messages until ``done()``; False after ``timeout`` (s)."""
         deadline = time.monotonic() + timeout
         while True:
             for subscriber in self._answers:

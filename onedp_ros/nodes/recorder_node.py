@@ -1,4 +1,4 @@
-"""Demonstrations -> bags, one an episode, looked at while they are recorded: a bad one is known at once, not at training.
+"""Demonstrations -> bags, one per episode, checked while they are recorded: a bad one is noticed at once, not at training.
 
 Two threads: the executor's takes what has come, serialized, from the subscriptions' queues, twenty times a second, and looks at
 stamps and rates; that of the episode compresses and writes, so that taking never waits. A message's log time is when it arrived.
@@ -118,7 +118,7 @@ class RecorderNode(Node):
             self._check()
 
     def _notice_pause(self) -> None:
-        """Note down when this process stood still: stopped, swapped out, or suspended with the machine."""
+        """Note when this process stood still: stopped, swapped out, or suspended with the machine."""
         length = self._pauses.check()
         if not length:
             return
@@ -130,7 +130,7 @@ class RecorderNode(Node):
                 watch.excuse(time.time_ns())
 
     def _poll(self) -> None:
-        """Take what has come."""
+        """Take the messages that have arrived."""
         for subscriber in self._subscribers.values():
             subscriber.poll()
 
@@ -141,7 +141,7 @@ class RecorderNode(Node):
             self._recording.add(arrival, watch.topic, data)
 
     def _check(self) -> None:
-        """Tell new problems at once."""
+        """Report new problems at once."""
         if self._recording is None:
             return
         if self._recording.failed:
@@ -181,7 +181,7 @@ class RecorderNode(Node):
                 watch.several([f"{p.node_namespace.rstrip('/')}/{p.node_name}" for p in self.get_publishers_info_by_topic(topic)])
 
     def _find_extra(self) -> None:
-        """Subscribe to those of the extra topics that have appeared."""
+        """Subscribe to the extra topics that have appeared."""
         absent = [topic for topic in self._extra if topic not in self._watches]
         if not absent or self._recording is not None:
             return
@@ -267,7 +267,7 @@ class RecorderNode(Node):
         return True, f"discarded {recording.writer.path.name}"
 
     def _end(self) -> Recording:
-        """End the recording, whose bag is still open, and what is counted for it."""
+        """End the recording, whose bag is still open, and its counts."""
         assert self._recording is not None
         recording, self._recording = self._recording, None
         for watch in self._watches.values():
@@ -279,7 +279,7 @@ class RecorderNode(Node):
         return False, self._failed or "nothing is being recorded; start first"
 
     def _finish(self, outcome: dict[str, Any]) -> tuple[bool, str]:
-        """Close the episode. Whether that could be done, and what to tell."""
+        """Close the episode. Returns whether that succeeded, and a message."""
         if self._recording is None:
             return self._nothing()
         now = time.time_ns()
@@ -304,7 +304,7 @@ class RecorderNode(Node):
     # what is told
 
     def _free(self) -> int:
-        """Bytes; 0 when the folder is gone."""
+        """Free bytes; 0 when the folder is gone."""
         try:
             return shutil.disk_usage(self._out).free
         except OSError:

@@ -131,7 +131,7 @@ class TeleopNode(Node):
             self._refused[f"{self.contract.arm.joint_states_topic} without fingers"] += 1
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        """Keep what others report, of so many as a graph may have."""
+        """Keep the newest reports of other nodes, of at most :data:`MOST_NAMES`."""
         now = time.monotonic()
         for status in message.status[:MAX_NAMES]:
             name = name_within(status.name, self.get_namespace())
@@ -150,7 +150,7 @@ class TeleopNode(Node):
         return response
 
     def _pose_now(self) -> tuple[Any, Any] | None:
-        """Measured pose, None when it is not known."""
+        """The measured pose; None when it is unknown."""
         for subscriber in self._measured:
             subscriber.poll()
         pose = self._pose
@@ -237,7 +237,7 @@ class TeleopNode(Node):
     # what is reported
 
     def _problems(self) -> str:
-        """What is wrong, of this node's own and of what the others report as errors."""
+        """Problems of this node, and errors that other nodes report."""
         now = time.monotonic()
         own = self._problem.text or self._device.problem
         others = [
@@ -248,7 +248,7 @@ class TeleopNode(Node):
         return "; ".join(filter(None, [own, *others]))
 
     def _status(self) -> dict[str, Any]:
-        """What the operator is shown."""
+        """The status that the device shows to the operator."""
         heard, report = self._others.get(self._recorder, (float("-inf"), None))
         values = {v.key: v.value for v in report.values} if report is not None and time.monotonic() - heard < RECENT else {}
         return {
@@ -288,7 +288,7 @@ class TeleopNode(Node):
 
 
 def _number(text: str) -> float:
-    """A number that another node reported, to a tenth; 0 for what is none."""
+    """A number that another node reported, to a tenth; 0 for anything else."""
     try:
         value = float(text)
     except ValueError:
