@@ -131,7 +131,7 @@ class TeleopNode(Node):
             self._refused[f"{self.contract.arm.joint_states_topic} without fingers"] += 1
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        """Keep the newest reports of other nodes, of at most :data:`MOST_NAMES`."""
+        """Keep the newest reports of other nodes, of at most :data:`MAX_NAMES`."""
         now = time.monotonic()
         for status in message.status[:MAX_NAMES]:
             name = name_within(status.name, self.get_namespace())
