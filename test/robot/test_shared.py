@@ -10,12 +10,13 @@ import pytest
 
 from onedp_ros.robot.shared import Latest, SharedMemory
 
+pytestmark = pytest.mark.concurrent
+
 KIND = np.dtype([("count", "i8"), ("values", "f8", 60), ("name", "S7"), ("flag", "u1")])
 WRITER = """
 import sys, numpy as np
 from onedp_ros.robot.shared import SharedMemory
 
-pytestmark = pytest.mark.concurrent
 kind = np.dtype([("count", "i8"), ("values", "f8", 60), ("name", "S7"), ("flag", "u1")])
 latest = SharedMemory({"a": kind}, {}, int(sys.argv[1])).latest["a"]
 count = 0
