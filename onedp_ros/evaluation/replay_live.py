@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import rclpy
+import yaml
 
 from onedp_ros.evaluation.replayed import Outputs, Recorded, Replayed, stamps_of_windows
 from onedp_ros.graph.processes import free_domain, graph_environment, replay_graph
@@ -29,13 +31,23 @@ def replay_in_graph(
         BagError: the bag was not finished, or lacks a topic.
     """
     contract, domain = recording.outputs.contract, free_domain()
-    processes = replay_graph(contract.task, image_transport=recording.transport, **policy)
+    with tempfile.TemporaryDirectory(prefix="onedp_replay_") as folder:
+        task = Path(folder, f"{contract.task}.yaml")  # the contract that it was recorded under, whatever config/tasks holds now
+        task.write_text(yaml.safe_dump(contract.to_dict(), sort_keys=False), encoding="utf-8")
+        return _replay(bag, recording, str(task), domain, real_time, logs, policy)
+
+
+def _replay(
+    bag: Path, recording: Recorded, task: str, domain: int, real_time: bool, logs: Path | None, policy: dict[str, Any]
+) -> Replayed:
+    contract = recording.outputs.contract
+    processes = replay_graph(task, image_transport=recording.transport, **policy)
     if not real_time:  # it waits for the chunk of every set, however late that set came live
         processes[1] = dataclasses.replace(processes[1], parameters={**processes[1].parameters, "max_observation_age": 10.0})
     os.environ.update(graph_environment(os.environ, "localhost"))
     outputs = Outputs(contract)
     with Supervisor(processes, logs, {"ROS_DOMAIN_ID": str(domain)}) as supervisor:
-        given = {"task": contract.task, "bag": str(bag), "image_transport": recording.transport, "real_time": real_time}
+        given = {"task": task, "bag": str(bag), "image_transport": recording.transport, "real_time": real_time}
         overrides = [rclpy.parameter.Parameter(name, value=value) for name, value in given.items()]
         context = rclpy.Context()
         rclpy.init(args=[], context=context, domain_id=domain)

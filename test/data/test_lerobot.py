@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from onedp_ros.contract import Camera, Contract, ContractError
+from onedp_ros.contract import Camera, Contract, ContractError, task_contract
 from onedp_ros.data.convert import ConvertError, convert
 from onedp_ros.data.episodes import SourceError
 from onedp_ros.data.formats import lerobot
@@ -51,8 +51,9 @@ def number(picture: np.ndarray) -> int:
 def vectors(steps: int) -> tuple[np.ndarray, np.ndarray]:
     """States (N, 9) and actions (N, 10) of an arm that turns and rises."""
     turns = [gripper_down(0.01 * i) for i in range(steps)]
-    state = np.stack([contract.arm.encode_state(np.array([0.4, 0.001 * i, 0.2]), q, (0.04, 0.03)) for i, q in enumerate(turns)])
-    return state, np.stack([contract.arm.encode_action(np.array([0.4, 0.001 * i, 0.1]), q, 0.08) for i, q in enumerate(turns)])
+    arm = task_contract("pnp_milk").arm
+    state = np.stack([arm.encode_state(np.array([0.4, 0.001 * i, 0.2]), q, (0.04, 0.03)) for i, q in enumerate(turns)])
+    return state, np.stack([arm.encode_action(np.array([0.4, 0.001 * i, 0.1]), q, 0.08) for i, q in enumerate(turns)])
 
 
 @pytest.fixture
@@ -261,7 +262,7 @@ def test_what_cannot_be_mapped_is_named(foreign: Path, contract: Contract, tmp_p
         convert([foreign], tmp_path / "out.zarr", contract, workers=1, progress=False)
 
     joints = {"dtype": "float32", "shape": [7], "names": [f"joint{i}" for i in range(7)]}
-    with pytest.raises(SourceError, match=r"the feature observation.state is \['joint0', .*, expected \['position.x'"):
+    with pytest.raises(ConvertError, match=r"the feature observation.state is \['joint0', .*, expected \['position.x'"):
         reading(features={"observation.state": joints})
     with pytest.raises(SourceError, match=r"is of LeRobot's version v2.1, expected v3.0; convert it"):
         reading(codebase_version="v2.1")
@@ -275,7 +276,7 @@ def test_what_cannot_be_mapped_is_named(foreign: Path, contract: Contract, tmp_p
     info = json.loads((foreign / "meta/info.json").read_text())
     del info["features"]["action"]
     (foreign / "meta/info.json").write_text(json.dumps(info))
-    with pytest.raises(SourceError, match="the feature action is missing, expected"):
+    with pytest.raises(SourceError, match="the feature action is missing"):
         convert([foreign], tmp_path / "out.zarr", contract, progress=False)
     assert not list(tmp_path.glob("out*"))
 

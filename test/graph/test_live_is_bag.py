@@ -1,5 +1,6 @@
 """What a policy saw and said live is what it sees and says in the recording: byte by byte, number by number."""
 
+import bisect
 import dataclasses
 import functools
 import json
@@ -241,8 +242,10 @@ def colours_swapped(monkeypatch):
 
 
 def last_state_instead_of_that_at_the_stamp(monkeypatch):
-    around = pairing._Samples.around
-    monkeypatch.setattr(pairing._Samples, "around", lambda self, stamp: (*around(self, stamp)[:2], 0.0))
+    def last(self, stamp):
+        return self.values[bisect.bisect_right(self.stamps, stamp) - 1]
+
+    monkeypatch.setattr(pairing._Samples, "at", last)
 
 
 def test_the_command_knows_the_policy_and_writes_a_report(run, bundle, tmp_path, capsys):

@@ -15,22 +15,17 @@ import fcntl
 import importlib.metadata
 import os
 import re
-import shutil
-import sqlite3
-import tempfile
-import urllib.parse
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backports import zstd
-from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
-from onedp_ros.config import ConfigError, parse_json_value, parse_yaml, read_json, read_yaml, shown
+from onedp_ros.config import ConfigError, parse_json_value, parse_yaml, read_json, read_yaml
 from onedp_ros.contract import NANOSECONDS
-from onedp_ros.data.bags.mcap_reader import McapError, McapFile, RawMessage, unpack
+from onedp_ros.data.bags.mcap_reader import McapError, McapFile, RawMessage
+from onedp_ros.data.bags.storage import read_sqlite, unpacked
 
 PARTIAL = ".partial"
 EPISODE_FILE = "episode.json"
@@ -39,8 +34,6 @@ METADATA_FILE = "metadata.yaml"
 TYPES = get_typestore(Stores.ROS2_JAZZY)
 _PACKAGES = ("onedp_ros", "mujoco", "numpy", "rosbags")
 _STORAGE = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-_MAX_RATIO = 1000  # to which a file is unpacked; rendered images take a hundredth at least
-_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # at the end of a rollback journal that names another
 _BEGINNINGS = {  # of files that are no bags, and what to do with them
     b"\x89HDF\r\n\x1a\n": "it is an HDF5 file; 'onedp convert' reads robomimic's, named .hdf5",
     b"#ROSBAG V": "it is a bag of ROS 1; make one of ROS 2 of it with rosbags-convert (pip install rosbags)",
@@ -372,10 +365,10 @@ def read_serialized(
     for file in files:
         storage: McapFile | None = None
         try:
-            with _unpacked(file) as plain:
+            with unpacked(file) as plain:
                 if plain.suffix == ".mcap":
                     storage = McapFile(plain)
-                for message in storage.messages(wanted) if storage else _read_sqlite(plain, wanted):
+                for message in storage.messages(wanted) if storage else read_sqlite(plain, wanted):
                     count += 1
                     yield message
         except Exception as error:  # apsw and zstd raise errors of many kinds
@@ -390,52 +383,3 @@ def read_serialized(
     if errors and not count:
         remedy = "; 'sqlite3 FILE .recover' may find what is left in it" if files[0].suffix == ".db3" else ""
         raise BagError(f"{path} cannot be read: {errors[0]}; look for a copy where it was recorded{remedy}")
-
-
-def _check_sqlite(file: Path) -> None:
-    """ValueError for a database that computes what rosbag2 stores: views and generated columns may be endless."""
-    with contextlib.closing(sqlite3.connect(f"file:{urllib.parse.quote(str(file.resolve()))}?immutable=1", uri=True)) as database:
-        for kind, name, made in database.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
-            computed = kind not in ("table", "index") or re.search(r"\bvirtual\b", made or "", re.IGNORECASE)
-            if computed or database.execute("SELECT 1 FROM pragma_table_xinfo(?) WHERE hidden", (name,)).fetchone():
-                raise ValueError(f"its {kind} {shown(name)} is computed, rosbag2 stores tables only; record or copy the bag again")
-
-
-def _read_sqlite(file: Path, topics: Collection[str] | None) -> Iterator[RawMessage]:
-    _check_sqlite(file)
-    with Reader(file) as reader:
-        wanted = [c for c in reader.connections if topics is None or c.topic.lstrip("/") in topics]
-        for connection, logged, data in reader.messages(wanted) if wanted else ():
-            content = bytes(data)
-            if content.startswith(b"\x28\xb5\x2f\xfd"):  # zstd: rosbag2's compression of single messages
-                content = unpack(content, "zstd", None)
-            yield RawMessage(logged, connection.topic, connection.msgtype, "cdr", content)
-
-
-@contextlib.contextmanager
-def _unpacked(file: Path) -> Iterator[Path]:
-    """A storage file, unpacked when rosbag2 compressed it as a whole, and with what its recorder had left beside it."""
-    with file.open("rb") as stream:
-        packed = stream.read(4) == b"\x28\xb5\x2f\xfd"
-    beside = [Path(f"{file}{end}") for end in ("-wal", "-journal")] if file.suffix == ".db3" else []
-    beside = [path for path in beside if path.exists() and path.stat().st_size]
-    if not packed and not beside:
-        yield file
-        return
-    with tempfile.TemporaryDirectory(prefix="onedp_bag_") as folder:
-        plain = Path(folder, file.name.removesuffix(".zstd"))
-        if packed:
-            with zstd.open(file, "rb") as unpacked, plain.open("wb") as out, contextlib.suppress(EOFError):  # when it was cut
-                while block := unpacked.read(2**20):
-                    out.write(block)
-                    if out.tell() > _MAX_RATIO * file.stat().st_size:
-                        raise ValueError(f"it unpacks to more than {_MAX_RATIO} times its size, as no recording does")
-        else:  # SQLite's log of a recording that was killed; the original stays as it is
-            for path in (file, *beside):
-                copied = Path(shutil.copy(path, folder))
-                # One that names a journal above it, as of several databases, has SQLite delete the file of that name.
-                if copied.suffix == ".db3-journal" and copied.read_bytes().endswith(_JOURNAL_MAGIC):
-                    raise ValueError("its journal belongs to several databases, as no recording's does; copy the bag again")
-            with contextlib.closing(sqlite3.connect(plain)) as database:
-                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        yield plain

@@ -11,19 +11,14 @@ Layout: https://github.com/huggingface/lerobot, src/lerobot/datasets.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
-import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
-import imageio_ffmpeg
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,6 +28,7 @@ from numpy.typing import NDArray
 from onedp_ros.config import parse_json, read_bytes, read_json, shown
 from onedp_ros.contract import MAX_HZ, MAX_PIXELS, NANOSECONDS, Contract, ContractError
 from onedp_ros.data.episodes import Dropped, Episode, Piece, Run, Source, SourceError, on_grid
+from onedp_ros.data.formats.video import ffmpeg
 from onedp_ros.data.formats.zarr_reader import MAX_METADATA
 from onedp_ros.data.frames import Images
 
@@ -66,7 +62,7 @@ def encode(images: Mapping[str, Images], contract: Contract, folder: Path) -> No
     for name, frames in images.items():
         camera = contract.cameras[name]
         counts = np.zeros((3, 256), dtype=np.int64)
-        with _ffmpeg(
+        with ffmpeg(
             *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{camera.width}x{camera.height}", "-r", f"{contract.control_hz:g}"),
             *("-i", "-", "-vf", f"scale={_SCALE},format=yuv420p", "-c:v", "libx264", "-preset", "veryfast", "-crf", str(CRF)),
             # A key frame every second frame, as LeRobot's: reading a frame at random decodes two. Frames stay in order.
@@ -76,28 +72,6 @@ def encode(images: Mapping[str, Images], contract: Contract, folder: Path) -> No
                 process.stdin.write(np.ascontiguousarray(frame).data)
                 counts += [np.bincount(frame[..., c].ravel(), minlength=256) for c in range(3)]
         np.save(folder / f"{name}.npy", counts)
-
-
-@contextlib.contextmanager
-def _ffmpeg(*arguments: str) -> Iterator[Any]:
-    """Run ffmpeg, between whose ``stdin`` and ``stdout`` the caller passes data. OSError when it fails."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments]
-    with tempfile.TemporaryFile() as errors:
-        # A session of its own: Ctrl-C is for the main process to answer.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it says why below
-                yield process
-            process.communicate()
-        finally:
-            process.kill()
-            process.wait()
-        errors.seek(0)
-        lines = errors.read().decode(errors="replace").split("\n")
-    if process.returncode:
-        if any("No space left" in line for line in lines):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise OSError(errno.EIO, f"ffmpeg ended with {process.returncode}: {lines[0]}")
 
 
 def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[str, Any], out: Path, run: Run) -> None:
@@ -175,7 +149,7 @@ def _join(out: Path, videos: Sequence[Path]) -> None:
     """Put videos one after the other, without coding them again."""
     listing = out.with_suffix(".txt")
     listing.write_text("".join("file '" + str(video.resolve()).replace("'", r"'\''") + "'\n" for video in videos))
-    with _ffmpeg("-f", "concat", "-safe", "0", "-i", str(listing), "-c", "copy", "-movflags", "+faststart", str(out)):
+    with ffmpeg("-f", "concat", "-safe", "0", "-i", str(listing), "-c", "copy", "-movflags", "+faststart", str(out)):
         pass
     listing.unlink()
 
@@ -401,7 +375,7 @@ def _read_video(path: Path, info: dict[str, Any], row: dict[str, Any], key: str)
     file = _file(path, info["video_path"], video_key=key, chunk_index=chunk_index, file_index=file_index)
     begin = max(row[f"{place}/from_timestamp"] - 0.5 / info["fps"], 0.0)  # half a frame earlier: nothing hangs on rounding
     count = 0
-    with _ffmpeg(
+    with ffmpeg(
         # As MP4 and from the file alone: ffmpeg would follow a playlist that is named so to any address.
         *("-threads", "1", "-max_pixels", str(MAX_PIXELS**2), "-protocol_whitelist", "file", "-f", "mov"),
         *("-ss", f"{begin:.6f}", "-i", f"file:{file}", "-frames:v", str(row["length"]), "-fps_mode", "passthrough"),

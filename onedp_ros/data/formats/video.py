@@ -1,0 +1,35 @@
+"""ffmpeg, from the wheel that brings its binary."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import imageio_ffmpeg
+
+
+@contextlib.contextmanager
+def ffmpeg(*arguments: str) -> Iterator[Any]:
+    """Run ffmpeg, between whose ``stdin`` and ``stdout`` the caller passes data. OSError when it fails."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments]
+    with tempfile.TemporaryFile() as errors:
+        # A session of its own: Ctrl-C is for the main process to answer.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it says why below
+                yield process
+            process.communicate()
+        finally:
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").split("\n")
+    if process.returncode:
+        if any("No space left" in line for line in lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(errno.EIO, f"ffmpeg ended with {process.returncode}: {lines[0]}")
