@@ -6,6 +6,7 @@ it was running, which another one makes again.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import multiprocessing
 import os
@@ -138,6 +139,14 @@ class Workers:
             self._client.close()  # its calls are given up
         else:
             drop_kept()
+
+
+def add_worker_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """Add --jobs, with its ``aliases``, and --scheduler, for the arguments of :class:`Workers`."""
+    parser.add_argument("--jobs", *aliases, type=int, help="processes; 1: the command's own; default: one a core")
+    parser.add_argument(
+        "--scheduler", default="", metavar="ADDRESS", help="run on a Dask cluster, instead: tcp://<host>:<port> of its scheduler"
+    )
 
 
 class _Processes(Executor):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,3 +51,8 @@ def either(which: int, folder: Path) -> int:
     while not (folder / "second").exists():
         os.sched_yield()
     return which
+
+
+def stay(folder: Path) -> None:
+    (folder / f"stays_{os.getpid()}").touch()
+    threading.Event().wait()

@@ -3,10 +3,15 @@
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
 
 import onedp_ros  # noqa: F401  # it bounds what OpenCV decodes, which must be told before a test imports cv2
 
@@ -45,3 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not (stalls.args and isinstance(stalls.args[0], str)):
                 raise pytest.UsageError(f"{item.nodeid}: stalls() needs its reason")
             item.add_marker(pytest.mark.flaky(reruns=2))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> "Iterator[LocalCluster]":
+    """A Dask cluster of two workers on this machine, which are started again when they die; a call may end one of them, not two."""
+    import dask
+    from distributed import LocalCluster
+
+    settings = {"distributed.scheduler.allowed-failures": 1, "distributed.deploy.lost-worker-timeout": "1 h"}
+    with dask.config.set(settings), LocalCluster(2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0") as cluster:
+        yield cluster

@@ -1,10 +1,13 @@
 """The same results in the same order in this process, in several, and on a Dask cluster, whatever becomes of the workers."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import dask
 import pytest
 from calls import either, end, end_once, refuse, square, use
 from distributed import Client, LocalCluster
@@ -13,13 +16,6 @@ from onedp_ros import parallel
 from onedp_ros.parallel import WorkerError, Workers
 
 EXECUTORS = ("here", "processes", "dask")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    settings = {"distributed.scheduler.allowed-failures": 1, "distributed.deploy.lost-worker-timeout": "1 h"}
-    with dask.config.set(settings), LocalCluster(2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0") as cluster:
-        yield cluster
 
 
 @pytest.fixture
@@ -118,6 +114,31 @@ def test_an_error_stops_what_is_running(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             next(results)
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path, how: signal.Signals) -> None:
+    program = f"""
+from pathlib import Path
+from calls import stay
+from onedp_ros.parallel import Workers
+if __name__ == "__main__":
+    with Workers(2) as workers:
+        list(workers.run(stay, [(Path({str(tmp_path)!r}),)] * 2, "ab"))
+"""
+    (tmp_path / "program.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py"], env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    while len(workers := list(tmp_path.glob("stays_*"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()  # Ctrl-C reaches all
+    _, errors = process.communicate()
+    while any(Path(f"/proc/{worker.name.removeprefix('stays_')}").exists() for worker in workers):
+        time.sleep(0.01)
+    assert errors.count("Traceback") == (how == signal.SIGINT), errors
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from onedp_ros.parallel import WorkerError, add_worker_options
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all was converted, 2 some was skipped or is doubtful, 1 nothing was written, 130 interrupted."""
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--task", help="task, or task file; default: the contract noted in the recordings")
     parser.add_argument("--keep-unsuccessful", action="store_true", help="also episodes noted as not successful")
-    parser.add_argument("--workers", type=int, help="processes; default: one a core")
+    add_worker_options(parser, "--workers")
     parser.add_argument(
         "--kinesthetic", action="store_true", help="the arm was led by hand: actions are the measured path, a step ahead"
     )
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", help="write the report to this file")
     options = parser.parse_args(argv)
 
-    from onedp_ros.contract import ContractError, task_contract
+    from onedp_ros.contract import task_contract
     from onedp_ros.data.bags.reader import PARTIAL, BagError, kept
     from onedp_ros.data.convert import ConvertError, convert
     from onedp_ros.data.episodes import SourceError
@@ -42,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             task_contract(options.task) if options.task else None,
             format=options.format,
             keep_unsuccessful=options.keep_unsuccessful,
-            workers=options.workers,
+            workers=options.jobs,
+            scheduler=options.scheduler,
             resume=options.resume,
             kinesthetic=options.kinesthetic,
         )
-    except (BagError, SourceError, ConvertError, ContractError, OSError) as error:
+    except (BagError, SourceError, ConvertError, WorkerError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -12,16 +12,11 @@ import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +29,7 @@ from onedp_ros.data.bags.reader import KINDS, PARTIAL, BagError, find_bags, read
 from onedp_ros.data.episodes import Piece, Source, SourceError, read_episodes
 from onedp_ros.data.formats import lerobot, replay_buffer, robomimic
 from onedp_ros.files import write_atomically
+from onedp_ros.parallel import WorkerError, Workers
 
 WRITERS: dict[str, Any] = {"zarr": replay_buffer, "lerobot": lerobot}  # each: check, encode, assemble
 READERS = (replay_buffer, lerobot, robomimic)  # each: recognises, sources; what none recognises is bags
@@ -82,6 +78,7 @@ def convert(
     format: str = "zarr",
     keep_unsuccessful: bool = False,
     workers: int | None = None,
+    scheduler: str = "",
     progress: bool = True,
     resume: bool = False,
     kinesthetic: bool = False,
@@ -97,9 +94,12 @@ def convert(
         ContractError: a recording of another contract, names the field; or one that the format cannot express.
         BagError, SourceError: a path that holds no recording.
         ConvertError: ``out`` or ``<out>.partial`` is in the way, nothing could be converted, or the disk is full.
+        ValueError, WorkerError: as of :class:`onedp_ros.parallel.Workers`, which ``workers`` and ``scheduler`` are for.
     """
     begin = time.monotonic()
     out = Path(out)
+    if scheduler:  # whose workers have another current folder
+        sources, out = [Path(source).absolute() for source in sources], out.absolute()
     partial = out.with_name(out.name + PARTIAL)
     if out.exists():
         raise ConvertError(f"{out} exists; choose another name")
@@ -114,11 +114,14 @@ def convert(
     wanted = {_key(source): source for source in found if source.name not in left_out}  # what is given twice counts once
 
     try:
-        _begin(partial, {"format": format, "contract": contract.to_dict(), "kinesthetic": kinesthetic})
         places = {key: partial / "pieces" / key for key in wanted}
-        with _Processes(workers, progress) as processes:
+        with Workers(workers, scheduler) as crew:
+            run = functools.partial(_run, crew, progress)
+            crew.check_folder(out.parent, [source.path for source in wanted.values()])
+            _begin(partial, {"format": format, "contract": contract.to_dict(), "kinesthetic": kinesthetic})
             jobs = [(format, source, contract, places[key]) for key, source in wanted.items() if not places[key].exists()]
-            reasons = processes.run(_encode, jobs, f"convert {contract.task}", "recording", len(wanted) - len(jobs))
+            names = [source.name for _, source, _, _ in jobs]
+            reasons = run(_encode, jobs, f"convert {contract.task}", names, "recording", len(wanted) - len(jobs))
             skipped |= {source.name: reason for (_, source, _, _), reason in zip(jobs, reasons, strict=True) if reason}
             done = [(source, places[key]) for key, source in wanted.items() if source.name not in skipped]
             if not done:
@@ -139,7 +142,7 @@ def convert(
             }
             whole = partial / "dataset"
             shutil.rmtree(whole, ignore_errors=True)  # of an attempt that was interrupted here
-            writer.assemble(pieces, contract, attributes, whole, functools.partial(processes.run, title=f"write {out.name}"))
+            writer.assemble(pieces, contract, attributes, whole, functools.partial(run, title=f"write {out.name}"))
         _sync_all(whole)
         whole.rename(out)
         sync(out.parent)
@@ -147,11 +150,10 @@ def convert(
     except OSError as error:
         remedy = "make room on the disk" if error.errno in _FULL else "mend that"
         raise ConvertError(f"{partial} cannot be written: {error}; {remedy}, then go on with --resume") from error
-    except BrokenProcessPool as error:
-        raise ConvertError(
-            f"a process ended unexpectedly, perhaps for want of memory; {partial} keeps what is done, go on with --resume and "
-            f"fewer --workers than these {processes.count}"
-        ) from error
+    except WorkerError as error:
+        if not partial.exists():
+            raise
+        raise ConvertError(f"{error}; {partial} keeps what is done, go on with --resume") from error
     steps = sum(len(piece.state) for piece in pieces)
     return Report(
         out=str(out),
@@ -262,6 +264,8 @@ def _begin(partial: Path, plan: dict[str, Any]) -> None:
 
 def _encode(format: str, source: Source, contract: Contract, folder: Path) -> str:
     """Read a recording into ``folder``, in a process of its own. Returns "", or why it cannot be read."""
+    if folder.exists():  # the process that did it died before it could tell
+        return ""
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
         _read(format, source, contract, unfinished)
@@ -324,40 +328,16 @@ def _sync_all(path: Path) -> None:
             sync(Path(folder, name))
 
 
-class _Processes:
-    """Processes that end with this one, however it ends."""
-
-    def __init__(self, workers: int | None, progress: bool) -> None:
-        self.count = workers or os.cpu_count() or 1
-        self._progress = progress
-        # Not forked: OpenCV and PyTorch threads of the caller do not survive a fork.
-        self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _end_with_parent)
-
-    def run(
-        self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], title: str, unit: str = "part", done: int = 0
-    ) -> list[Any]:
-        """Results of ``function(*job)``, in order; ``done``: how many more jobs had been done before, for the bar."""
-        futures = [self._pool.submit(function, *job) for job in jobs]
-        with tqdm(total=done + len(jobs), initial=done, unit=unit, desc=title, disable=not self._progress) as bar:
-            for future in as_completed(futures):
-                future.result()
-                bar.update()
-        return [future.result() for future in futures]
-
-    def __enter__(self) -> _Processes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; this process ends when its parent has heard it
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _run(
+    crew: Workers,
+    progress: bool,
+    function: Callable[..., Any],
+    jobs: Sequence[tuple[Any, ...]],
+    title: str,
+    names: Sequence[str] = (),
+    unit: str = "part",
+    done: int = 0,
+) -> list[Any]:
+    """Results of ``function(*job)``, in order; ``done``: how many more jobs had been done before, for the bar."""
+    results = crew.run(function, jobs, names or [f"{title}, {unit} {i}" for i in range(len(jobs))])
+    return list(tqdm(results, total=done + len(jobs), initial=done, unit=unit, desc=title, disable=not progress))

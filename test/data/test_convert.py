@@ -1,5 +1,6 @@
 """Conversion: what the live node would have seen, beside what was commanded then."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,8 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import zarr
+from distributed import LocalCluster
 from recordings import ARM, HALF_FRAME, START, Record, frame, position
 
 from onedp_ros.cli.convert import main
@@ -190,8 +193,8 @@ def contents(out: Path) -> dict[str, object]:
     return {**root.attrs, **{array.name: (array.dtype, array.chunks, array[:].tobytes()) for array in arrays}}
 
 
-def converting(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "onedp_ros.cli", "convert", *map(str, arguments), "--workers", "1"]
+def converting(*arguments: object, jobs: int = 1, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "onedp_ros.cli", "convert", *map(str, arguments), "--jobs", str(jobs)]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 
 
@@ -199,10 +202,6 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
-
-
-def children(process: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 @pytest.mark.parametrize(("format", "how"), [("zarr", signal.SIGKILL), ("lerobot", signal.SIGKILL), ("lerobot", signal.SIGINT)])
@@ -215,14 +214,11 @@ def test_interrupted_conversion_goes_on_and_its_result_equals_an_uninterrupted_o
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     process = converting(*bags, "--format", format, "--out", out, start_new_session=True)
     wait_for(lambda: len(list(partial.glob("pieces/*/line.json"))) > 1, process)
-    workers = children(process.pid)
     if how == signal.SIGINT:
         os.killpg(process.pid, how)  # as Ctrl-C does
     else:
         process.kill()
     _, errors = process.communicate()
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):  # they end with it
-        time.sleep(0.01)
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     assert how == signal.SIGKILL or f"interrupted; --resume goes on with {partial}" in errors
     assert not out.exists()
@@ -268,20 +264,48 @@ def test_a_full_disk_is_named_and_the_conversion_goes_on_after_it(record: Record
     assert contents(out) == contents(tmp_path / "straight")
 
 
-def test_a_process_that_is_killed_ends_the_conversion_with_the_remedy(record: Record, tmp_path: Path) -> None:
+def kill_worker(process: int) -> None:
     """As the kernel does when memory runs out."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process).children():
+            if any("spawn_main" in word for word in child.cmdline()):
+                child.kill()
+
+
+def test_a_process_that_is_killed_costs_the_recording_that_it_read(record: Record, tmp_path: Path) -> None:
+    bags = [record(f"bag_{i:02d}", 1.0) for i in range(8)]
+    convert(bags, tmp_path / "straight", workers=1, progress=False)
+    process = converting(*bags, "--out", tmp_path / "out", jobs=2)
+    wait_for(lambda: list(tmp_path.glob("out.partial/pieces/*/line.json")), process)
+    kill_worker(process.pid)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+
+
+def test_a_cluster_makes_the_same_data_set(
+    record: Record, tmp_path: Path, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bags = [record(f"bag_{i:02d}", 1.0) for i in range(3)]
+    convert(bags, tmp_path / "straight", workers=1, progress=False)
+    monkeypatch.chdir(tmp_path)  # where the workers are not
+    names = [str(bag.relative_to(tmp_path)) for bag in bags]
+    assert main([*names, "--out", "out", "--scheduler", cluster.scheduler_address]) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+    assert main([*names, "--out", "other", "--scheduler", "tcp://127.0.0.1"]) == 1
+    assert "expected tcp://<host>:<port>" in capsys.readouterr().err
+    assert not Path("other.partial").exists()
+
+
+def test_a_recording_that_ends_its_process_is_named_with_the_remedy(record: Record, tmp_path: Path) -> None:
     bags = [record(f"bag_{i:02d}", 1.0) for i in range(8)]
     out = tmp_path / "out"
-    process = converting(*bags, "--out", out)
-    wait_for(lambda: list(tmp_path.glob("out.partial/pieces/*/line.json")), process)
-    for child in children(process.pid):
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-            os.kill(child, signal.SIGKILL)
+    process = converting(*bags, "--out", out, jobs=2)
+    while process.poll() is None:
+        kill_worker(process.pid)
     _, errors = process.communicate()
     assert process.returncode == 1
-    assert (
-        f"a process ended unexpectedly, perhaps for want of memory; {out}.partial keeps what is done, go on with --resume" in errors
-    )
+    assert re.search(rf"{bags[0]} ended 4 processes, .*; {out}.partial keeps what is done, go on with --resume", errors), errors
     assert convert(bags, out, workers=1, progress=False, resume=True).episodes == 8
 
 
