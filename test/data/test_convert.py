@@ -219,7 +219,7 @@ def test_interrupted_conversion_goes_on_and_its_result_equals_an_uninterrupted_o
     else:
         process.kill()
     _, errors = process.communicate()
-    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), errors
     assert how == signal.SIGKILL or f"interrupted; --resume goes on with {partial}" in errors
     assert not out.exists()
 
