@@ -1,7 +1,7 @@
-"""Whether cameras still see: pictures that are black, of one colour, or no longer change are worse than none.
+"""Detects cameras that no longer see: images that are black, of one colour, or no longer change are worse than none.
 
-Such a camera goes on sending under new stamps, and a policy goes on moving the arm by what it once saw. The verdict depends on the
-observations alone, not on a clock, so that a replay withholds what the live node withheld, but for pictures that had frozen before
+Such a camera keeps sending under new stamps, and a policy keeps moving the arm by what it once saw. The result depends on the
+observations alone, not on a clock, so that a replay withholds what the live node withheld, except for images that froze before
 the recording began.
 """
 
@@ -17,18 +17,18 @@ from onedp_ros.contract import NANOSECONDS, Contract, Floats, Image, Observation
 from onedp_ros.contract.features import Pose, slices
 from onedp_ros.geometry import rotation_angle
 
-FEATURELESS = 3.0  # levels of 255: a picture whose channels all deviate less from their mean shows nothing
-FROZEN_TIME = 0.3  # s: drivers repeat a picture or two when frames are lost; a longer repetition is no slip
-# The twin's pictures are the same within 0.7 um and 2.3 urad of the hand; a standing robot's measured pose wanders by 0.1 mm.
-MOVED, TURNED = 0.003, 0.02  # m, rad: no arm in sight, and no camera on it, moves so far without any pixel changing
-KEPT = 16  # pictures by which one is known again: a driver may go round a ring of old buffers
+FEATURELESS = 3.0  # levels of 255: an image whose channels all deviate less from their mean shows nothing
+FROZEN_TIME = 0.3  # s: drivers repeat an image or two when frames are lost; a longer repetition is a fault
+# The twin's images are the same within 0.7 um and 2.3 urad of the hand; a standing robot's measured pose wanders by 0.1 mm.
+MOVED, TURNED = 0.003, 0.02  # m, rad: an arm in view, or a camera on it, cannot move that far without any pixel changing
+KEPT = 16  # images that are remembered: a driver may cycle through old buffers
 
 
 class CameraCheck:
-    """Tells observations whose pictures do not show what is there now.
+    """Finds observations whose images do not show the present scene.
 
-    *featureless*: black, white or of one colour. *frozen*: to the last bit a picture of at least :data:`FROZEN_TIME` ago, since
-    when the end effector has moved by :data:`MOVED` or turned by :data:`TURNED`. A real sensor's noise never gives the same picture
+    *featureless*: black, white or of one colour. *frozen*: identical to an image of at least :data:`FROZEN_TIME` ago, since when
+    the end effector has moved by :data:`MOVED` or turned by :data:`TURNED`. A real sensor's noise never gives the same image
     twice; a simulated camera without noise does so while the arm stands still, which is why the arm must have moved.
     """
 
@@ -42,9 +42,9 @@ class CameraCheck:
         self._seen: dict[str, OrderedDict[int, tuple[int, Pose]]] = {name: OrderedDict() for name in self._contract.cameras}
 
     def faults(self, observation: Observation) -> dict[str, tuple[str, str]]:
-        """By camera, what is wrong with its picture: ``featureless`` or ``frozen``, and a text that says what to do.
+        """By camera, the fault of its image: ``featureless`` or ``frozen``, and a message with the remedy.
 
-        Observations come in order; a stamp that goes back begins anew.
+        Pass observations in order; a stamp that goes back starts anew.
         """
         if observation.stamp < self._newest:
             self._clear()
@@ -65,7 +65,7 @@ class CameraCheck:
 
     def _judge(self, camera: str, stamp: int, image: Image, pose: Pose) -> tuple[str, str]:
         topic = self._contract.cameras[camera].topic
-        mean, deviation = cv2.meanStdDev(np.ascontiguousarray(image[::4, ::4]))  # what shows anything does so in one pixel of 16
+        mean, deviation = cv2.meanStdDev(np.ascontiguousarray(image[::4, ::4]))  # one pixel of 16 is enough to see content
         if deviation.max() < FEATURELESS:
             colour = np.round(mean[:, 0]).astype(int).tolist()
             return "featureless", (

@@ -1,4 +1,4 @@
-"""Messages in, observations out: pairing of frames, interpolation of the state, history. No ROS: stamps are integer nanoseconds."""
+"""From messages to observations: pairs frames, interpolates the state, keeps a history. No ROS: stamps are integer nanoseconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGEST = (
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """One set under one stamp (ns): an image (height, width, 3) uint8 for each camera and the state (state_dim,) at the stamp.
+    """What a policy sees at one stamp (ns): an image (height, width, 3) uint8 for each camera and the state (state_dim,).
 
     ``image_stamps`` (ns) are those of each camera's frame.
     """
@@ -35,7 +35,7 @@ class Observation:
 
 
 class _Samples:
-    """Poses or joint positions by stamp, in order, of the last two seconds; interpolated between two of them."""
+    """Poses or joint positions of the last two seconds by stamp, interpolated between two of them."""
 
     def __init__(self) -> None:
         self.stamps: list[int] = []
@@ -49,7 +49,7 @@ class _Samples:
             del self.stamps[:old], self.values[:old]
 
     def at(self, stamp: int) -> Any:
-        """The value at ``stamp``: linear, orientations on the shortest arc, the last one held."""
+        """The value at ``stamp``: linear, orientations on the shortest arc, the last value held."""
         i = bisect.bisect_right(self.stamps, stamp) - 1
         j = min(i + 1, len(self.stamps) - 1)
         a = (stamp - self.stamps[i]) / (self.stamps[j] - self.stamps[i]) if j > i else 0.0
@@ -136,7 +136,7 @@ class ObservationAssembler:
             self._pending.append((stamp, {}, {}))
 
     def pop(self) -> list[Observation]:
-        """The sets that have become complete, oldest first. Raises nothing: of sound samples and otherwise, a set is dropped."""
+        """The observations that have become complete, oldest first. Never raises: one that cannot be made is dropped."""
         ready: list[Observation] = []
         while self._pending and all(samples.stamps for samples in self._measured.values()):
             stamp, images, image_stamps = self._pending[0]
@@ -157,7 +157,7 @@ class ObservationAssembler:
 
     @property
     def pending(self) -> bool:
-        """Whether a set waits for the robot's state at its stamp."""
+        """Whether an observation is waiting for the robot's state at its stamp."""
         return bool(self._pending)
 
     def _follows(self, stamp: int, earlier: Sequence[int], source: str) -> bool:
@@ -173,7 +173,7 @@ class ObservationAssembler:
 
 
 class ObservationHistory:
-    """Keeps recent observations and picks those spaced by ``dt``, whatever rate they come at."""
+    """Keeps recent observations and picks those spaced by ``dt``, whatever rate they arrive at."""
 
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
