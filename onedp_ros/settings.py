@@ -85,12 +85,13 @@ def check_fields(settings: Any, section: str) -> None:
         object.__setattr__(settings, name, expected.check(f"{section}.{name}", getattr(settings, name)))
 
 
-def from_mapping(kind: type[Settings], section: str, data: Any, defaults: bool = False) -> Settings:
+def from_mapping(kind: type[Settings], section: str, data: Any, complete: bool = False) -> Settings:
     """Plain data -> settings. A field that is itself settings is a section of its own.
 
     Args:
         section: what the data are called in messages; empty: a whole file.
-        defaults: whether fields that have a default may be left out; else a file shows every value that it sets.
+        complete: whether fields that have a default are to be given, too. Those with plausible values are in any case: a file shows
+            every bound that it sets.
 
     Raises:
         ValueError: names a field that is missing, unknown, renamed or of another kind than its annotation tells.
@@ -102,7 +103,8 @@ def from_mapping(kind: type[Settings], section: str, data: Any, defaults: bool =
     for field in fields.values():
         if (old := field.metadata.get("formerly")) is not None and old in data:
             raise ValueError(f"{name} holds '{old}', which is called '{field.name}' now; rename it")
-    needed = {n for n, f in fields.items() if not defaults or f.default is f.default_factory is dataclasses.MISSING}
+    optional = {n for n, f in fields.items() if not (f.default is f.default_factory is dataclasses.MISSING)}
+    needed = set(fields) if complete else {n for n, f in fields.items() if "expected" in f.metadata or n not in optional}
     if missing := sorted(needed - set(data)):
         raise ValueError(f"{name} lacks {', '.join(missing)}; give every one of these")
     if unknown := sorted(map(shown, set(data) - set(fields))):
@@ -111,7 +113,7 @@ def from_mapping(kind: type[Settings], section: str, data: Any, defaults: bool =
     for key, value in data.items():
         label = f"{section}.{key}" if section else key
         if dataclasses.is_dataclass(hints[key]):
-            values[key] = from_mapping(hints[key], label, value, defaults)
+            values[key] = from_mapping(hints[key], label, value, complete)
         elif "expected" not in fields[key].metadata:
             values[key] = _of_kind(hints[key], label, value)
     return kind(**values)

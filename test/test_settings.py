@@ -79,13 +79,13 @@ class Run:
 
 
 def test_fields_without_plausible_values_are_of_their_annotations_types() -> None:
-    assert from_mapping(Run, "run", {"steps": 3, "betas": [0, 1], "channels": [1, 2, 3]}, defaults=True) == Run(
+    assert from_mapping(Run, "run", {"steps": 3, "betas": [0, 1], "channels": [1, 2, 3]}) == Run(
         3, betas=(0, 1), channels=(1, 2, 3)
     )
     with pytest.raises(ValueError, match="section run lacks betas, channels, name, rate; give"):
-        from_mapping(Run, "run", {"steps": 3})
+        from_mapping(Run, "run", {"steps": 3}, complete=True)
     with pytest.raises(ValueError, match="section run lacks steps"):
-        from_mapping(Run, "run", {}, defaults=True)
+        from_mapping(Run, "run", {})
     for name, bad in (
         *(("steps", v) for v in (1.0, True, "1", None)),
         *(("rate", v) for v in (True, "1", [1.0])),
@@ -94,7 +94,7 @@ def test_fields_without_plausible_values_are_of_their_annotations_types() -> Non
         *(("channels", v) for v in (3, ["x"], [1.0])),
     ):
         with pytest.raises(ValueError, match=rf"run\.{name} is "):
-            from_mapping(Run, "run", {"steps": 1, name: bad}, defaults=True)
+            from_mapping(Run, "run", {"steps": 1, name: bad})
 
 
 @pytest.mark.parametrize(
