@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onedp_ros.config import shown
+from onedp_ros.settings import from_mapping
 
 MAX_SIZE, MAX_LEVELS = 16384, 8
 
@@ -49,10 +50,7 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetworkConfig:
         """Inverse of :meth:`to_dict`. ValueError names a field that is missing or unknown."""
-        fields = {f.name for f in dataclasses.fields(cls)}
-        if set(data) != fields:
-            raise ValueError(f"network has the fields {shown(sorted(data, key=str))}, expected {sorted(fields)}")
-        return cls(**data)
+        return from_mapping(cls, "network", data, complete=True)
 
     def least_parameters(self, condition_dim: int) -> int:
         """Fewer parameters than the network has, but of that order: those of its largest layers. Nothing is made for it."""
