@@ -37,7 +37,7 @@ def commanded(stamp):
 
 @pytest.fixture
 def demonstration(tmp_path):
-    """A bag of two seconds under a contract, commands at 20 Hz if so wished: the arm follows what is commanded at once."""
+    """A bag of two seconds under a contract, commands at 20 Hz where asked for: the arm follows what is commanded at once."""
 
     def write(contract=CONTRACT, targets=True):
         rng = np.random.default_rng(0)

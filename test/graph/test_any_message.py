@@ -77,7 +77,7 @@ class Sent:
         return f"{self.subscription.topic_name}: {str(self.message)[:500]}"
 
 
-class Wishes:
+class Requests:
     def __init__(self, node: Any, name: str, settings: Any) -> None:
         self.problem = ""
 
@@ -207,7 +207,7 @@ def test_action_node(make: Callable[..., Any]) -> None:
 
 @pytest.mark.concurrent
 def test_crisp_node(make: Callable[..., Any]) -> None:
-    run(make(functools.partial(CrispNode, Wishes)))
+    run(make(functools.partial(CrispNode, Requests)))
 
 
 @pytest.mark.concurrent
