@@ -34,10 +34,15 @@ def child_environment(environment: Mapping[str, str] | None = None) -> dict[str,
     return base
 
 
+def names_of_files(folder: str) -> list[str]:
+    """Names of the YAML files in ``config/<folder>``."""
+    return sorted(path.stem for path in resource("config", folder).glob("*.yaml"))
+
+
 def named_file(folder: str, name: str) -> Path:
     """``config/<folder>/<name>.yaml``, or ``name`` itself when it is the path of a YAML file. FileNotFoundError names the file."""
     if not name.endswith((".yaml", ".yml")):
-        known = sorted(path.stem for path in resource("config", folder).glob("*.yaml"))
+        known = names_of_files(folder)
         if name not in known:
             raise FileNotFoundError(
                 f"{name}.yaml is not in config/{folder}, which has {', '.join(known)}; give one of them, or the path of a file"
@@ -58,7 +63,7 @@ def read_task(task: str) -> Mapping[str, Any]:
     path = named_file("tasks", task)
     data = read_yaml(path)
     if not isinstance(data, Mapping) or not isinstance(data.get("cameras"), Mapping) or "task" not in data:
-        raise ValueError(f"{path} names no task and cameras; see config/tasks/pnp_milk.yaml for a complete task file")
+        raise ValueError(f"{path} names no task and cameras; see those in config/tasks for complete ones")
     for kind, name in (("task", data["task"]), *(("camera", camera) for camera in data["cameras"])):
         check_name(kind, name)
     return data
@@ -67,3 +72,10 @@ def read_task(task: str) -> Mapping[str, Any]:
 def task_folder(task: str) -> Path:
     """Where what is made for a task lies unless something else is asked for: ``out/<task>``."""
     return Path("out") / read_task(task)["task"]
+
+
+def default_task() -> str:
+    """The first task of which ``models/`` has a policy; FileNotFoundError when there is none."""
+    for path in sorted(resource("models").glob("*/*/config.json")):
+        return path.parents[1].name
+    raise FileNotFoundError("models/ has no policy of any task; fetch the released ones, or train one")

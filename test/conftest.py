@@ -13,7 +13,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from distributed import LocalCluster
 
-import onedp_ros  # noqa: F401  # it bounds what OpenCV decodes, which must be told before a test imports cv2
+import onedp_ros  # noqa: F401  # it tells OpenCV what to decode and MuJoCo how to draw, before a test imports them
 
 settings.register_profile("onedp", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)  # pytest --hypothesis-profile fuzz

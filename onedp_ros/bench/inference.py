@@ -22,7 +22,7 @@ from tqdm import tqdm
 from onedp_ros.bench.machine import processor
 from onedp_ros.contract import Contract, Normalizer, Observation, task_contract
 from onedp_ros.graph.processes import graph_environment, own_domain
-from onedp_ros.resources import child_environment
+from onedp_ros.resources import child_environment, default_task
 
 
 def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
     from onedp_ros.policy.networks import NetworkConfig
     from onedp_ros.policy.policies import Policy
 
-    contract = task_contract("pnp_milk")
+    contract = task_contract(default_task())
     config = NetworkConfig() if network == "paper" else NetworkConfig(16, (64, 128, 256))
     ones = {"state": contract.state_dim, "action": contract.action_dim}
     normalizer = Normalizer(

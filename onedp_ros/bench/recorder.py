@@ -22,7 +22,7 @@ from onedp_ros.data.bags.reader import read_bag, read_metadata
 from onedp_ros.graph.processes import NodeProcess, graph_environment, own_domain
 from onedp_ros.graph.supervisor import Supervisor
 from onedp_ros.messages.decode import stamp_ns
-from onedp_ros.resources import child_environment
+from onedp_ros.resources import child_environment, default_task
 
 START_TIME = 30.0  # s until all that is to be recorded comes
 LOOK = 1.0  # s between looks at the recorder
@@ -62,7 +62,7 @@ def run(seconds: float, folder: Path) -> dict[str, Any]:
     os.environ.update(child_environment())
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        parameters = {"task": "pnp_milk", "robot": "none", "out": out, "min_free_gb": 1.0}
+        parameters = {"task": default_task(), "robot": "none", "out": out, "min_free_gb": 1.0}
         with load("cameras") as frames, load("robot") as states:
             looks, began, ended = _record(seconds, parameters)
         bag = Path(out) / "episode_000000"

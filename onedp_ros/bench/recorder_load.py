@@ -24,6 +24,7 @@ from sensor_msgs.msg import Image, JointState
 from onedp_ros.contract import Contract, task_contract
 from onedp_ros.geometry import gripper_down
 from onedp_ros.messages.encode import MESSAGES, header, image_message, pose_message
+from onedp_ros.resources import default_task
 
 WIDTH, HEIGHT, CAMERA_HZ = 640, 480, 30
 STATE_HZ, TARGET_EVERY = 200, 4
@@ -60,7 +61,7 @@ def main() -> None:
     ended = threading.Event()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    node, contract = rclpy.create_node(f"recorder_load_{part}"), task_contract("pnp_milk")
+    node, contract = rclpy.create_node(f"recorder_load_{part}"), task_contract(default_task())
     if part == "cameras":
         topics = {camera.topic: Image for camera in contract.cameras.values()}
         quality, turns, rate = qos_profile_sensor_data, camera_turns(contract), CAMERA_HZ * len(topics)

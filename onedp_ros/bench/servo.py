@@ -23,7 +23,7 @@ from onedp_ros.contract import MAX_OPENING
 from onedp_ros.data.bags.reader import read_bag
 from onedp_ros.graph.processes import released
 from onedp_ros.messages.decode import pose_arrays
-from onedp_ros.resources import child_environment, resource
+from onedp_ros.resources import child_environment, default_task, resource
 from onedp_ros.robot.arm import percentile
 from onedp_ros.robot.fake_franka import FakeFranka
 from onedp_ros.robot.franka import Franka
@@ -37,7 +37,7 @@ HAND_PERIOD = 1.5  # s between the hand's turns
 TimedTarget = tuple[float, NDArray[np.float64], NDArray[np.float64], float]
 
 
-def policy_targets(task: str = "pnp_milk") -> list[TimedTarget]:
+def policy_targets(task: str) -> list[TimedTarget]:
     """The targets of the released policy in a minute: time (s), position (3,) m, quaternion (4,) xyzw, opening (m)."""
     opening, targets, begin = MAX_OPENING, [], None
     for topic, stamp, message in read_bag(resource("models", task, "targets"), ("target_pose", "gripper_target")):
@@ -50,7 +50,7 @@ def policy_targets(task: str = "pnp_milk") -> list[TimedTarget]:
 
 
 @contextlib.contextmanager
-def busy_policy(task: str = "pnp_milk") -> Iterator[None]:
+def busy_policy(task: str) -> Iterator[None]:
     """The released policy predicts as fast as it can, on all processors, in a process of its own."""
     command = [sys.executable, "-m", "onedp_ros.bench.servo", str(released(task, "onedp_s"))]
     process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True)
@@ -138,7 +138,7 @@ def follow(franka: Franka, targets: list[TimedTarget], seconds: float, load: str
 
 def run(seconds: float, address: str = "", enforce: bool = False) -> dict[str, Any]:
     """Every mode with every load, one after the other. Raises Fault when the robot stops."""
-    targets = policy_targets()
+    targets = policy_targets(default_task())
     path = resource("config", "robot", "franka.yaml")
     settings = RobotSettings.from_yaml(path)
     last = max(os.sched_getaffinity(0))
@@ -161,7 +161,7 @@ def run(seconds: float, address: str = "", enforce: bool = False) -> dict[str, A
                 for load in LOADS:
                     franka.opening(settings.gripper.width)
                     bar = tqdm(total=seconds, desc=f"{mode}, {load}", bar_format="{desc} {bar} {n:.0f}/{total:.0f} s")
-                    with bar, busy_policy() if load == "policy" else contextlib.nullcontext():
+                    with bar, busy_policy(default_task()) if load == "policy" else contextlib.nullcontext():
                         rows.append(follow(franka, targets, seconds, load, bar))
                 realtime = franka.arm.notes[0]
     return {"processor": processor(), "realtime": realtime, "robot": address, "rows": rows}

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onedp_ros.graph.processes import own_domain, released
-from onedp_ros.resources import child_environment
+from onedp_ros.resources import child_environment, default_task
 
 STARTS = ("first", "next")
 
@@ -33,7 +33,7 @@ def run(engine: str = "auto", repeats: int = 5) -> dict[str, Any]:
 
 def start(engine: str, cache: str) -> float:
     """Seconds of one start. RuntimeError with the node's output when it fails."""
-    parameters = {"model": released("pnp_milk", "onedp_s"), "engine": engine, "autostart": "true"}
+    parameters = {"task": default_task(), "model": released(default_task(), "onedp_s"), "engine": engine, "autostart": "true"}
     arguments = [text for name, value in parameters.items() for text in ("-p", f"{name}:={value}")]
     environment = {**child_environment(), **own_domain(), "XDG_CACHE_HOME": cache, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "onedp_ros.nodes.policy_node", "--ros-args", *arguments]

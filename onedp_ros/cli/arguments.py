@@ -9,14 +9,6 @@ from typing import Any
 
 from onedp_ros.graph.options import PLACE, TASK, Option
 from onedp_ros.graph.processes import NodeProcess, describe_network, graph_environment, placed
-from onedp_ros.resources import resource
-
-
-def default_task() -> str:
-    """The first task of which ``models/`` has a policy; FileNotFoundError when there is none."""
-    for path in sorted(resource("models").glob("*/*/config.json")):
-        return path.parents[1].name
-    raise FileNotFoundError("models/ has no policy of any task; fetch the released ones, or train one")
 
 
 def graph_parser(command: str, description: str | None, *options: Mapping[str, Option]) -> argparse.ArgumentParser:

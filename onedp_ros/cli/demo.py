@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onedp_ros.cli.arguments import add_options, default_task, values
+from onedp_ros.cli.arguments import add_options, values
 from onedp_ros.graph.options import POLICY, RUN, TASK
 from onedp_ros.graph.processes import graph_environment, task_graph
 from onedp_ros.graph.supervisor import Supervisor
+from onedp_ros.resources import default_task
 
 if TYPE_CHECKING:
     from onedp_ros.graph.client import GraphWatch

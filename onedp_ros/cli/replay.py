@@ -18,8 +18,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from onedp_ros.cli.arguments import default_task
 from onedp_ros.graph.options import POLICY
+from onedp_ros.resources import default_task
 
 REPEATED = 0.9  # of the recorded sets must be made again; live, frames may have come in another order
 

@@ -27,23 +27,17 @@ STRONGEST_PUSH = 100.0  # N
 class ServoLimits:
     """Bounds of the filtered motion: m/s, m/s², m/s³ and rad/s, rad/s², rad/s³; ``gain`` (1/s) is how fast an error closes.
 
-    The defaults are a tenth to two thirds of the FR3 data sheet's Cartesian limits (https://frankarobotics.github.io/docs, "Robot
-    and interface specifications").
+    The section ``servo`` of a robot file. The FR3's own limits: https://frankarobotics.github.io/docs, "Robot and interface
+    specifications".
     """
 
-    gain: float = within(Range(1.0, 50.0, "1/s", "less lags by seconds, more is too fast for a loop of 1 kHz"), default=12.0)
-    linear_speed: float = within(Range(1e-4, 3.0, "m/s", "less is standing still, and an FR3 moves at 3 m/s at most"), default=0.6)
-    linear_acceleration: float = within(Range(0.5, 9.0, "m/s²", "less hardly brakes, and an FR3 takes 9 m/s² at most"), default=4.0)
-    linear_jerk: float = within(Range(10.0, 4500.0, "m/s³", "less hardly brakes, an FR3 takes 4500 m/s³ at most"), default=400.0)
-    angular_speed: float = within(
-        Range(1e-3, 2.5, "rad/s", "less is standing still, and an FR3 turns at 2.5 rad/s at most"), default=1.6
-    )
-    angular_acceleration: float = within(
-        Range(1.0, 17.0, "rad/s²", "less hardly brakes, and an FR3 takes 17 rad/s² at most"), default=10.0
-    )
-    angular_jerk: float = within(
-        Range(20.0, 8500.0, "rad/s³", "less hardly brakes, and an FR3 takes 8500 rad/s³ at most"), default=1000.0
-    )
+    gain: float = within(Range(1.0, 50.0, "1/s", "less lags by seconds, more is too fast for a loop of 1 kHz"))
+    linear_speed: float = within(Range(1e-4, 3.0, "m/s", "less is standing still, and an FR3 moves at 3 m/s at most"))
+    linear_acceleration: float = within(Range(0.5, 9.0, "m/s²", "less hardly brakes, and an FR3 takes 9 m/s² at most"))
+    linear_jerk: float = within(Range(10.0, 4500.0, "m/s³", "less hardly brakes, an FR3 takes 4500 m/s³ at most"))
+    angular_speed: float = within(Range(1e-3, 2.5, "rad/s", "less is standing still, and an FR3 turns at 2.5 rad/s at most"))
+    angular_acceleration: float = within(Range(1.0, 17.0, "rad/s²", "less hardly brakes, and an FR3 takes 17 rad/s² at most"))
+    angular_jerk: float = within(Range(20.0, 8500.0, "rad/s³", "less hardly brakes, and an FR3 takes 8500 rad/s³ at most"))
 
     def __post_init__(self) -> None:
         check_fields(self, "servo")
@@ -225,18 +219,14 @@ def _bounded(vector: Array, most: float) -> Array:
 class ImpedanceGains:
     """Stiffness (N/m, Nm/rad), damping (Ns/m, Nms/rad), null-space gains (Nm/rad, Nms/rad) and error clips (m, rad)."""
 
-    linear_stiffness: float = within(Range(10.0, 3000.0, "N/m", "as of the FR3's own Cartesian impedance"), default=1500.0)
-    angular_stiffness: float = within(Range(1.0, 300.0, "Nm/rad", "as of the FR3's own Cartesian impedance"), default=60.0)
-    linear_damping: float = within(
-        Range(10.0, 300.0, "Ns/m", "less swings on, more is too much for a loop of 1 kHz"), default=120.0
-    )
-    angular_damping: float = within(
-        Range(1.0, 30.0, "Nms/rad", "less swings on, more is too much for a loop of 1 kHz"), default=8.0
-    )
-    posture_stiffness: float = within(Range(0.0, 100.0, "Nm/rad", "the wrist's joints give 12 Nm"), default=10.0)
-    posture_damping: float = within(Range(0.1, 10.0, "Nms/rad", "less swings on, more is too much at 1 kHz"), default=2.0)
-    linear_clip: float = within(Range(0.001, 0.1, "m", "less does not overcome friction, more presses hard"), default=0.03)
-    angular_clip: float = within(Range(0.01, 1.0, "rad", "less does not overcome friction, more turns hard"), default=0.3)
+    linear_stiffness: float = within(Range(10.0, 3000.0, "N/m", "as of the FR3's own Cartesian impedance"))
+    angular_stiffness: float = within(Range(1.0, 300.0, "Nm/rad", "as of the FR3's own Cartesian impedance"))
+    linear_damping: float = within(Range(10.0, 300.0, "Ns/m", "less swings on, more is too much for a loop of 1 kHz"))
+    angular_damping: float = within(Range(1.0, 30.0, "Nms/rad", "less swings on, more is too much for a loop of 1 kHz"))
+    posture_stiffness: float = within(Range(0.0, 100.0, "Nm/rad", "the wrist's joints give 12 Nm"))
+    posture_damping: float = within(Range(0.1, 10.0, "Nms/rad", "less swings on, more is too much at 1 kHz"))
+    linear_clip: float = within(Range(0.001, 0.1, "m", "less does not overcome friction, more presses hard"))
+    angular_clip: float = within(Range(0.01, 1.0, "rad", "less does not overcome friction, more turns hard"))
 
     def __post_init__(self) -> None:
         check_fields(self, "impedance")

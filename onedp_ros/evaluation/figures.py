@@ -15,19 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def plot_starts(summary: dict[str, Any], path: Path) -> None:
-    """Where the carton stood at the start of every episode, its yaw as a stroke, successes and failures apart."""
+def plot_starts(summary: dict[str, Any], path: Path) -> bool:
+    """Where every episode of ``onedp evaluate`` started, successes and failures apart: the first two numbers of a start as a place,
+    a third, if there is one, as the direction of a stroke (rad). Without two numbers there is no picture. Whether it was drawn."""
+    labels = summary["start_labels"]
+    if len(labels) < 2:
+        return False
     figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
     for success, colour, name in ((True, "tab:green", "success"), (False, "tab:red", "failure")):
-        starts = np.array([e["start"] for e in summary["results"] if e["success"] == success]).reshape(-1, 3)
-        stroke = 0.006 * np.stack([-np.sin(starts[:, 2]), np.cos(starts[:, 2])], axis=-1)
-        axes.plot(*np.stack([starts[:, :2] - stroke, starts[:, :2] + stroke]).transpose(2, 0, 1), color=colour, linewidth=2)
+        starts = np.array([e["start"] for e in summary["results"] if e["success"] == success]).reshape(-1, len(labels))
+        if len(labels) > 2:
+            stroke = 0.006 * np.stack([-np.sin(starts[:, 2]), np.cos(starts[:, 2])], axis=-1)
+            axes.plot(*np.stack([starts[:, :2] - stroke, starts[:, :2] + stroke]).transpose(2, 0, 1), color=colour, linewidth=2)
+        else:
+            axes.plot(*starts.T, ".", color=colour)
         axes.plot([], [], color=colour, label=f"{name} ({len(starts)})")
-    axes.set(xlabel="x (m)", ylabel="y (m)", aspect="equal")
+    axes.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")
     axes.set_title(f"{summary['task']}, {summary['method']}: {summary['success_rate']:.0%} of {summary['episodes']}")
     axes.legend(loc="upper right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    return True
 
 
 def write_video(frames: Mapping[str, Sequence[tuple[int, NDArray[np.uint8]]]], path: Path, fps: int = 30, zoom: int = 3) -> None:

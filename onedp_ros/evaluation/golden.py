@@ -1,6 +1,6 @@
 """The golden recording: a second of a demonstration, and what the released policies said to it in eager float32.
 
-How it is made: models/pnp_milk/golden/README.md.
+How it is made: README.md of the folder ``golden`` of the task in models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onedp_ros.data.bags.reader import read_metadata
 from onedp_ros.data.bags.writer import BagWriter
 from onedp_ros.evaluation.replayed import observe, recorded_contract, windows
 from onedp_ros.graph.processes import released
-from onedp_ros.resources import resource
+from onedp_ros.resources import default_task, resource
 
 METHODS = ("onedp_s", "onedp_d", "dp_ddim10")
 SEED = 7
@@ -38,7 +38,7 @@ def golden(task: str) -> tuple[Path, dict[str, NDArray[Any]]]:
 
 def golden_windows(bag: Path) -> list[list[Observation]]:
     """Every fourth window of the bag, by the live code."""
-    contract = recorded_contract(bag, "pnp_milk")
+    contract = recorded_contract(bag, default_task())
     return list(windows(contract, observe(bag, contract, "raw", Counter()), None, whole=True))[::EVERY]
 
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     cut(args.bag, args.out / "bag", BEGIN, END)
     chosen = golden_windows(args.out / "bag")
-    task = recorded_contract(args.out / "bag", "pnp_milk").task
+    task = recorded_contract(args.out / "bag", default_task()).task
     tensors: dict[str, NDArray[Any]] = {"stamps": np.array([w[-1].stamp for w in chosen])}
     for method in METHODS:
         predictor = load_predictor(released(task, method), method, "torch", SEED)

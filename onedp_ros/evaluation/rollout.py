@@ -1,4 +1,4 @@
-"""Success of a policy in the twin, without ROS: fixed seeds that no demonstration used, in lock step, on all cores."""
+"""Success of a policy in simulation, without ROS: fixed seeds that no demonstration used, in lock step, on all cores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,77 +22,118 @@ from tqdm import tqdm
 
 from onedp_ros.contract import Contract, ContractError, task_contract
 from onedp_ros.graph.processes import released
+from onedp_ros.tasks import TASKS
+from onedp_ros.tasks.base import Environment, read_options
 from onedp_ros.tasks.drive import drive
-from onedp_ros.tasks.pnp_milk import EVALUATION_SEEDS, PnpMilk, carton
-from onedp_ros.twin.stepped import SteppedCell
 
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """How one episode went: ``time`` (s, simulated), the carton's start (x, y in m, yaw in rad), and why it failed, if so."""
+    """How one episode went: ``time`` (s, simulated), its start and ``score`` (0 to 1), as of
+    :class:`~onedp_ros.tasks.base.Environment`, and why it failed, if so."""
 
     seed: int
     success: bool
     time: float
-    start: tuple[float, float, float]
+    start: tuple[float, ...]
     failure: str
     inference_ms: float
+    score: float
 
 
-def rollout(predictor: Any, stepped: SteppedCell, seed: int, action_steps: int, max_time: float, lead_steps: int = 0) -> Episode:
+def rollout(
+    predictor: Any, environment: Environment, seed: int, action_steps: int, max_time: float, lead_steps: int = 0
+) -> Episode:
     """One episode with ``predictor`` (as of ``policy.inference``); see :func:`onedp_ros.tasks.drive.drive`."""
-    stepped.reset(np_random(seed)[0])
-    centre, yaw, _ = carton(stepped.cell)
-    driving = drive(predictor, stepped, action_steps, lead_steps)
+    environment.reset(np_random(seed)[0])
+    start = environment.start()
+    driving = drive(predictor, environment, action_steps, lead_steps)
     times: list[float] = []
     failure = ""
-    while not (success := stepped.success()) and stepped.cell.time < max_time and not failure:
+    while not (success := environment.success()) and environment.time < max_time and not failure:
         try:
             times.append(next(driving))
         except ContractError as error:
             failure = str(error)
     if not success:
-        failure = failure or stepped.failure()
-    return Episode(seed, success, stepped.cell.time, (*centre[:2].tolist(), yaw), failure, float(np.median(times or [0.0])))
+        failure = failure or environment.failure()
+    inference = float(np.median(times or [0.0]))
+    return Episode(seed, success, environment.time, start, failure, inference, environment.score())
 
 
-_worker: tuple[Any, SteppedCell] | None = None
+_worker: tuple[Any, Environment] | None = None
 
 
-def _start(model: Path, method: str | None, engine: str, threads: int, max_yaw: float, contract: Contract) -> None:
+def _start(model: Path, method: str | None, engine: str, threads: int, options: Mapping[str, Any], contract: Contract) -> None:
     global _worker
     from onedp_ros.policy.inference import load_predictor
 
     predictor = load_predictor(model, method=method, engine=engine, contract=contract, threads=threads)
-    _worker = predictor, SteppedCell(contract, PnpMilk(max_yaw))
+    _worker = predictor, TASKS.get(contract.task).make(contract, **options)
 
 
 def _run(seed: int, action_steps: int, max_time: float, lead_steps: int) -> tuple[Episode, dict[str, Any]]:
     assert _worker is not None
-    predictor, stepped = _worker
+    predictor, environment = _worker
     facts = {k: getattr(predictor, k) for k in ("method", "nfe", "engine", "network")}
     predictor.reset(seed)
-    return rollout(predictor, stepped, seed, action_steps, max_time, lead_steps), facts
+    return rollout(predictor, environment, seed, action_steps, max_time, lead_steps), facts
+
+
+def _episodes(seeds: range, arguments: tuple[Any, ...], initial: tuple[Any, ...], jobs: int) -> Iterator[Any]:
+    """What :func:`_run` returns of each seed, in order; in this process when ``jobs`` is 1."""
+    global _worker
+    if jobs == 1:
+        _start(*initial)
+        assert _worker is not None
+        try:
+            yield from (_run(seed, *arguments) for seed in seeds)
+        finally:
+            _worker[1].close()
+            _worker = None
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, initial) as pool:
+        for run in [pool.submit(_run, seed, *arguments) for seed in seeds]:
+            yield run.result()
 
 
 def evaluate(
     model: Path,
     *,
-    task: str = "pnp_milk",
+    task: str,
     method: str | None = None,
     engine: str = "auto",
     episodes: int = 100,
-    seed: int = EVALUATION_SEEDS,
+    seed: int | None = None,
     action_steps: int | None = None,
     lead: float = 0.0,
-    max_time: float = 20.0,
-    max_yaw: float = PnpMilk.max_yaw,
+    max_time: float | None = None,
+    options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
 ) -> dict[str, Any]:
-    """Success rate with its 95 % interval, mean time of the successes (s), failures by reason, and every episode."""
+    """Success rate with its 95 % interval, mean time of the successes (s), failures by reason, and every episode.
+
+    Args:
+        model: bundle.
+        task: name of a file in config/tasks, or path of a task file.
+        seed: of the first episode; default: the task's first seed for evaluations.
+        action_steps: executed of each chunk; default: the contract's.
+        lead: how far ahead of the clock chunks are executed, s.
+        max_time: s, simulated; default: the task's.
+        options: of the task, by name.
+        jobs: processes; one is this one. Default: as many as there are processors.
+
+    Raises:
+        UnknownNameError: the contract's task cannot be simulated.
+        ValueError: an unknown option, or more action steps than a chunk has.
+    """
     from onedp_ros.policy.checkpoint import load_policy
 
     contract = task_contract(task)
+    simulated = TASKS.get(contract.task)
+    simulated.choose(options or {})
+    seed = simulated.evaluation_seeds if seed is None else seed
+    max_time = simulated.max_time if max_time is None else max_time
     action_steps = action_steps or contract.n_action_steps
     lead_steps = round(lead / contract.dt)
     most = contract.horizon - contract.n_obs_steps + 1 - lead_steps
@@ -104,20 +145,18 @@ def evaluate(
     begin = time.perf_counter()
     results: list[Episode] = []
     facts: dict[str, Any] = {}
-    initial = (model, method, engine, threads, max_yaw, contract)
-    with (
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, initial) as pool,
-        tqdm(total=episodes, unit="episode") as bar,
-    ):
-        for run in [pool.submit(_run, s, action_steps, max_time, lead_steps) for s in range(seed, seed + episodes)]:
-            episode, facts = run.result()
+    initial = (model, method, engine, threads, dict(options or {}), contract)
+    with tqdm(total=episodes, unit="episode") as bar:
+        for episode, told in _episodes(range(seed, seed + episodes), (action_steps, max_time, lead_steps), initial, jobs):
             results.append(episode)
+            facts = told
             bar.update()
             bar.set_postfix(success=f"{sum(e.success for e in results) / len(results):.2f}")
     successes = [e for e in results if e.success]
     return {
-        "task": task,
+        "task": contract.task,
         **facts,
+        "options": dict(options or {}),
         "episodes": episodes,
         "seed": seed,
         "action_steps": action_steps,
@@ -125,11 +164,13 @@ def evaluate(
         "max_time_s": max_time,
         "success_rate": len(successes) / episodes,
         "ci95": tuple(map(float, binomtest(len(successes), episodes).proportion_ci(method="wilson"))),
+        "mean_score": float(np.mean([e.score for e in results])),
         "mean_time_s": float(np.mean([e.time for e in successes])) if successes else None,
         "failures": dict(Counter(e.failure for e in results if not e.success)),
         "inference_ms_p50": float(np.median([e.inference_ms for e in results])),
         "wall_s": time.perf_counter() - begin,
         "processor": platform.processor() or platform.machine(),
+        "start_labels": simulated.start_labels,
         "results": [dataclasses.asdict(e) for e in results],
     }
 
@@ -150,21 +191,22 @@ def table(summary: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp evaluate", description=__doc__)
-    parser.add_argument("task", choices=["pnp_milk"])
+    parser.add_argument("task", help=f"a task file of one of {', '.join(TASKS.names())}: its name in config/tasks, or its path")
     parser.add_argument("--method", default="onedp_s", help="onedp_s, onedp_d, dp_ddpm100 or dp_ddimN (default onedp_s)")
     parser.add_argument("--model", type=Path, help="bundle (default: the released one of the method)")
     parser.add_argument("--engine", default="auto", help="auto, torch, cuda, openvino or openvino_bf16")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=EVALUATION_SEEDS, help=f"first seed; below {EVALUATION_SEEDS} is training data")
+    parser.add_argument("--seed", type=int, help="first seed (default: the task's first one that is no training data, 100000)")
     parser.add_argument("--action-steps", type=int, help="actions executed of each chunk (default: the contract's)")
     parser.add_argument("--lead", type=float, default=0.0, help="how far ahead of the clock chunks are executed, s")
-    parser.add_argument("--max-time", type=float, default=20.0, help="s, simulated")
-    parser.add_argument("--max-yaw", type=float, default=30.0, help="greatest turn of the carton, degrees (180: any)")
+    parser.add_argument("--max-time", type=float, help="s, simulated (default: the task's)")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the task")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--json", type=Path, help="write the results here, and a picture of the starts beside it")
     args = parser.parse_args(argv)
-    if args.seed < EVALUATION_SEEDS:
-        parser.error(f"--seed {args.seed} may be training data; evaluation seeds start at {EVALUATION_SEEDS}")
+    first = TASKS.get(task_contract(args.task).task).evaluation_seeds
+    if args.seed is not None and args.seed < first:
+        parser.error(f"--seed {args.seed} may be training data; evaluation seeds start at {first}")
     model = args.model or released(args.task, args.method)
     summary = evaluate(
         model,
@@ -176,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action_steps=args.action_steps,
         lead=args.lead,
         max_time=args.max_time,
-        max_yaw=float(np.deg2rad(args.max_yaw)),
+        options=read_options(args.option),
         jobs=args.jobs,
     )
     print(table(summary))
@@ -185,8 +227,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        plot_starts(summary, args.json.with_suffix(".png"))
-        print(f"written {args.json} and {args.json.with_suffix('.png')}")
+        written = [args.json]
+        if plot_starts(summary, args.json.with_suffix(".png")):
+            written.append(args.json.with_suffix(".png"))
+        print(f"written {' and '.join(map(str, written))}")
     return 0
 
 

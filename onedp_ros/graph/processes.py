@@ -61,6 +61,10 @@ class Robot:
     respawn: bool = False
 
 
+def _task_and_robot(common: Mapping[str, Any]) -> dict[str, Any]:
+    return {"task": common["task"], "robot": common["robot"]}
+
+
 def _franka_parameters(common: Mapping[str, Any], _twin_seed: int, franka: Mapping[str, Any]) -> dict[str, Any]:
     if not franka.get("robot_ip"):
         raise ValueError("robot franka needs robot_ip, its address, such as 172.16.0.2; onedp fake-franka serves one at 127.0.0.1")
@@ -68,9 +72,9 @@ def _franka_parameters(common: Mapping[str, Any], _twin_seed: int, franka: Mappi
 
 
 ROBOTS = {
-    "twin": Robot("twin_node", "twin", lambda common, seed, _: {"task": common["task"], "seed": seed}, real=False),
+    "twin": Robot("twin_node", "twin", lambda common, seed, _: {**_task_and_robot(common), "seed": seed}, real=False),
     "franka": Robot("franka_node", "franka", _franka_parameters, respawn=True),
-    "crisp": Robot("crisp_node", "franka", lambda common, *_: {"task": common["task"], "robot": common["robot"]}),
+    "crisp": Robot("crisp_node", "franka", lambda common, *_: _task_and_robot(common)),
 }
 
 

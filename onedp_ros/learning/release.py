@@ -83,7 +83,7 @@ def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Se
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp release", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="for example models/pnp_milk/onedp_s")
+    parser.add_argument("--out", type=Path, required=True, help="for example models/<task>/onedp_s")
     parser.add_argument("--evaluation", type=Path, action="append", default=[], help="JSON of onedp evaluate; may be repeated")
     parser.add_argument("--command", action="append", default=[], help="a command that made it; may be repeated")
     args = parser.parse_args(argv)

@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp train", description=__doc__)
     add_common_arguments(parser)
     parser.add_argument("--out", type=Path, help="directory for the checkpoint, logs and train.json (default out/<task>/teacher)")
-    parser.add_argument("--init", type=Path, help="checkpoint to begin with, for example models/pnp_milk/teacher")
+    parser.add_argument("--init", type=Path, help="checkpoint to begin with, for example models/<task>/teacher")
     parser.add_argument("--learning-rate", type=float, help="in place of the configured one")
     args = parser.parse_args(argv)
     data, config, settings = prepare(args, "train")

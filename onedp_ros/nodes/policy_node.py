@@ -189,7 +189,7 @@ class PolicyNode(LifecycleNode):
         options = dict(self._used)
         model = options.pop("model")
         if not model and self._load is load_bundle:
-            raise ValueError("parameter 'model' is empty; give the directory of a policy, for example models/pnp_milk/onedp_s")
+            raise ValueError("parameter 'model' is empty; give the directory of a policy, for example models/<task>/onedp_s")
         options["method"] = options["method"] or None
         predictor = self._load(model, contract=self.contract, progress=progress, **options)
         self.contract.require_same(predictor.contract, "the task", model)

@@ -1,4 +1,4 @@
-"""The simulated cell as a robot and two cameras: the same topics as the real ones.
+"""The simulated cell as a robot and its cameras: the same topics as the real ones.
 
 Three parts: a thread advances physics in real time, takes the targets when it needs them and publishes states at 200 Hz; a child
 process draws and publishes the camera frames, so that physics never waits for rendering; the executor's thread serves.
@@ -30,7 +30,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from onedp_ros import clock
 from onedp_ros.clock import PauseWatch
-from onedp_ros.contract import NANOSECONDS
+from onedp_ros.contract import NANOSECONDS, Camera
 from onedp_ros.control.joints import ARM_JOINTS
 from onedp_ros.geometry import rotation_angle
 from onedp_ros.graph.processes import enclave
@@ -38,12 +38,14 @@ from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.messages.encode import camera_info, header, image_message, opening_of, pose_message, transform_message
 from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
-from onedp_ros.nodes.lib.parameters import declare, declare_contract
+from onedp_ros.nodes.lib.parameters import declare_contract, declare_robot_file, declare_within
 from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import run_node
-from onedp_ros.tasks.pnp_milk import Expert, PnpMilk
-from onedp_ros.twin.cell import FINGER_JOINTS, CellRenderer, build_model, camera_frames
-from onedp_ros.twin.stepped import Frame, SteppedCell
+from onedp_ros.settings import values_and_expected
+from onedp_ros.tasks import TASKS
+from onedp_ros.twin.cell import FINGER_JOINTS, CellRenderer, Scene, build_model, camera_frames
+from onedp_ros.twin.settings import TwinSettings
+from onedp_ros.twin.stepped import Frame, TimedCell
 
 RELIABLE = QoSProfile(depth=5)  # a RealSense's, so that RViz and others that ask for it by default get the images
 OPTICAL_FRAME = "{}_camera_color_optical_frame"  # as a RealSense's
@@ -57,8 +59,15 @@ SETTLING = 0.3  # s that an arm that brakes takes to settle
 DEAF = 0.3  # s after a reset in which targets are not followed: they are meant for where the arm was
 
 
-def draw_frames(frames: Any, topics: dict[str, str], counts: Any, max_yaw: float) -> None:
-    """The camera process: draws what physics hands over and publishes it. Ends on ``None`` or with its parent."""
+def draw_frames(frames: Any, cameras: dict[str, Camera], topics: dict[str, str], counts: Any, scene: Scene) -> None:
+    """The camera process: draws what physics hands over and publishes it. Ends on ``None`` or with its parent.
+
+    Args:
+        frames: queue of camera, stamp (ns) and joint positions.
+        cameras, topics: by the cameras' names.
+        counts: array of the frames sent, in the order of ``topics``.
+        scene: the task.
+    """
     ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
     keys = enclave(os.environ, "twin_node")
@@ -68,8 +77,8 @@ def draw_frames(frames: Any, topics: dict[str, str], counts: Any, max_yaw: float
     informers = {c: node.create_publisher(CameraInfo, f"{t.rpartition('/')[0]}/camera_info", RELIABLE) for c, t in topics.items()}
     import mujoco
 
-    model = build_model(PnpMilk(max_yaw))
-    data, renderer = mujoco.MjData(model), CellRenderer(model)
+    model = build_model(scene, cameras.values())
+    data, renderer = mujoco.MjData(model), CellRenderer(model, cameras)
     sent = dict.fromkeys(topics, 0)
     while (item := frames.get()) is not None:
         camera, stamp, qpos = item
@@ -89,14 +98,22 @@ def draw_frames(frames: Any, topics: dict[str, str], counts: Any, max_yaw: float
 
 
 class TwinNode(Node):
-    """Services ``~/reset`` (places carton and arm for the parameter ``seed``, which then counts up), ``~/success`` (whether
+    """Services ``~/reset`` (places objects and arm for the parameter ``seed``, which then counts up), ``~/success`` (whether
     the task is done; if not, why an episode that ended now would have failed) and ``~/expert`` (std_srvs/SetBool: lets the scripted
-    expert drive, in place of an operator)."""
+    expert drive, in place of an operator). The task's options are parameters of their names."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("twin_node", **kwargs)
         contract = declare_contract(self)
-        max_yaw = declare(self, "max_yaw", PnpMilk.max_yaw, "Greatest turn of the carton, rad", 0.0, float(np.pi))
+        settings = TwinSettings.from_yaml(declare_robot_file(self, "twin"))
+        task = TASKS.get(contract.task)
+        if task.scene is None:
+            raise ValueError(f"task {contract.task} has no scene in the twin's cell; evaluate it with onedp evaluate")
+        options = {
+            name: declare_within(self, name, default, expected, "Option of the task")
+            for name, (default, expected) in values_and_expected(task.options()).items()
+        }
+        scene = task.scene(task.choose(options))
         seeds = IntegerRange(from_value=0, to_value=2**31 - 1, step=1)
         description = "Seed of the next ~/reset; counts up with every reset"
         self.declare_parameter("seed", 100000, ParameterDescriptor(description=description, integer_range=[seeds]))
@@ -107,7 +124,7 @@ class TwinNode(Node):
         self._opening: float | None = None
         self._target_time = 0.0
         self._control_step = contract.dt_ns
-        self._expert: Expert | None = None
+        self._expert = False
         self._expert_due = 0
         self._deaf_until = 0.0
         self._target_publishers: tuple[Any, Any] | None = None  # of the expert, while it drives
@@ -118,7 +135,7 @@ class TwinNode(Node):
         self._closing = threading.Event()
         self._epoch = 0
 
-        self._stepped = SteppedCell(contract, PnpMilk(max_yaw), self._on_state, self._on_frame)
+        self._timed = TimedCell(contract, scene, settings, self._on_state, self._on_frame)
         self._joint_publisher = self.create_publisher(JointState, contract.arm.joint_states_topic, 10)
         self._pose_publisher = self.create_publisher(PoseStamped, contract.arm.pose_topic, 10)
         self._commands = [
@@ -138,7 +155,8 @@ class TwinNode(Node):
         spawn = multiprocessing.get_context("spawn")
         self._frames = spawn.Queue(maxsize=2)
         self._sent = spawn.Array("q", len(topics), lock=False)
-        self._cameras = spawn.Process(target=draw_frames, args=(self._frames, topics, self._sent, max_yaw), daemon=True)
+        arguments = (self._frames, dict(contract.cameras), topics, self._sent, scene)
+        self._cameras = spawn.Process(target=draw_frames, args=arguments, daemon=True)
         self._cameras.start()
 
         self._state_rate, self._holds, self._skipped = Rate(), 0, 0
@@ -158,7 +176,7 @@ class TwinNode(Node):
         self._frames_publisher = self.create_publisher(TFMessage, "/tf_static", lasting)
         transforms = [
             transform_message(position, quaternion, LINKS.get(body, self._base_frame), OPTICAL_FRAME.format(name), self._now())
-            for name, (body, position, quaternion) in camera_frames(self._stepped.cell.model).items()
+            for name, (body, position, quaternion) in camera_frames(self._timed.cell.model).items()
         ]
         self._frames_publisher.publish(TFMessage(transforms=transforms))
 
@@ -179,7 +197,7 @@ class TwinNode(Node):
     # thread of physics
 
     def _on_target(self, message: PoseStamped) -> None:
-        if self._expert is not None or clock.now() < self._deaf_until:
+        if self._expert or clock.now() < self._deaf_until:
             return
         p, q = message.pose.position, message.pose.orientation
         position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
@@ -191,7 +209,7 @@ class TwinNode(Node):
         if refusal := self._watches[0].refusal(stamp_ns(message)):
             self._refused[refusal] += 1
             return
-        cell = self._stepped.cell
+        cell = self._timed.cell
         if clock.now() < self._settled_at or (cell.stopping and not cell.filter.at_rest):
             self._refused["braking"] += 1
             return
@@ -206,7 +224,7 @@ class TwinNode(Node):
         cell.stopping = False
 
     def _on_stop(self, _message: Empty) -> None:
-        if self._expert is None:
+        if not self._expert:
             self._settled_at = clock.now() + SETTLING
             self._brake()
 
@@ -215,10 +233,10 @@ class TwinNode(Node):
         if self._target is not None:
             self._holds += 1
             self._target = None
-            self._stepped.cell.brake()
+            self._timed.cell.brake()
 
     def _on_gripper(self, message: JointState) -> None:
-        if self._expert is not None or clock.now() < self._deaf_until:
+        if self._expert or clock.now() < self._deaf_until:
             return
         opening = opening_of(message)
         if opening is None:
@@ -248,13 +266,13 @@ class TwinNode(Node):
 
     def _on_expert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         made = None
-        if request.data and self._expert is None:  # before the lock, for which physics would wait
+        if request.data and not self._expert:  # before the lock, for which physics would wait
             made = (
-                self.create_publisher(PoseStamped, self._stepped.contract.arm.target_topic, 1),
-                self.create_publisher(JointState, self._stepped.contract.arm.gripper_topic, 1),
+                self.create_publisher(PoseStamped, self._timed.contract.arm.target_topic, 1),
+                self.create_publisher(JointState, self._timed.contract.arm.gripper_topic, 1),
             )
         with self._lock:
-            self._expert, self._expert_due = (Expert() if request.data else None), 0
+            self._expert, self._expert_due = request.data, 0
             if made is not None:
                 self._resting, self._target_publishers = self._target_publishers, made
         response.success, response.message = True, "the expert drives" if request.data else "the expert rests"
@@ -275,7 +293,7 @@ class TwinNode(Node):
         """Take the newest command and go on to the next state sample or exposure."""
         if self._pauses.check():
             with self._lock:
-                self._expert = None  # nobody may expect any more that it goes on
+                self._expert = False  # nobody may expect any more that it goes on
         for subscriber in self._commands:
             subscriber.poll()
         self._watches[0].alone()
@@ -283,15 +301,15 @@ class TwinNode(Node):
             reset, self._reset = self._reset, None
             asked, self._asked = self._asked, None
             if self._target_publishers is None:  # it was dropped while it was asked for again
-                self._expert = None
+                self._expert = False
             expert = self._expert
-            if expert is None:
+            if not expert:
                 self._resting, self._target_publishers = self._target_publishers or self._resting, None
             resting, self._resting = self._resting, None
         for publisher in resting or ():  # others count who publishes targets
             self.destroy_publisher(publisher)
-        if expert is not None and reset is None and self._stepped.stamp >= self._expert_due:
-            self._demonstrate(expert)
+        if expert and reset is None and self._timed.stamp >= self._expert_due:
+            self._demonstrate()
         target, opening = self._target, self._opening
         stale = clock.now() - self._target_time > STALE_AFTER
         if reset is not None:
@@ -299,20 +317,20 @@ class TwinNode(Node):
             self._place()
             reset.set()
             return
-        cell = self._stepped.cell
-        if target is not None and (stale or (expert is None and not self._watches[0].publishers)):
+        cell = self._timed.cell
+        if target is not None and (stale or (not expert and not self._watches[0].publishers)):
             self._brake()
             target = None
         if target is None and cell.stopping:
             self._hold = (cell.filter.position, cell.filter.quaternion)
         position, quaternion = self._hold if target is None else target
-        self._stepped.command(position, quaternion, cell.target_opening if opening is None else opening)
-        self._stepped.advance()
+        self._timed.command(position, quaternion, cell.target_opening if opening is None else opening)
+        self._timed.advance()
         if asked is not None:
-            success = self._stepped.success()
-            self._answer = (success, "success" if success else self._stepped.failure())
+            success = self._timed.success()
+            self._answer = (success, "success" if success else self._timed.failure())
             asked.set()
-        ahead = (self._epoch + self._stepped.stamp - self._now()) / NANOSECONDS
+        ahead = (self._epoch + self._timed.stamp - self._now()) / NANOSECONDS
         if ahead > 0:
             self._closing.wait(ahead)
         elif ahead < -LATE:
@@ -320,14 +338,14 @@ class TwinNode(Node):
             self._lost_at = clock.now()
             self._epoch -= round(ahead * NANOSECONDS)
 
-    def _demonstrate(self, expert: Expert) -> None:
+    def _demonstrate(self) -> None:
         """The expert's next target, commanded and published as an operator's."""
         assert self._target_publishers is not None
-        self._expert_due = self._stepped.stamp + self._control_step
-        self._stepped.cell.stopping = False
-        position, quaternion, opening = expert.act(self._stepped.cell)
+        self._expert_due = self._timed.stamp + self._control_step
+        self._timed.cell.stopping = False
+        position, quaternion, opening = self._timed.scene.expert(self._timed.cell)
         self._target, self._target_time, self._opening = (position, quaternion), clock.now(), opening
-        stamp = self._epoch + self._stepped.stamp
+        stamp = self._epoch + self._timed.stamp
         self._target_publishers[0].publish(pose_message(position, quaternion, stamp, self._base_frame))
         self._target_publishers[1].publish(JointState(header=header(stamp), name=["gripper"], position=[opening]))
 
@@ -335,21 +353,19 @@ class TwinNode(Node):
         seed = self._seed = int(self.get_parameter("seed").value)
         self._target, self._opening, self._expert_due = None, None, 0
         self._epoch = self._now()
-        self._stepped.reset(np.random.default_rng(seed))
-        self._hold = (self._stepped.cell.position, self._stepped.cell.quaternion)
+        self._timed.reset(np.random.default_rng(seed))
+        self._hold = (self._timed.cell.position, self._timed.cell.quaternion)
         self.set_parameters([rclpy.parameter.Parameter("seed", value=seed + 1)])
 
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
 
     def _on_state(self, stamp: int) -> None:
-        data, stamp = self._stepped.cell.data, self._epoch + stamp
+        data, stamp = self._timed.cell.data, self._epoch + stamp
         joints = JointState(header=header(stamp), name=[*ARM_JOINTS, *FINGER_JOINTS])
         joints.position, joints.velocity = data.qpos[:9].tolist(), data.qvel[:9].tolist()
         self._joint_publisher.publish(joints)
-        self._pose_publisher.publish(
-            pose_message(self._stepped.cell.position, self._stepped.cell.quaternion, stamp, self._base_frame)
-        )
+        self._pose_publisher.publish(pose_message(self._timed.cell.position, self._timed.cell.quaternion, stamp, self._base_frame))
         self._state_rate.tick()
 
     def _on_frame(self, frame: Frame) -> None:
@@ -375,7 +391,7 @@ class TwinNode(Node):
         if not self._cameras.is_alive():
             return DiagnosticStatus.ERROR, "camera process died: is OpenGL (EGL) installed? see the log above", values
         level, text = worst(
-            *(None if self._expert is not None else watch.finding() for watch in self._watches),
+            *(None if self._expert else watch.finding() for watch in self._watches),
             (DiagnosticStatus.WARN, "the target is too far from the arm to begin with; disable and enable action_node")
             if clock.now() - self._far_at < RECENT
             else None,

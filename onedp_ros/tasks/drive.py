@@ -1,4 +1,4 @@
-"""A policy in lock step with the cell: for evaluation, and to lead demonstrations to where a policy's mistakes lead."""
+"""A policy in lock step with an environment: for evaluation, and to lead demonstrations to where a policy's mistakes lead."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from onedp_ros.contract import ObservationHistory
-from onedp_ros.twin.stepped import SteppedCell
+from onedp_ros.tasks.base import Environment
 
 
-def drive(predictor: Any, stepped: SteppedCell, action_steps: int, ahead: int = 0) -> Iterator[float]:
-    """Drive a cell just reset, for ever: predict, execute ``action_steps`` actions of the chunk, repeat.
+def drive(predictor: Any, environment: Environment, action_steps: int, ahead: int = 0) -> Iterator[float]:
+    """Drive an environment just reset, for ever: predict, execute ``action_steps`` actions of the chunk, repeat.
 
     Args:
         predictor: as of :mod:`onedp_ros.policy.inference`.
-        stepped: the cell.
+        environment: what it drives.
         action_steps: actions executed of each chunk.
         ahead: how many steps after the current one the first of them is for. ``action_steps=1, ahead=4`` comes near to the live
             graph, which samples the newest of 60 chunks a second 0.18 s ahead of the clock.
@@ -24,11 +24,11 @@ def drive(predictor: Any, stepped: SteppedCell, action_steps: int, ahead: int = 
         After each control step, how long the last prediction took, ms.
 
     Raises:
-        ContractError: a chunk with NaN or without a rotation.
+        ContractError: an action that cannot be executed, with NaN or without a rotation.
     """
-    contract = stepped.contract
+    contract = environment.contract
     history = ObservationHistory(contract)
-    history.add(stepped.observe())
+    history.add(environment.observe())
     first = contract.n_obs_steps - 1 + ahead
     while True:
         window = history.window()
@@ -36,9 +36,8 @@ def drive(predictor: Any, stepped: SteppedCell, action_steps: int, ahead: int = 
         begin = time.perf_counter()
         chunk = predictor.predict([window])[0]
         took = 1e3 * (time.perf_counter() - begin)
-        positions, quaternions, openings = contract.arm.decode_action(chunk[first : first + action_steps])
         for i in range(action_steps):
-            stepped.step(positions[i], quaternions[i], float(openings[i]))
+            environment.step(chunk[first + i])
             if i >= action_steps - contract.n_obs_steps:  # only what the next window shows is drawn
-                history.add(stepped.observe())
+                history.add(environment.observe())
             yield took

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.geometry import gripper_down, rotation_difference, tool_yaw
-from onedp_ros.twin.cell import Cell
-
-Array = NDArray[np.float64]
+from onedp_ros.settings import Range, within
+from onedp_ros.tasks.base import Task, TaskOptions
+from onedp_ros.twin.cell import Array, Cell, Scene, Target
 
 AREA_CENTRE, AREA_SIZE = np.array([0.50, 0.08]), np.array([0.23, 0.20])  # m, where the carton starts
 BOX = np.array([0.50, -0.24])  # m, centre of the target box
 BOX_HALF, BOX_HEIGHT, WALL = 0.065, 0.05, 0.004  # m, outer half side, height, half thickness
 HALF_WIDTH, HALF_HEIGHT = 0.024, 0.035  # m, the carton's body
-EVALUATION_SEEDS = 100_000  # episodes with this seed and above are never demonstrated
 GRASP_HEIGHT = 0.027  # m, tool point above the carton's centre: the palm clears the gable
 
 
 @dataclasses.dataclass(frozen=True)
-class PnpMilk:
-    """The task. ``max_yaw`` (rad) bounds the carton's turn; beyond pi/4 the nearest grasp of the square carton flips."""
+class Options(TaskOptions):
+    """``max_yaw`` (rad) bounds the carton's turn; beyond pi/4 the nearest grasp of the square carton flips."""
 
-    max_yaw: float = float(np.deg2rad(30.0))
+    max_yaw: float = within(Range(0.0, math.pi, "rad", "greatest turn of the carton; pi is any"), default=math.radians(30.0))
+
+
+class PnpMilk(Scene):
+    """Table, carton and box. Success: the carton is in the box, at rest, and the hand has let go of it."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self._max_yaw = (options or Options()).max_yaw
+        self._expert = Expert()
+        self._lifted = False
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
         geom = mujoco.mjtGeom
@@ -59,7 +67,25 @@ class PnpMilk:
 
     def reset(self, cell: Cell, rng: np.random.Generator) -> None:
         xy = AREA_CENTRE + AREA_SIZE * rng.uniform(-0.5, 0.5, 2)
-        self.place(cell, np.array([*xy, HALF_HEIGHT + 5e-4]), rng.uniform(-self.max_yaw, self.max_yaw))
+        self.place(cell, np.array([*xy, HALF_HEIGHT + 5e-4]), rng.uniform(-self._max_yaw, self._max_yaw))
+        self._lifted = False
+
+    def off_path(self, cell: Cell, rng: np.random.Generator) -> None:
+        kind, position, yaw, opening = _off_path(cell, rng)
+        cell.data.qpos[:7] = cell.inverse_kinematics(position, gripper_down(yaw))
+        cell.data.qpos[7:9] = opening / 2
+        if kind == "holding":
+            slip = np.array([*rng.normal(0, 0.004, 2), -GRASP_HEIGHT + rng.normal(0, 0.004)])
+            self.place(cell, position + slip, yaw)
+            opening = 0.0
+        elif kind == "delivered":
+            drop = np.array([*(BOX + rng.normal(0, 0.008, 2)), 2 * WALL + HALF_HEIGHT + 1e-3])
+            self.place(cell, drop, yaw + rng.normal(0, 0.1))
+        cell.hold(opening)
+
+    def watch(self, cell: Cell) -> None:
+        if not self._lifted:
+            self._lifted = bool(cell.data.body("milk").xpos[2] > 0.08 and cell.touching("milk") == 2)
 
     def place(self, cell: Cell, position: Array, yaw: float) -> None:
         """Put the carton at (3,) m, upright, turned by yaw (rad)."""
@@ -70,7 +96,28 @@ class PnpMilk:
     def success(self, cell: Cell) -> bool:
         """The carton is inside the box, at rest, and no finger touches it."""
         speed = np.abs(cell.data.joint("milk").qvel).max()
-        return in_box(cell) and speed < 0.05 and cell.touching("milk") == 0
+        return bool(in_box(cell) and speed < 0.05 and cell.touching("milk") == 0)
+
+    def failure(self, cell: Cell) -> str:
+        centre, _, tilt = carton(cell)
+        if centre[2] < -0.01:
+            return "carton fell off the table"
+        if in_box(cell):
+            return "not released"
+        if cell.touching("milk") == 2:
+            return "still holding"
+        if self._lifted:
+            return "dropped outside the box"
+        if tilt > 0.5:
+            return "knocked over"
+        return "never grasped"
+
+    def expert(self, cell: Cell) -> Target:
+        return self._expert.act(cell)
+
+    def start(self, cell: Cell) -> tuple[float, ...]:
+        centre, yaw, _ = carton(cell)
+        return (*centre[:2].tolist(), yaw)
 
 
 def carton(cell: Cell) -> tuple[Array, float, float]:
@@ -91,22 +138,6 @@ def grasp_yaw(yaw: float) -> float:
     return (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4
 
 
-def failure(cell: Cell, lifted: bool) -> str:
-    """Why an unfinished episode failed, from its last state and whether the carton was ever off the table."""
-    centre, _, tilt = carton(cell)
-    if centre[2] < -0.01:
-        return "carton fell off the table"
-    if in_box(cell):
-        return "not released"
-    if cell.touching("milk") == 2:
-        return "still holding"
-    if lifted:
-        return "dropped outside the box"
-    if tilt > 0.5:
-        return "knocked over"
-    return "never grasped"
-
-
 class Expert:
     """Scripted expert: a feedback law from the cell's true state to the next target, so that it recovers from anywhere.
 
@@ -117,8 +148,8 @@ class Expert:
     reach, turn = 0.035, 0.15
     hover, carry, release = 0.11, 0.22, 0.078  # m: over the grasp, tool height while carrying, tool height when letting go
 
-    def act(self, cell: Cell) -> tuple[Array, Array, float]:
-        """Target position (3,) m, quaternion (4,) xyzw and opening (m)."""
+    def act(self, cell: Cell) -> Target:
+        """The target in the present state."""
         position, opening = cell.position, float(cell.fingers.sum())
         yaw = tool_yaw(cell.quaternion)
         goal, goal_yaw, goal_opening = self._goal(cell, position, yaw, opening)
@@ -173,8 +204,8 @@ def _wrap(angle: float) -> float:
     return float((angle + np.pi) % (2 * np.pi) - np.pi)
 
 
-def off_path(cell: Cell, rng: np.random.Generator) -> None:
-    """Put arm, hand and carton of a cell just reset where a policy's mistakes lead, for demonstrations of recovery.
+def _off_path(cell: Cell, rng: np.random.Generator) -> tuple[str, Array, float, float]:
+    """Where a policy's mistakes lead from a cell just reset: kind of the place, tool position (3,) m, its yaw (rad), opening (m).
 
     Five kinds: anywhere over the table; near the carton, turned; beside the carton, low, with the hand closed (a missed
     grasp); holding the carton anywhere on the way; over the box with the carton delivered.
@@ -205,13 +236,7 @@ def off_path(cell: Cell, rng: np.random.Generator) -> None:
     else:
         position = np.array([*(BOX + rng.normal(0, 0.012, 2)), rng.uniform(0.075, 0.24)])
         yaw, opening = rng.normal(0, 0.15), float(rng.uniform(0.055, MAX_OPENING))
-    cell.data.qpos[:7] = cell.inverse_kinematics(position, gripper_down(yaw))
-    cell.data.qpos[7:9] = opening / 2
-    if kind == "holding":
-        slip = np.array([*rng.normal(0, 0.004, 2), -GRASP_HEIGHT + rng.normal(0, 0.004)])
-        cell.task.place(cell, position + slip, yaw)  # type: ignore[attr-defined]
-        opening = 0.0
-    elif kind == "delivered":
-        drop = np.array([*(BOX + rng.normal(0, 0.008, 2)), 2 * WALL + HALF_HEIGHT + 1e-3])
-        cell.task.place(cell, drop, yaw + rng.normal(0, 0.1))  # type: ignore[attr-defined]
-    cell.hold(opening)
+    return kind, position, yaw, opening
+
+
+TASK = Task(scene=PnpMilk, options=Options, start_labels=("x (m)", "y (m)", "yaw (rad)"))

@@ -1,24 +1,30 @@
-"""The simulated cell: a Franka FR3 with its hand on a table, two cameras, and a task's objects, in MuJoCo.
+"""The simulated cell: a Franka FR3 with its hand on a table, cameras, and a task's objects, in MuJoCo.
 
-The arm follows Cartesian targets through the jerk-limited filter and the impedance law of ``control.servo``; the hand takes
-real time. Physics steps are 1 ms. Nothing here knows ROS or wall-clock time.
+The arm follows Cartesian targets through the jerk-limited filter and the impedance law of ``control.servo``, with the limits and
+gains of a robot file; the hand takes real time. Physics steps are 1 ms. Nothing here knows ROS or wall-clock time.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from onedp_ros.contract import MAX_OPENING
-from onedp_ros.control.servo import ImpedanceGains, ServoLimits, TargetFilter, impedance_torque
+from onedp_ros.contract import MAX_OPENING, Camera, ContractError
+from onedp_ros.control.servo import TargetFilter, impedance_torque
 from onedp_ros.geometry import quaternion_multiply
+from onedp_ros.twin.settings import TwinSettings
 
 Array = NDArray[np.float64]
+Target = tuple[Array, Array, float]
+"""Tool position (3,) m, quaternion (4,) xyzw in the base frame, and opening (m) between the fingers."""
 
 TIMESTEP = 0.001  # s
 HOME = np.array([0.0, -0.2, 0.0, -2.25, 0.0, 2.05, 0.7853])  # joint angles (rad) with the hand pointing down
@@ -28,32 +34,63 @@ TOOL_OFFSET = 0.1034  # m from the hand's flange to the point between the finger
 FOVY = 42.5  # degrees: colour sensor of RealSense D415 and D435 in 4:3 modes
 
 
-class Task(Protocol):
-    """What a task adds to the cell."""
+class Scene(ABC):
+    """A task in the cell: its objects, when it is done, and how it is demonstrated. One belongs to one cell, and may remember what
+    happened since its last :meth:`reset`."""
 
+    @abstractmethod
     def add_to(self, spec: mujoco.MjSpec) -> None:
-        """Add the task's bodies to the world."""
+        """Add the task's bodies to the world, and cameras, if it needs others than the cell's ``front`` and ``wrist``."""
 
+    @abstractmethod
     def reset(self, cell: Cell, rng: np.random.Generator) -> None:
-        """Place the objects at random."""
+        """Place the objects at random and forget the last episode. The arm is at home, its hand open."""
 
+    def off_path(self, cell: Cell, rng: np.random.Generator) -> None:
+        """After :meth:`reset`, put arm, hand and objects where a policy's mistakes lead, for demonstrations of recovery; call
+        :meth:`Cell.hold` at the end. Default: all stays where it is."""
+        return
+
+    def watch(self, cell: Cell) -> None:
+        """Called every few milliseconds of an episode: remember what its last state does not tell. Default: nothing."""
+        return
+
+    @abstractmethod
     def success(self, cell: Cell) -> bool:
         """Whether the task is accomplished in the present state."""
+
+    def score(self, cell: Cell) -> float:
+        """How far the task is accomplished, 0 to 1. Default: whether it is."""
+        return float(self.success(cell))
+
+    @abstractmethod
+    def failure(self, cell: Cell) -> str:
+        """Why an episode that ends now failed, in a few words."""
+
+    @abstractmethod
+    def expert(self, cell: Cell) -> Target:
+        """The target that the scripted expert commands in the present state."""
+
+    def start(self, cell: Cell) -> tuple[float, ...]:
+        """What tells one start from another, right after :meth:`reset`; named by ``start_labels`` of the task."""
+        return ()
 
 
 class Cell:
     """The state of the cell and its 1 kHz servo. ``time`` is simulated seconds since :meth:`reset`; while ``stopping``, since
     :meth:`brake`, the arm slows down and stays, whatever its target is."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.model = build_model(task)
+    def __init__(self, scene: Scene, settings: TwinSettings | None = None, cameras: Iterable[Camera] = ()) -> None:
+        """``settings``: of the arm (default: those of config/robot/twin.yaml); ``cameras``: that will be drawn."""
+        self.scene = scene
+        self.settings = settings or TwinSettings.from_robot("twin")
+        self.model = build_model(scene, cameras)
         self.data = mujoco.MjData(self.model)
         self._tool = self.model.site("tool").id
         self._hand = self.model.body("hand").id
         self._jacobian, self._mass = np.zeros((6, self.model.nv)), np.zeros((self.model.nv, self.model.nv))
-        self.filter = TargetFilter(ServoLimits())
-        self._gains = ImpedanceGains()
+        self.filter = TargetFilter(self.settings.servo)
+        self._gains = self.settings.impedance
         self.stopping = False
         self._scratch = mujoco.MjData(self.model)
 
@@ -62,7 +99,7 @@ class Cell:
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:7] = HOME
         self.data.qpos[7:9] = MAX_OPENING / 2
-        self.task.reset(self, rng)
+        self.scene.reset(self, rng)
         self.hold(MAX_OPENING)
 
     def hold(self, opening: float) -> None:
@@ -175,29 +212,60 @@ class Cell:
 
 
 class CellRenderer:
-    """Draws the cell's cameras, rgb8. Needs its own OpenGL context, so one per process or thread.
+    """Draws cameras of the cell, rgb8, each in its contract's size. Needs its own OpenGL context, so one per process or thread.
 
     Raises:
         RuntimeError: there is no OpenGL here.
     """
 
-    def __init__(self, model: mujoco.MjModel, height: int = 120, width: int = 160) -> None:
+    def __init__(self, model: mujoco.MjModel, cameras: Mapping[str, Camera]) -> None:
+        self._model = model
+        self._sizes = {name: (camera.height, camera.width) for name, camera in cameras.items()}
+        height, width = (max(sides) for sides in zip((1, 1), *self._sizes.values(), strict=True))
         try:
-            self._renderer = mujoco.Renderer(model, height, width)
-        except (mujoco.FatalError, AttributeError) as error:
+            # Not a mujoco.Renderer for each size: closing one of several frees its parts in another's context (MuJoCo 3.9).
+            self._gl = mujoco.GLContext(width, height)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        except (mujoco.FatalError, AttributeError, ImportError, RuntimeError) as error:
             raise RuntimeError(
-                f"cannot draw without OpenGL ({error}); install libegl1 and libegl-mesa0 (make venv does), import onedp_ros.twin "
-                "before mujoco or set MUJOCO_GL=egl"
+                f"cannot draw without OpenGL ({error}); install libegl1 and libegl-mesa0 (make venv does), import onedp_ros "
+                "before mujoco, or set MUJOCO_GL=egl"
             ) from error
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene, self._options = mujoco.MjvScene(model, maxgeom=10_000), mujoco.MjvOption()
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        self.close = weakref.finalize(self, _free, self._gl, self._context)
+        self.close.atexit = False
 
     def render(self, data: mujoco.MjData, camera: str) -> NDArray[np.uint8]:
         """(height, width, 3) uint8."""
-        self._renderer.update_scene(data, camera)
-        return self._renderer.render()
+        height, width = self._sizes[camera]
+        view, shape = mujoco.MjvCamera(), mujoco.MjrRect(0, 0, width, height)
+        view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, self._model.camera(camera).id
+        mujoco.mjv_updateScene(self._model, data, self._options, None, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        image = np.empty((height, width, 3), np.uint8)
+        self._gl.make_current()
+        mujoco.mjr_render(shape, self._scene, self._context)
+        mujoco.mjr_readPixels(image, None, shape, self._context)
+        return image[::-1].copy()  # OpenGL's first row is the lowest
 
-    def close(self) -> None:
-        self._renderer.close()
+
+def _free(gl: Any, context: mujoco.MjrContext) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()
+
+
+def check_cameras(model: mujoco.MjModel, cameras: Iterable[str]) -> None:
+    """ContractError for a camera that the cell does not have; names those that it has."""
+    mounted = sorted(model.camera(i).name for i in range(model.ncam))
+    for name in cameras:
+        if name not in mounted:
+            raise ContractError(
+                f"the twin has no camera '{name}', it has {', '.join(mounted)}; use their names in the task file, or add a camera "
+                f"in add_to() of the task's scene"
+            )
 
 
 def assets() -> Path:
@@ -232,8 +300,8 @@ def camera_frames(model: mujoco.MjModel) -> dict[str, tuple[str, Array, Array]]:
     return frames
 
 
-def build_model(task: Task) -> mujoco.MjModel:
-    """Arm, table, lights, cameras and the task's objects, compiled."""
+def build_model(scene: Scene, cameras: Iterable[Camera] = ()) -> mujoco.MjModel:
+    """Arm, table, lights, cameras and the task's objects, compiled; pictures may be as large as these ``cameras``'."""
     geom = mujoco.mjtGeom
     spec = mujoco.MjSpec.from_file(str(assets() / "fr3.xml"))
     spec.meshdir = str(assets() / "meshes")
@@ -279,7 +347,10 @@ def build_model(task: Task) -> mujoco.MjModel:
     wrist, aim = [0.085, 0.0, 0.0], [0.0, 0.0, 0.17]
     hand.add_camera(name="wrist", pos=wrist, quat=looking(wrist, aim, up=(1, 0, 0)), fovy=FOVY)
     hand.add_site(name="tool", pos=[0, 0, TOOL_OFFSET])
-    task.add_to(spec)
+    scene.add_to(spec)
+    for camera in cameras:
+        spec.visual.global_.offwidth = max(spec.visual.global_.offwidth, camera.width)
+        spec.visual.global_.offheight = max(spec.visual.global_.offheight, camera.height)
     spec.visual.quality.shadowsize = 0
     spec.visual.quality.offsamples = 4
     spec.visual.headlight.ambient = [0.35] * 3

@@ -1,34 +1,33 @@
-"""The cell in lock step with a policy: the same scene, cameras and stamps as the live twin, as fast as it can."""
+"""The cell in simulated time: the same scene, cameras and stamps as the live twin, as fast as a policy can follow."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from onedp_ros.contract import (
     MAX_OPENING,
-    NANOSECONDS,
     Contract,
     ContractError,
     Observation,
-    task_contract,
+    ObservationAssembler,
 )
-from onedp_ros.tasks.pnp_milk import PnpMilk, failure, off_path
-from onedp_ros.twin.cameras import CAMERAS, frame_camera, frame_time
-from onedp_ros.twin.cell import Cell, CellRenderer
+from onedp_ros.control.joints import ARM_JOINTS
+from onedp_ros.twin.cameras import CAMERA_HZ, ExposureSchedule
+from onedp_ros.twin.cell import FINGER_JOINTS, Array, Cell, CellRenderer, Scene, check_cameras
+from onedp_ros.twin.settings import TwinSettings
 
-Array = NDArray[np.float64]
-
-WORKSPACE_LOW, WORKSPACE_HIGH = np.array([0.25, -0.45, 0.02]), np.array([0.75, 0.40, 0.55])  # m, tool point
+JOINTS = (*ARM_JOINTS, *FINGER_JOINTS)
 STATE_STEP_MS = 5  # joint states and pose at 200 Hz
+KEPT = 4  # frames of a camera: more than an observation may still show
+NUDGE = np.array([7.0, 7.0, 7.0, 2.0])  # N, and Nm about z: standard deviation of the push of a hand
+NUDGE_CORRELATION = 0.85  # of one control step's push with the next one's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,28 +39,56 @@ class Frame:
     qpos: Array
 
 
-class SteppedCell:
-    """The cell advanced by control steps of ``contract.dt``, with the live cameras' schedule.
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What the robot measures, when (ns): joints (9,) of arm (rad) and fingers (m), tool position (3,) m, quaternion (4,) xyzw."""
 
-    ``on_state(stamp)`` is called at 200 Hz and ``on_frame(frame)`` at every exposure, while it advances.
+    stamp: int
+    joints: Array
+    position: Array
+    quaternion: Array
+
+
+class TimedCell:
+    """The cell advanced in milliseconds, with the real sensors' schedule.
+
+    Args:
+        contract: of one arm; the cell has its cameras.
+        scene: the task.
+        settings: of the arm; default: those of config/robot/twin.yaml.
+        on_state: called with the stamp (ns) at 200 Hz while the cell advances, and at a reset.
+        on_frame: called at every exposure.
+
+    Raises:
+        ContractError: the cell has no such arm or cameras, or its cameras expose too far apart or too seldom for the contract.
     """
 
     def __init__(
         self,
         contract: Contract,
-        task: PnpMilk,
-        on_state: Callable[[int], None] | None = None,
-        on_frame: Callable[[Frame], None] | None = None,
+        scene: Scene,
+        settings: TwinSettings | None,
+        on_state: Callable[[int], None],
+        on_frame: Callable[[Frame], None],
     ) -> None:
-        self.contract = contract
-        self.task = task
-        self.cell = Cell(task)
-        self._renderer: CellRenderer | None = None
-        self._drawn = mujoco.MjData(self.cell.model)
-        self._frames: dict[str, deque[Frame]] = {name: deque(maxlen=2) for name in CAMERAS}
-        self._images: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self.contract, self.scene = contract, scene
+        if contract.arm.opening_range != (0.0, MAX_OPENING):
+            raise ContractError(f"opening has the range {contract.arm.opening_range}, expected the twin's, (0.0, {MAX_OPENING}) m")
+        self._schedule = ExposureSchedule(contract.cameras)
+        count = len(self._schedule.cameras)
+        times = [self._schedule.time(i) for i in range(4 * count)]
+        apart = max((last - first for first, last in zip(times, times[count - 1 :], strict=False)), default=0) / 1000.0
+        if apart > contract.slop:
+            raise ContractError(f"slop is {contract.slop} s, but the twin's {count} cameras expose up to {apart} s apart; raise it")
+        if count and contract.control_hz > CAMERA_HZ:
+            raise ContractError(
+                f"control_hz is {contract.control_hz:g}, but the twin's cameras send {CAMERA_HZ:g} frames a second; lower it"
+            )
+        self.cell = Cell(scene, settings, contract.cameras.values())
+        check_cameras(self.cell.model, contract.cameras)
         self._on_state, self._on_frame = on_state, on_frame
-        self._step_ms = round(contract.dt * 1000)
+        self._elapsed = 0  # ms
+        self._frame = 1  # the next one's number
 
     @property
     def stamp(self) -> int:
@@ -72,165 +99,174 @@ class SteppedCell:
         """Begin an episode at home, or with ``recovery`` somewhere off the expert's path."""
         self.cell.reset(rng)
         if recovery:
-            off_path(self.cell, rng)
+            self.scene.off_path(self.cell, rng)
         self._elapsed, self._frame = 0, 1
-        self.lifted = False
-        self._images.clear()
-        for frames in self._frames.values():
-            frames.clear()
-        self._expose(CAMERAS[1], -round(frame_time(1) * NANOSECONDS))
-        self._expose(CAMERAS[0], 0)
-        self._report_state()
-
-    def watch(self, on_state: Callable[[int], None], on_frame: Callable[[Frame], None]) -> None:
-        """Call these from now on, first with what is at this instant."""
-        self._on_state, self._on_frame = on_state, on_frame
-        self._report_state()
-        for frames in self._frames.values():
-            if frames[-1].stamp == self.stamp:
-                on_frame(frames[-1])
+        for index in range(1 - len(self._schedule.cameras), 1):  # each camera has exposed once
+            self._expose(index)
+        self._on_state(0)
 
     def command(self, position: Array, quaternion: Array, opening: float) -> None:
-        """Command a target, (3,) m within the workspace and (4,) xyzw, and an opening (m)."""
-        self.cell.set_target(np.clip(position, WORKSPACE_LOW, WORKSPACE_HIGH), quaternion, opening)
+        """Command a target, (3,) m, clamped to the workspace, and (4,) xyzw, and an opening (m)."""
+        safety = self.cell.settings.safety
+        self.cell.set_target(np.clip(position, safety.workspace_min, safety.workspace_max), quaternion, opening)
 
-    def advance(self, until_ms: int | None = None) -> None:
-        """Advance to the next state sample or exposure, or to ``until_ms`` when that comes first."""
-        due = round(frame_time(self._frame) * 1000)
+    def advance(self, until: int | None = None) -> None:
+        """Advance to the next state sample or exposure, or to ``until`` (ms) when that comes first."""
         sample = (self._elapsed // STATE_STEP_MS + 1) * STATE_STEP_MS
-        until = min(due, sample) if until_ms is None else min(due, sample, until_ms)
-        self.cell.step(until - self._elapsed)
-        self._elapsed = until
-        if until == sample:
-            self._report_state()
-        if until == due:
-            self._expose(frame_camera(self._frame), self.stamp)
+        due = self._schedule.time(self._frame) if self._schedule.cameras else None
+        end = min(t for t in (sample, due, until) if t is not None)
+        self.cell.step(end - self._elapsed)
+        self._elapsed = end
+        if end == sample:
+            self._on_state(self.stamp)
+        if end == due:
+            self._expose(self._frame)
             self._frame += 1
-        if not self.lifted:
-            self.lifted = bool(self.cell.data.body("milk").xpos[2] > 0.08 and self.cell.touching("milk") == 2)
+        self.scene.watch(self.cell)
 
-    def step(self, position: Array, quaternion: Array, opening: float) -> None:
-        """Command and advance by one control step."""
-        self.command(position, quaternion, opening)
-        end = self._elapsed + self._step_ms
+    def success(self) -> bool:
+        """Whether the task is accomplished in the present state."""
+        return bool(self.scene.success(self.cell))
+
+    def failure(self) -> str:
+        """Why an episode that ends now failed."""
+        return self.scene.failure(self.cell)
+
+    def _expose(self, index: int) -> None:
+        stamp = self._schedule.time(index) * 1_000_000
+        self._on_frame(Frame(self._schedule.camera(index), stamp, self.cell.data.qpos.copy()))
+
+
+class SteppedCell(TimedCell):
+    """The cell in lock step with a policy, an :class:`onedp_ros.tasks.base.Environment`.
+
+    What it observes goes through the same :class:`~onedp_ros.contract.ObservationAssembler` as messages do, live and of a bag.
+    """
+
+    def __init__(self, contract: Contract, scene: Scene, settings: TwinSettings | None = None) -> None:
+        super().__init__(contract, scene, settings, self._take_state, self._take_frame)
+        self._renderer: CellRenderer | None = None
+        self._drawn = mujoco.MjData(self.cell.model)
+        self._writer: Any = None
+        # The assembler pairs frames that nobody has drawn yet: stand-ins of their sizes, which take no memory.
+        self._blank = {n: np.broadcast_to(np.uint8(0), (c.height, c.width, 3)) for n, c in contract.cameras.items()}
+
+    @property
+    def time(self) -> float:
+        """Simulated time since the start, s."""
+        return self.cell.time
+
+    def reset(self, rng: np.random.Generator, recovery: bool = False) -> None:
+        """Begin an episode at home, or with ``recovery`` somewhere off the expert's path. Nothing is recorded any more."""
+        self._writer = None
+        self._assembler = ObservationAssembler(self.contract)
+        self._frames: dict[str, deque[Frame]] = {name: deque(maxlen=KEPT) for name in self.contract.cameras}
+        self._images: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self._observation: Observation | None = None
+        # What was sensed since the last observation, as far as the next one may need it: two periods of the cameras.
+        self._sensed: deque[Frame | State] = deque(maxlen=2 * (len(self._frames) + round(1000 / CAMERA_HZ / STATE_STEP_MS)) + 2)
+        self._steps = 0
+        self._push = np.zeros(len(NUDGE))
+        super().reset(rng, recovery)
+
+    def step(self, action: ArrayLike) -> None:
+        """Command an action (action_dim,) and advance by one control step. ContractError for NaN or no rotation."""
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (self.contract.action_dim,):
+            raise ContractError(f"action has shape {action.shape}, expected ({self.contract.action_dim},)")
+        position, quaternion, opening = self.contract.arm.decode_action(action)
+        self.command(position, quaternion, float(opening))
+        self._steps += 1
+        end = round(1000 * self._steps * self.contract.dt)
         while self._elapsed < end:
             self.advance(end)
 
     def observe(self) -> Observation:
-        """The newest set: each camera's last frame, drawn now, and the state at the newest one's stamp."""
-        frames = {name: frames[-1] for name, frames in self._frames.items()}
-        state = self.contract.arm.encode_state(self.cell.position, self.cell.quaternion, self.cell.fingers.tolist())
-        return Observation(
-            stamp=max(f.stamp for f in frames.values()),
-            images={name: self.draw(f) for name, f in frames.items()},
-            image_stamps={name: f.stamp for name, f in frames.items()},
-            state=state,
-        )
+        """The newest set. Its images are drawn now."""
+        arm = self.contract.arm
+        while self._sensed:
+            sensed = self._sensed.popleft()
+            if isinstance(sensed, Frame):
+                self._assembler.add_image(sensed.camera, sensed.stamp, self._blank[sensed.camera])
+            else:
+                self._assembler.add_joints(arm.joint_states_topic, sensed.stamp, JOINTS, sensed.joints.tolist())
+                self._assembler.add_pose(arm.pose_topic, sensed.stamp, sensed.position, sensed.quaternion)
+        for observation in self._assembler.pop():
+            self._observation = observation
+        assert self._observation is not None, "reset comes first"
+        images = {name: self._draw(name, stamp) for name, stamp in self._observation.image_stamps.items()}
+        return dataclasses.replace(self._observation, images=images)
 
-    def draw(self, frame: Frame) -> NDArray[np.uint8]:
-        """(120, 160, 3) uint8 of an exposure; drawn once."""
-        key = (frame.camera, frame.stamp)
-        if key not in self._images:
-            if len(self._images) > 8:
-                del self._images[next(iter(self._images))]
-            if self._renderer is None:
-                self._renderer = CellRenderer(self.cell.model)
-            self._drawn.qpos[:] = frame.qpos
-            mujoco.mj_kinematics(self.cell.model, self._drawn)
-            mujoco.mj_camlight(self.cell.model, self._drawn)
-            self._images[key] = self._renderer.render(self._drawn, frame.camera)
-        return self._images[key]
+    def score(self) -> float:
+        """How far the task is accomplished, 0 to 1."""
+        return self.scene.score(self.cell)
 
-    def success(self) -> bool:
-        return self.task.success(self.cell)
+    def start(self) -> tuple[float, ...]:
+        """What tells this start from others; right after :meth:`reset`."""
+        return self.scene.start(self.cell)
 
-    def failure(self) -> str:
-        """Why an episode that ends now failed."""
-        return failure(self.cell, self.lifted)
+    def expert_action(self) -> NDArray[np.floating[Any]]:
+        """The scripted expert's action (action_dim,) in the present state."""
+        return self.contract.arm.encode_action(*self.scene.expert(self.cell))
+
+    def disturb(self, rng: np.random.Generator) -> None:
+        """Push the robot's hand during the next control step, now and then strongly (an Ornstein-Uhlenbeck process)."""
+        fresh = np.sqrt(1 - NUDGE_CORRELATION**2) * rng.normal(size=len(NUDGE))
+        self._push = NUDGE_CORRELATION * self._push + fresh
+        x, y, z, turn = NUDGE * self._push
+        self.cell.push(np.array([x, y, z]), np.array([0.0, 0.0, turn]))
+
+    def action_bounds(self) -> tuple[Array, Array]:
+        """Least and greatest value of each of an action's numbers, (action_dim,) each."""
+        safety = self.cell.settings.safety
+        of_kind = {"position": (safety.workspace_min, safety.workspace_max), "opening": ([0.0], [MAX_OPENING])}
+        bounds = [of_kind.get(f.kind, ([-1.0] * f.dim, [1.0] * f.dim)) for f in self.contract.action]
+        return np.concatenate([low for low, _ in bounds]), np.concatenate([high for _, high in bounds])
+
+    def record(self, writer: Any) -> None:
+        """Write what the sensors publish to an :class:`~onedp_ros.data.bags.writer.EpisodeWriter`, from now until a reset."""
+        self._writer = writer
+        self._write_state(self.stamp)
+        for frames in self._frames.values():
+            if frames[-1].stamp == self.stamp:
+                self._write_frame(frames[-1])
 
     def close(self) -> None:
+        """Give the OpenGL context back."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
 
-    def _expose(self, camera: str, stamp: int) -> None:
-        frame = Frame(camera, stamp, self.cell.data.qpos.copy())
-        self._frames[camera].append(frame)
-        if self._on_frame is not None:
-            self._on_frame(frame)
+    def _take_state(self, stamp: int) -> None:
+        self._sensed.append(State(stamp, self.cell.data.qpos[:9].copy(), self.cell.position, self.cell.quaternion))
+        self._write_state(stamp)
 
-    def _report_state(self) -> None:
-        if self._on_state is not None:
-            self._on_state(self.stamp)
+    def _take_frame(self, frame: Frame) -> None:
+        self._frames[frame.camera].append(frame)
+        self._sensed.append(frame)
+        if frame.stamp >= 0:
+            self._write_frame(frame)
 
+    def _draw(self, camera: str, stamp: int) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 of an exposure; drawn once."""
+        if (camera, stamp) not in self._images:
+            if len(self._images) > KEPT * len(self._frames):
+                del self._images[next(iter(self._images))]
+            if self._renderer is None:
+                self._renderer = CellRenderer(self.cell.model, self.contract.cameras)
+            frame = next(f for f in self._frames[camera] if f.stamp == stamp)
+            self._drawn.qpos[:] = frame.qpos
+            mujoco.mj_kinematics(self.cell.model, self._drawn)
+            mujoco.mj_camlight(self.cell.model, self._drawn)
+            self._images[camera, stamp] = self._renderer.render(self._drawn, camera)
+        return self._images[camera, stamp]
 
-class Actions(gymnasium.spaces.Box):
-    """Actions within a box. Its samples can be executed: one in a hundred of a plain box holds no rotation."""
+    def _write_state(self, stamp: int) -> None:
+        if self._writer is not None:
+            data = self.cell.data
+            self._writer.add_joint_state(stamp, JOINTS, data.qpos[:9], data.qvel[:9])
+            self._writer.add_pose(stamp, self.cell.position, self.cell.quaternion)
 
-    def __init__(self, contract: Contract, *args: Any) -> None:
-        super().__init__(*args)
-        self.contract = contract
-
-    def sample(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
-        while True:
-            action: NDArray[Any] = super().sample(*args, **kwargs)
-            with contextlib.suppress(ContractError):
-                self.contract.check_action(action)
-                return action
-
-
-class PnpMilkEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
-    """``onedp_ros/PnpMilk-v0``: one step is one control step (0.05 s).
-
-    Observation: ``wrist`` and ``front`` (120, 160, 3) uint8 and ``state`` (9,) float32, as in ``contract``. Action (10,):
-    target position (m), 6D rotation, opening (m). Reward 1 at success, which ends the episode; truncated after ``max_time`` s.
-    ``info`` has ``success`` and, at the end of a failed episode, ``failure``.
-    """
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's attribute)
-
-    def __init__(self, render_mode: str | None = None, max_time: float = 20.0, max_yaw: float = PnpMilk.max_yaw) -> None:
-        self.render_mode = render_mode
-        self.max_time = max_time
-        contract = task_contract("pnp_milk")
-        self.stepped = SteppedCell(contract, PnpMilk(max_yaw))
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            name: gymnasium.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for name, c in contract.cameras.items()
-        }
-        spaces["state"] = gymnasium.spaces.Box(-2.0, 2.0, (contract.state_dim,), np.float32)
-        self.observation_space = gymnasium.spaces.Dict(spaces)  # type: ignore[assignment]
-        low = np.concatenate([WORKSPACE_LOW, -np.ones(6), [0.0]]).astype(np.float32)
-        high = np.concatenate([WORKSPACE_HIGH, np.ones(6), [MAX_OPENING]]).astype(np.float32)
-        self.action_space = Actions(contract, low, high, (contract.action_dim,), np.float32)  # type: ignore[assignment]
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        super().reset(seed=seed)
-        self.stepped.reset(self.np_random)
-        return self._observation(), {"success": False}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """ContractError for an action with NaN or without a rotation."""
-        position, quaternion, opening = self.stepped.contract.arm.decode_action(action)
-        if np.shape(action) != (self.stepped.contract.action_dim,):
-            raise ContractError(f"action has shape {np.shape(action)}, expected ({self.stepped.contract.action_dim},)")
-        self.stepped.step(position, quaternion, float(opening))
-        success = self.stepped.success()
-        over = self.stepped.cell.time >= self.max_time - 1e-6
-        info: dict[str, Any] = {"success": success}
-        if over and not success:
-            info["failure"] = self.stepped.failure()
-        return self._observation(), float(success), success, over and not success, info
-
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """Both cameras side by side, (120, 320, 3) uint8. Call reset first."""
-        images = self.stepped.observe().images
-        return np.concatenate([images["wrist"], images["front"]], axis=1) if self.render_mode == "rgb_array" else None
-
-    def close(self) -> None:
-        self.stepped.close()
-
-    def _observation(self) -> dict[str, NDArray[Any]]:
-        observation = self.stepped.observe()
-        return {**observation.images, "state": observation.state}
+    def _write_frame(self, frame: Frame) -> None:
+        if self._writer is not None:
+            self._writer.add_image(frame.camera, frame.stamp, self._draw(frame.camera, frame.stamp))

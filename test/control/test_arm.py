@@ -26,7 +26,7 @@ class Arm:
     robot's own is."""
 
     def __init__(self, settings: RobotSettings) -> None:
-        import mujoco  # after onedp_ros.twin, which says how it draws
+        import mujoco
 
         self._mujoco = mujoco
         self.cell = Cell(PnpMilk())
@@ -37,7 +37,7 @@ class Arm:
         self._jacobian, self._torque = np.zeros((6, model.nv)), np.zeros(7)
         self._follower = TargetFollower(settings.follow, settings.servo, settings.joints, self._joints)
         soft = settings.arm.mode == "cartesian_impedance"
-        self._gains = settings.impedance if soft else ImpedanceGains(3000.0, 300.0, 300.0, 30.0, linear_clip=0.03)
+        self._gains = settings.impedance if soft else ImpedanceGains(3000.0, 300.0, 300.0, 30.0, 10.0, 2.0, 0.03, 0.3)
         self._follower.start(self.cell.position.tolist(), self.cell.quaternion.tolist(), 0, self._motion if soft else None)
         self._mass = np.zeros((model.nv, model.nv))
         self._now = self._stamp = 0

@@ -15,23 +15,23 @@ from onedp_ros.control.joints import (
     JointMargins,
     joint_speed_limit,
 )
-from onedp_ros.control.servo import ServoLimits
 from onedp_ros.geometry import columns_from_pose, gripper_down, pose_from_columns, rotation_angle
 from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
 from onedp_ros.settings import expected_values
 from onedp_ros.tasks.pnp_milk import PnpMilk
 from onedp_ros.twin.cell import HOME, build_model
+from onedp_ros.twin.settings import TwinSettings
 
 SETTINGS = RobotSettings.from_yaml(resource("config", "robot", "franka.yaml"))
-FOLLOW = SETTINGS.follow
+FOLLOW, SERVO = SETTINGS.follow, TwinSettings.from_robot("twin").servo
 MS = 1_000_000
 START, DOWN = np.array([0.485, 0.0, 0.345]), gripper_down(0.0)
 EASY = (HOME.tolist(), np.hstack([np.eye(6), np.zeros((6, 1))]))  # an arm whose joints can do anything
 
 
 def follower(**servo: float) -> TargetFollower:
-    made = TargetFollower(FOLLOW, dataclasses.replace(ServoLimits(), **servo), SETTINGS.joints, lambda: EASY)
+    made = TargetFollower(FOLLOW, dataclasses.replace(SERVO, **servo), SETTINGS.joints, lambda: EASY)
     made.start(START, DOWN, 0)
     return made
 
@@ -57,7 +57,7 @@ def test_a_target_near_by_is_followed_and_reached() -> None:
 
 
 def test_the_least_speeds_that_a_robot_file_may_give_are_followed() -> None:
-    low = {name: expected_values(ServoLimits)[name].low for name in ("linear_speed", "angular_speed")}  # type: ignore[union-attr]
+    low = {name: expected_values(SERVO)[name].low for name in ("linear_speed", "angular_speed")}  # type: ignore[union-attr]
     made = follower(**low)
     go(made, 1000, START + 0.04, 0)
     moved = float(np.linalg.norm(made.filter.position - START))
@@ -198,7 +198,7 @@ def test_joint_speeds_end_at_the_ends_of_the_ranges() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_no_joint_is_asked_for_more_than_it_has(seed: int) -> None:
     """Ten seconds of targets all over the box and in all orientations, on the FR3's kinematics, resolved as the robot does."""
-    import mujoco  # after onedp_ros.twin, which says how it draws
+    import mujoco
 
     rng = np.random.default_rng(seed)
     model = build_model(PnpMilk())

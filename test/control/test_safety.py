@@ -11,7 +11,7 @@ from onedp_ros.control.safety import LONGEST_STEP, MeasuredPose, SafetyGate, jum
 from onedp_ros.control.servo import ServoLimits, TargetFilter
 from onedp_ros.geometry import gripper_down, rotation_angle
 from onedp_ros.resources import resource
-from onedp_ros.robot.settings import RobotSettings
+from onedp_ros.settings import from_file
 
 LIMITS = SafetyLimits.from_yaml(resource("config", "robot", "twin.yaml"))
 MS = 1_000_000
@@ -136,7 +136,7 @@ def test_stop_slows_down_steadily_and_holds():
 
 
 def servo_limits(robot: str) -> ServoLimits:
-    return RobotSettings.from_yaml(resource("config", "robot", "franka.yaml")).servo if robot == "franka" else ServoLimits()
+    return from_file(ServoLimits, resource("config", "robot", f"{robot}.yaml"), "servo", "")
 
 
 @pytest.mark.parametrize("robot", ["franka", "twin"])

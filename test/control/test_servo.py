@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from onedp_ros.control.servo import ServoLimits, TargetFilter
 from onedp_ros.geometry import gripper_down, rotation_angle
+from onedp_ros.resources import resource
+from onedp_ros.settings import from_file
 
 DT = 0.001
-LIMITS = ServoLimits()
+LIMITS = from_file(ServoLimits, resource("config", "robot", "twin.yaml"), "servo", "")
 
 
 def check_limits(reference: TargetFilter, before: tuple[np.ndarray, ...]) -> None:

@@ -30,6 +30,7 @@ from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
 from onedp_ros.teleop.devices import read_settings
 from onedp_ros.teleop.session import Motion
+from onedp_ros.twin.settings import TwinSettings
 
 # ---- files of settings: one place of a good file changed at random
 
@@ -49,7 +50,7 @@ def read_training(path: Path) -> object:
 KINDS: dict[str, tuple[Path, Callable[[Path], object]]] = {
     "task": (resource("config", "tasks", "pnp_milk.yaml"), Contract.from_yaml),
     "robot": (resource("config", "robot", "franka.yaml"), read_robot),
-    "twin": (resource("config", "robot", "twin.yaml"), SafetyLimits.from_yaml),
+    "twin": (resource("config", "robot", "twin.yaml"), TwinSettings.from_yaml),
     "teleop": (resource("config", "teleop.yaml"), read_teleop),
     "training": (resource("config", "train", "compact.yaml"), read_training),
 }

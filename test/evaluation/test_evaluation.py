@@ -18,8 +18,9 @@ from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
+from onedp_ros.tasks.base import EVALUATION_SEEDS
 from onedp_ros.tasks.drive import drive
-from onedp_ros.tasks.pnp_milk import EVALUATION_SEEDS, Expert, PnpMilk
+from onedp_ros.tasks.pnp_milk import PnpMilk
 from onedp_ros.twin.stepped import SteppedCell
 
 CONTRACT = task_contract("pnp_milk")
@@ -37,7 +38,7 @@ class ExpertPredictor:
         if self.windows:
             assert window[1].stamp - window[0].stamp == CONTRACT.dt_ns
         self.windows += 1
-        return np.tile(CONTRACT.arm.encode_action(*Expert().act(self.stepped.cell)), (1, CONTRACT.horizon, 1))
+        return np.tile(self.stepped.expert_action(), (1, CONTRACT.horizon, 1))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_with_a_lead_each_step_executes_the_action_that_is_for_later() -> None:
         assert stepped.cell.target_position[0] == pytest.approx(0.47)
     stepped.close()
     with pytest.raises(ValueError, match="lead"):
-        evaluate(Path("none"), action_steps=10, lead=0.3)
+        evaluate(Path("none"), task="pnp_milk", action_steps=10, lead=0.3)
 
 
 def test_broken_chunk_ends_the_episode_with_its_reason() -> None:
@@ -106,7 +107,7 @@ def test_training_seeds_are_refused(bundle: Path, capsys: pytest.CaptureFixture[
 
 def test_action_steps_must_fit_the_chunk(bundle: Path) -> None:
     with pytest.raises(ValueError, match="action_steps is 16, expected 1 to 15"):
-        evaluate(bundle, action_steps=16)
+        evaluate(bundle, task="pnp_milk", action_steps=16)
 
 
 @pytest.mark.real_time

@@ -40,6 +40,7 @@ from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
 
 MS = 1_000_000
+TASK = {"task": "pnp_milk"}  # parameter of all nodes that none is chosen for
 ROTATION = np.array([1, 0, 0, 0, -1, 0], dtype=np.float32)
 
 
@@ -123,7 +124,7 @@ class Rig:
 
     def add(self, make: Callable[..., Node], **parameters: Any) -> Any:
         """Make a node with parameters and spin it in a thread of its own."""
-        overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+        overrides = [Parameter(name, value=value) for name, value in {**TASK, **parameters}.items()]
         node = make(context=self.context, parameter_overrides=overrides)
         executor = LeanExecutor(context=self.context)
         executor.add_node(node)
@@ -136,7 +137,7 @@ class Rig:
 
     def process(self, module: str, **parameters: Any) -> subprocess.Popen[bytes]:
         """A node in a process of its own, by its module; killed at the end."""
-        arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
+        arguments = [part for name, value in {**TASK, **parameters}.items() for part in ("-p", f"{name}:={value}")]
         command = [sys.executable, "-m", f"onedp_ros.nodes.{module}", "--ros-args", *arguments]
         self._processes.append(subprocess.Popen(command, env={**os.environ, "ROS_DOMAIN_ID": str(self.domain)}))
         return self._processes[-1]

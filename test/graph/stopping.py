@@ -26,7 +26,7 @@ class Process(subprocess.Popen):
     """A node in a process of its own, in the rig's domain (``ROS_DOMAIN_ID``)."""
 
     def __init__(self, node, **parameters):
-        given = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
+        given = [word for name, value in {"task": CONTRACT.task, **parameters}.items() for word in ("-p", f"{name}:={value}")]
         super().__init__([sys.executable, "-m", f"onedp_ros.nodes.{node}", "--ros-args", *given])
 
     def __exit__(self, *details):

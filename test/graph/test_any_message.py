@@ -127,7 +127,8 @@ def make() -> Iterator[Callable[..., Any]]:
     nodes: list[Any] = []
 
     def start(kind: Callable[..., Any], **parameters: Any) -> Any:
-        nodes.append(kind(context=context, parameter_overrides=[Parameter(n, value=v) for n, v in parameters.items()]))
+        overrides = [Parameter(n, value=v) for n, v in {"task": "pnp_milk", **parameters}.items()]
+        nodes.append(kind(context=context, parameter_overrides=overrides))
         return nodes[-1]
 
     yield start
@@ -221,7 +222,7 @@ def test_twin_node(make: Callable[..., Any]) -> None:
     node = make(TwinNode)
     run(node, 0.1)
     assert node._thread.is_alive(), "physics goes on"
-    assert np.all(np.isfinite(node._stepped.cell.position))
+    assert np.all(np.isfinite(node._timed.cell.position))
 
 
 @pytest.mark.stalls("as a real one, the fake robot ends a motion whose 1 ms cycles go unanswered")

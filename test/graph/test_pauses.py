@@ -25,7 +25,7 @@ class NodeProcess:
 
     def __init__(self, rig, folder, name, **parameters):
         self.rig, self.name = rig, name
-        arguments = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
+        arguments = [word for key, value in {"task": "pnp_milk", **parameters}.items() for word in ("-p", f"{key}:={value}")]
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"onedp_ros.nodes.{name}", "--ros-args", *arguments],
             env={**os.environ, "ROS_DOMAIN_ID": str(rig.domain), "TMPDIR": str(folder)},  # for the mark of an arm under control

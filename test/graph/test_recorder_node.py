@@ -394,7 +394,7 @@ def test_what_a_slow_disk_cannot_take_is_counted_and_told(rig, operator, recorde
 def test_an_episode_outlives_its_recorder(rig, operator, start, ask, tmp_path, end):
     rig.source()
     environment = {**os.environ, "ROS_DOMAIN_ID": str(rig.domain)}
-    arguments = ["--ros-args", "-p", f"out:={tmp_path}", "-p", "min_free_gb:=0.0"]
+    arguments = ["--ros-args", "-p", "task:=pnp_milk", "-p", f"out:={tmp_path}", "-p", "min_free_gb:=0.0"]
     process = subprocess.Popen([sys.executable, "-m", "onedp_ros.nodes.recorder_node", *arguments], env=environment)
     try:
         start()

@@ -19,7 +19,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 
 from onedp_ros.contract import Contract, task_contract
-from onedp_ros.resources import named_file
+from onedp_ros.resources import named_file, names_of_files
 from onedp_ros.settings import Choice, Range
 
 
@@ -81,8 +81,12 @@ def declare_within(node: Node, name: str, default: Any, expected: Range | Choice
 
 
 def declare_contract(node: Node) -> Contract:
-    """Declare ``task`` and read its contract."""
-    return task_contract(declare(node, "task", "pnp_milk", "Task: the name of a file in config/tasks, or the path of a task file"))
+    """Declare ``task`` and read its contract. ValueError when it is not given."""
+    task = declare(node, "task", "", "Task: the name of a file in config/tasks, or the path of a task file")
+    if not task:
+        known = ", ".join(names_of_files("tasks"))
+        raise ValueError(f"parameter task is empty; give the name of a file in config/tasks, which has {known}, or the path of one")
+    return task_contract(task)
 
 
 def declare_robot_file(node: Node, default: str) -> Path:
