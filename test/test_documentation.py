@@ -15,6 +15,8 @@ from onedp_ros.graph.options import PLACE, RECORD, ROBOT, RUN
 from onedp_ros.registry import Registry
 from onedp_ros.robot.settings import SECTIONS
 from onedp_ros.settings import expected_values
+from onedp_ros.tasks import TASKS
+from onedp_ros.tasks.base import Task
 from onedp_ros.teleop.devices import DEVICES
 from onedp_ros.teleop.devices.base import Device
 
@@ -23,6 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 NEW_MEMBERS: dict[str, tuple[Registry[Any], type | None]] = {  # by page, the registry and the base class
     "add-a-device": (DEVICES, Device),
     "add-a-command": (COMMANDS, None),
+    "add-a-task": (TASKS, Task),
 }
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
