@@ -22,16 +22,20 @@ from tqdm import tqdm
 from onedp_ros.bench.machine import processor
 from onedp_ros.contract import Contract, Normalizer, Observation, task_contract
 from onedp_ros.graph.processes import graph_environment, own_domain
+from onedp_ros.policy.engines import ENGINES
 from onedp_ros.resources import child_environment, default_task
+
+METHODS = ("onedp_s", "dp_ddim10")  # of one evaluation and of ten
 
 
 def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
     """Rows ``{engine, network, method, nfe, p50_ms, p95_ms, parity}`` for a network, every engine that runs here."""
     import torch
 
-    from onedp_ros.policy.inference import Predictor, parity, start_engine
+    from onedp_ros.policy.engine_parity import parity
     from onedp_ros.policy.networks import NetworkConfig
     from onedp_ros.policy.policies import Policy
+    from onedp_ros.policy.predictor import Predictor
 
     contract = task_contract(default_task())
     config = NetworkConfig() if network == "paper" else NetworkConfig(16, (64, 128, 256))
@@ -44,21 +48,21 @@ def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     weights = Policy(contract, config, normalizer).state_dict()
     predictors: list[Predictor] = []
-    for engine in ("torch", "openvino", "openvino_bf16", "cuda"):
-        for method in ("onedp_s", "dp_ddim10"):
+    for engine in ENGINES.names():
+        for method in METHODS:
             policy = Policy(contract, config, normalizer, method).eval()
             policy.load_state_dict(weights)
             try:
-                runner = start_engine(engine, policy, threads)
+                runner = ENGINES.get(engine).start(policy, threads)
             except Exception as error:  # as in load_predictor
                 print(f"engine {engine} cannot be used: {error}", file=sys.stderr)
                 continue
             predictors.append(Predictor(policy, runner, engine, parity(policy, runner), seed=0))
     times: dict[int, list[float]] = {i: [] for i in range(len(predictors))}
     rng = np.random.default_rng(0)
-    previous = _observation(contract, rng)
+    previous = _observation(contract, rng, 0)
     for round_ in tqdm(range(repeats + 2), desc=f"bench {network}", unit="round"):
-        newest = _observation(contract, rng)
+        newest = _observation(contract, rng, round_ + 1)
         for i in random.Random(round_).sample(range(len(predictors)), len(predictors)):
             if round_ == 0:
                 predictors[i].predict([[previous, previous]])
@@ -75,9 +79,9 @@ def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _observation(contract: Contract, rng: np.random.Generator) -> Observation:
+def _observation(contract: Contract, rng: np.random.Generator, stamp: int) -> Observation:
     images = {n: rng.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for n, c in contract.cameras.items()}
-    return Observation(0, images, dict.fromkeys(images, 0), np.zeros(contract.state_dim, np.float32))
+    return Observation(stamp, images, dict.fromkeys(images, stamp), np.zeros(contract.state_dim, np.float32))
 
 
 def frames(seconds: float = 5.0, width: int = 640, height: int = 480, rate: float = 60.0) -> list[dict[str, Any]]:
@@ -100,8 +104,7 @@ def run(networks: Sequence[str], repeats: int, threads: int, dds: bool) -> dict[
     rows = [row for network in networks for row in measure(network, repeats, threads)]
     ratios = {}
     for network in networks:
-        one = {r["engine"]: r["p50_ms"] for r in rows if r["network"] == network and r["nfe"] == 1}
-        ten = {r["engine"]: r["p50_ms"] for r in rows if r["network"] == network and r["nfe"] == 10}
+        one, ten = ({r["engine"]: r["p50_ms"] for r in rows if (r["network"], r["method"]) == (network, m)} for m in METHODS)
         best = min(one, key=lambda engine: one[engine])
         ratios[network] = {
             "best_engine": best,

@@ -67,7 +67,7 @@ def busy_policy(task: str) -> Iterator[None]:
 def keep_predicting(model: str) -> None:
     """Keep all processors busy with a policy."""
     from onedp_ros.contract import Observation
-    from onedp_ros.policy.inference import load_predictor
+    from onedp_ros.policy.predictor import load_predictor
 
     predictor = load_predictor(model)
     contract, rng = predictor.contract, np.random.default_rng(0)

@@ -56,7 +56,7 @@ def cut(bag: Path, out: Path, begin: float, end: float) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from onedp_ros.policy.inference import load_predictor
+    from onedp_ros.policy.predictor import load_predictor
 
     parser = argparse.ArgumentParser(prog="python -m onedp_ros.evaluation.golden", description=__doc__)
     parser.add_argument("bag", type=Path)

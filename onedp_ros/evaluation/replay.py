@@ -65,7 +65,7 @@ def replay(bag: Path, args: argparse.Namespace) -> dict[str, Any]:
         replayed = replay_in_graph(bag, recording, real_time=args.real_time, logs=logs, **policy)
         reference = reference or {o.stamp: digests(o) for o in observe(bag, contract, recording.transport, Counter())}
     else:
-        from onedp_ros.policy.inference import load_predictor
+        from onedp_ros.policy.predictor import load_predictor
 
         options = {key: policy[key] for key in ("method", "engine", "threads", "seed")}
         predictor = load_predictor(policy["model"], contract=contract, **options)

@@ -178,7 +178,7 @@ def observe(bag: Path, contract: Contract, transport: str, dropped: Counter[str]
 def replay_offline(bag: Path, recording: Recorded, predictor: Any) -> Replayed:
     """Play a bag through the code of both nodes, without ROS.
 
-    ``predictor`` as of ``policy.inference``. The policy predicts where it did live, from those sets that it got live; in a
+    ``predictor`` as of ``policy.predictor``. The policy predicts where it did live, from those sets that it got live; in a
     recording without chunks, from every set.
     """
     contract, outputs = recording.outputs.contract, recording.outputs

@@ -44,7 +44,7 @@ class Episode:
 def rollout(
     predictor: Any, environment: Environment, seed: int, action_steps: int, max_time: float, lead_steps: int = 0
 ) -> Episode:
-    """One episode with ``predictor`` (as of ``policy.inference``); see :func:`onedp_ros.tasks.drive.drive`."""
+    """One episode with ``predictor`` (as of ``policy.predictor``); see :func:`onedp_ros.tasks.drive.drive`."""
     environment.reset(np_random(seed)[0])
     start = environment.start()
     driving = drive(predictor, environment, action_steps, lead_steps)
@@ -66,7 +66,7 @@ _worker: tuple[Any, Environment] | None = None
 
 def _start(model: Path, method: str | None, engine: str, threads: int, options: Mapping[str, Any], contract: Contract) -> None:
     global _worker
-    from onedp_ros.policy.inference import load_predictor
+    from onedp_ros.policy.predictor import load_predictor
 
     predictor = load_predictor(model, method=method, engine=engine, contract=contract, threads=threads)
     _worker = predictor, TASKS.get(contract.task).make(contract, **options)

@@ -10,11 +10,10 @@ from typing import Any
 
 from onedp_ros.files import write_atomically
 from onedp_ros.policy.checkpoint import CONFIG, WEIGHTS, load_policy, read_config, save_policy
-from onedp_ros.policy.inference import network_name
 from onedp_ros.policy.networks import NetworkConfig
 
 CARD = "MODEL_CARD.md"
-MOST_BYTES = 20_000_000
+MAX_BYTES = 20_000_000
 
 
 def release(checkpoint: Path, out: Path, evaluations: Sequence[Path], commands: Sequence[str]) -> Path:
@@ -32,8 +31,8 @@ def release(checkpoint: Path, out: Path, evaluations: Sequence[Path], commands: 
     policy = load_policy(checkpoint)
     config = read_config(checkpoint)
     size = 2 * sum(tensor.numel() for tensor in policy.state_dict().values())
-    if size > MOST_BYTES:
-        raise ValueError(f"{out} would take {size / 1e6:.0f} MB, more than {MOST_BYTES / 1e6:.0f}; release a smaller network")
+    if size > MAX_BYTES:
+        raise ValueError(f"{out} would take {size / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}; release a smaller network")
     save_policy(out, policy, config["training"])
     results = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
     write_atomically(out / CARD, card(config, results, commands).encode())
@@ -43,13 +42,13 @@ def release(checkpoint: Path, out: Path, evaluations: Sequence[Path], commands: 
 def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Sequence[str]) -> str:
     """The model card's text."""
     contract, training = config["contract"], config["training"]
-    network = network_name(NetworkConfig.from_dict(config["network"]))
+    network = NetworkConfig.from_dict(config["network"]).name
     cameras = ", ".join(f"{n} {c['width']}x{c['height']}" for n, c in contract["cameras"].items())
     steps, seconds = training.get("gradient_steps", 0), training.get("wall_clock_s", 0.0)
     lines = [
         f"# {contract['task']}: {config['method']}",
         "",
-        f"Released with onedp_ros. Sees {cameras} and the arm's state; says {contract['horizon']} absolute target poses and "
+        f"Released with onedp_ros. Sees {cameras} and the arm's state; predicts {contract['horizon']} absolute target poses and "
         f"gripper openings, {1 / contract['control_hz']:.2f} s apart.",
         "",
         "| | |",
@@ -58,8 +57,8 @@ def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Se
         f"| contract | in `{CONFIG}`; a node with another one refuses to start |",
         f"| training | {steps} gradient steps, {seconds / 60:.0f} min wall-clock |",
     ]
-    if training.get("share_of_pretraining") is not None:
-        lines.append(f"| distillation / pre-training | {training['share_of_pretraining']:.3f} of the gradient steps |")
+    if pretraining := training.get("pretraining_steps"):
+        lines.append(f"| distillation / pre-training | {steps / pretraining:.3f} of the gradient steps |")
     lines += [
         "",
         "## Success in the twin",

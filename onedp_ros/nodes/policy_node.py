@@ -40,6 +40,8 @@ from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.lifecycle import LifecycleNode, wait_for
 from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_dynamic, declare_unconfigured
 from onedp_ros.nodes.lib.process import run_node
+from onedp_ros.policy.engines import AUTO, describe_engines
+from onedp_ros.policy.methods import describe_methods
 
 WARM_UP = 10  # predictions
 QUEUE = 30  # observations whose parts may be on their way, or that wait for a thread that is held up
@@ -47,18 +49,26 @@ GRACE = 1.0  # s without observations after activation before that is an error
 
 
 def load_bundle(path: str, *, progress: Callable[[str], None], **options: Any) -> Any:
-    """:func:`onedp_ros.policy.inference.load_predictor`, imported when needed: it brings torch."""
+    """:func:`onedp_ros.policy.predictor.load_predictor`, imported when needed: it brings torch."""
     progress("importing PyTorch")
-    from onedp_ros.policy.inference import load_predictor
+    from onedp_ros.policy.predictor import load_predictor
 
     return load_predictor(path, progress=progress, **options)
+
+
+def find_bundle(task: str, method: str, progress: Callable[[str], None]) -> str:
+    """Path of the released policy, as of :func:`onedp_ros.policy.checkpoint.find_released`, imported when needed."""
+    progress("importing PyTorch")
+    from onedp_ros.policy.checkpoint import find_released
+
+    return str(find_released(task, method))
 
 
 class PolicyNode(LifecycleNode):
     """observation/{camera}/image, observation/state -> action/chunk.
 
     Args:
-        load: makes the predictor, with the signature of :func:`onedp_ros.policy.inference.load_predictor`.
+        load: makes the predictor, with the signature of :func:`onedp_ros.policy.predictor.load_predictor`.
     """
 
     def __init__(self, load: Callable[..., Any] = load_bundle, **kwargs: Any) -> None:
@@ -66,9 +76,9 @@ class PolicyNode(LifecycleNode):
         self._load = load
         self.contract = declare_contract(self)
         given: dict[str, tuple[Any, ...]] = {
-            "model": ("", "Directory of the policy: config.json and model.safetensors"),
-            "method": ("", "onedp_s, onedp_d, dp_ddpm100 or dp_ddimN; empty: what the model was made for"),
-            "engine": ("auto", "Inference engine: auto, torch, cuda, openvino or openvino_bf16"),
+            "model": ("", "Directory of the policy: config.json and model.safetensors; empty: the released one of the method"),
+            "method": ("", f"{describe_methods()}; empty: what the model was made for"),
+            "engine": (AUTO, f"Inference engine: {describe_engines()}"),
             "threads": (0, "Processor threads of the engine; 0: its own choice", 0, 256),
             "seed": (0, "Seed of the policy's noise", 0, 2**31 - 1),  # not in motion: a recording is of one seed
         }
@@ -189,7 +199,9 @@ class PolicyNode(LifecycleNode):
         options = dict(self._used)
         model = options.pop("model")
         if not model and self._load is load_bundle:
-            raise ValueError("parameter 'model' is empty; give the directory of a policy, for example models/<task>/onedp_s")
+            if not options["method"]:
+                raise ValueError("parameters 'model' and 'method' are empty; give the directory of a policy, or a released method")
+            model = self._used["model"] = find_bundle(self.contract.task, options["method"], progress)
         options["method"] = options["method"] or None
         predictor = self._load(model, contract=self.contract, progress=progress, **options)
         self.contract.require_same(predictor.contract, "the task", model)

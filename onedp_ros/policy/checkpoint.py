@@ -22,8 +22,10 @@ from safetensors.torch import load, save
 from onedp_ros.config import ConfigError, parse_json, read_json, shown
 from onedp_ros.contract import Contract, Normalizer
 from onedp_ros.files import write_atomically
+from onedp_ros.policy.methods import find_method
 from onedp_ros.policy.networks import NetworkConfig
-from onedp_ros.policy.policies import Policy, Sampler, evaluations
+from onedp_ros.policy.policies import Policy, Sampler
+from onedp_ros.resources import read_task, resource
 
 FORMAT = 2
 """1: the digest covers the weights only. 2: config.json has a digest of its own content, in which is that of the weights."""
@@ -66,7 +68,7 @@ def save_policy(path: str | Path, policy: Policy, training: dict[str, Any], dtyp
     weights = save({name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in policy.state_dict().items()})
     config = {
         "format": FORMAT,
-        "method": policy.method,
+        "method": policy.method.name,
         "contract": policy.contract.to_dict(),
         "network": policy.config.to_dict(),
         "normalizer": policy.normalizer.to_dict(),
@@ -129,13 +131,14 @@ def load_policy(
 
     Args:
         path: checkpoint directory.
-        method: another sampler of the same weights, for example ``dp_ddim10`` of a ``dp_ddpm100`` checkpoint.
+        method: another one of the same weights, for example ``dp_ddim10`` of a ``dp_ddpm100`` checkpoint.
         contract: when given, the checkpoint must have been made with it.
         network: when given, the checkpoint must be of this network.
 
     Raises:
         DamagedCheckpointError: missing, truncated or altered files.
-        IncompatibleCheckpointError: another format, network or kind of method.
+        IncompatibleCheckpointError: another format or network, or a method of other weights.
+        UnknownNameError: no such method.
         ContractError: another contract; names the field.
     """
     path = Path(path)
@@ -176,6 +179,25 @@ def load_sampler(path: str | Path, method: str | None = None, contract: Contract
     return sampler, "".join(digests)
 
 
+def find_released(task: str, method: str) -> Path:
+    """The released checkpoint, ``models/<task>/<weights>``, that serves a method.
+
+    Args:
+        task: its name, or the path of its file.
+        method: its name.
+
+    Raises:
+        UnknownNameError: no such method.
+        FileNotFoundError: nothing was released for it.
+    """
+    if task.endswith((".yaml", ".yml")):
+        task = read_task(task)["task"]
+    try:
+        return resource("models", task, find_method(method).weights)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no policy is released for {task}, {method}: give the directory of yours, model") from error
+
+
 def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract | None, stored: int | None = None) -> Kind:
     """What config.json describes, with ``method`` in place of its own. Errors as of :func:`load_policy`.
 
@@ -185,8 +207,7 @@ def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract 
     try:
         its_contract = Contract.from_dict(config["contract"])
         its_network = NetworkConfig.from_dict(config["network"])
-        observation = its_network.features * len(its_contract.cameras) + its_contract.state_dim
-        least = its_network.least_parameters(its_contract.n_obs_steps * observation)
+        least = its_network.least_parameters(its_contract)
         if stored is not None and stored < least:
             raise IncompatibleCheckpointError(
                 f"{path / WEIGHTS} holds {stored} values, the network in {CONFIG} has more than {least}; the files belong to "
@@ -199,18 +220,14 @@ def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract 
         raise DamagedCheckpointError(f"{path / CONFIG}: {error}; fetch or save the checkpoint again") from error
     if contract is not None:
         contract.require_same(its_contract, "the task", str(path))
-    if method is not None and method != made.method:
-        _check_method(path, made.method, method)
-        evaluations(method)
-        made.method = method
+    if method is not None and method != made.method.name:
+        other = find_method(method)
+        if other.weights != made.method.weights:
+            raise IncompatibleCheckpointError(
+                f"{path} holds weights of {made.method.name}, which cannot be used as {method}; give the {method} checkpoint"
+            )
+        made.method = other
     return made
-
-
-def _check_method(path: Path, its: str, wanted: str) -> None:
-    if not (its.startswith("dp_") and wanted.startswith("dp_")):
-        raise IncompatibleCheckpointError(
-            f"{path} holds weights of {its}, which cannot be used as {wanted}; give the {wanted} checkpoint"
-        )
 
 
 def _check_header(file: Path) -> int:

@@ -1,6 +1,6 @@
 """The diffusion process of Diffusion Policy: ``x^k = alpha_k x^0 + sigma_k noise`` with 100 squared-cosine steps.
 
-Schedulers from https://huggingface.co/docs/diffusers/api/schedulers/ddpm and .../ddim.
+Samplers are in :mod:`onedp_ros.policy.methods`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from torch.nn import functional
 STEPS = 100
 GENERATOR_STEP = 65
 """The timestep input of the one-step generators (OneDP, section 3); alpha 0.5054, sigma 0.8629."""
-
-_COMMON = {"num_train_timesteps": STEPS, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon", "clip_sample": True}
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(noisy chunks (B, horizon, action), steps (B,), conditions (B, condition)) -> predicted noise (B, horizon, action)."""
@@ -72,28 +70,3 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of the noise predicted for clean (B, horizon, action) diffused to ``step`` (B,) with ``noise``."""
     return functional.mse_loss(denoise(diffusion.add_noise(clean, noise, step), step, condition).float(), noise)
-
-
-def sample_ddpm(denoise: Denoiser, start: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Ancestral sampling with all 100 steps from ``start`` ~ N(0, I) (B, horizon, action)."""
-    from diffusers import DDPMScheduler
-
-    scheduler = DDPMScheduler(**_COMMON)
-    scheduler.set_timesteps(STEPS)  # type: ignore[attr-defined]
-    return _walk(scheduler, denoise, start, condition, generator=generator)
-
-
-def sample_ddim(denoise: Denoiser, start: Tensor, condition: Tensor, steps: int) -> Tensor:
-    """Deterministic sampling (Song et al. 2020, eta 0) with ``steps`` of the 100 from ``start`` ~ N(0, I)."""
-    from diffusers import DDIMScheduler
-
-    scheduler = DDIMScheduler(**_COMMON, set_alpha_to_one=True, steps_offset=0)
-    scheduler.set_timesteps(steps)  # type: ignore[attr-defined]
-    return _walk(scheduler, denoise, start, condition)
-
-
-def _walk(scheduler, denoise: Denoiser, sample: Tensor, condition: Tensor, **options) -> Tensor:
-    for step in scheduler.timesteps.tolist():
-        noise = denoise(sample, torch.full((len(sample),), step, device=sample.device), condition)
-        sample = scheduler.step(noise, step, sample, **options).prev_sample
-    return sample

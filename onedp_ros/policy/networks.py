@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onedp_ros.config import shown
+from onedp_ros.contract import Contract
 from onedp_ros.settings import from_mapping
 
 MAX_SIZE, MAX_LEVELS = 16384, 8
@@ -52,12 +53,32 @@ class NetworkConfig:
         """Inverse of :meth:`to_dict`. ValueError names a field that is missing or unknown."""
         return from_mapping(cls, "network", data, complete=True)
 
-    def least_parameters(self, condition_dim: int) -> int:
+    def condition_dim(self, contract: Contract) -> int:
+        """Size of what the U-Net is conditioned on: features of all cameras and the state, of every observation."""
+        return contract.n_obs_steps * (self.features * len(contract.cameras) + contract.state_dim)
+
+    def check_horizon(self, horizon: int) -> None:
+        """ValueError when the U-Net cannot halve chunks of this length at each of its levels but the first."""
+        factor = 2 ** (len(self.unet_channels) - 1)
+        if horizon % factor:
+            raise ValueError(
+                f"horizon {horizon} is not a multiple of {factor}, as the U-Net's {len(self.unet_channels)} levels need: change "
+                f"horizon in the task file, or give fewer unet_channels"
+            )
+
+    def least_parameters(self, contract: Contract) -> int:
         """Fewer parameters than the network has, but of that order: those of its largest layers. Nothing is made for it."""
         widest, encoder = max(self.unet_channels), 8 * self.encoder_width
-        film = (self.step_dim + condition_dim) * 2 * widest
-        head = encoder * self.keypoints + 2 * self.keypoints * self.features
-        return self.kernel * widest**2 + film + 8 * self.step_dim**2 + 9 * encoder**2 + head
+        film = (self.step_dim + self.condition_dim(contract)) * 2 * widest
+        head = 9 * encoder**2 + encoder * self.keypoints + 2 * self.keypoints * self.features if contract.cameras else 0
+        return self.kernel * widest**2 + film + 8 * self.step_dim**2 + head
+
+    @property
+    def name(self) -> str:
+        """``paper``, ``compact``, or the sizes."""
+        known: dict[tuple[int, tuple[int, ...]], str] = {(64, (256, 512, 1024)): "paper", (16, (64, 128, 256)): "compact"}
+        sizes = (self.encoder_width, self.unet_channels)
+        return known.get(sizes, f"ResNet-18 width {sizes[0]}, U-Net {list(sizes[1])}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON or YAML."""
@@ -197,7 +218,7 @@ class UNet(nn.Module):
     def forward(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         """Noisy chunks (B, horizon, action), steps (B,), conditions (B, condition) -> predicted noise (B, horizon, action).
 
-        The horizon must be divisible by two for every level but the first.
+        The horizon as of :meth:`NetworkConfig.check_horizon`.
         """
         c = torch.cat([self.step(step), condition], dim=-1)
         x = sample.transpose(1, 2)

@@ -103,7 +103,7 @@ def demonstrate(
 
 @functools.cache
 def _load(policy: Path) -> Any:
-    from onedp_ros.policy.inference import load_predictor
+    from onedp_ros.policy.predictor import load_predictor
 
     return load_predictor(policy, threads=1)
 

@@ -14,7 +14,7 @@ def drive(predictor: Any, environment: Environment, action_steps: int, ahead: in
     """Drive an environment just reset, for ever: predict, execute ``action_steps`` actions of the chunk, repeat.
 
     Args:
-        predictor: as of :mod:`onedp_ros.policy.inference`.
+        predictor: as of :mod:`onedp_ros.policy.predictor`.
         environment: what it drives.
         action_steps: actions executed of each chunk.
         ahead: how many steps after the current one the first of them is for. ``action_steps=1, ahead=4`` comes near to the live

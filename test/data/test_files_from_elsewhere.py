@@ -24,10 +24,12 @@ from onedp_ros.contract import Contract
 from onedp_ros.control.safety import SafetyLimits
 from onedp_ros.data.bags import reader as bags
 from onedp_ros.data.bags.reader import BagError, find_bags, read_messages, read_metadata
-from onedp_ros.learning.train import TrainConfig, make_config, read_section
+from onedp_ros.learning.train import read_section
+from onedp_ros.policy.methods.settings import PretrainingSettings
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.resources import resource
 from onedp_ros.robot.settings import RobotSettings
+from onedp_ros.settings import from_mapping
 from onedp_ros.teleop.devices import read_settings
 from onedp_ros.teleop.session import Motion
 from onedp_ros.twin.settings import TwinSettings
@@ -44,7 +46,9 @@ def read_teleop(path: Path) -> object:
 
 
 def read_training(path: Path) -> object:
-    return NetworkConfig.from_dict(read_section(path, "network")), make_config(TrainConfig, read_section(path, "train"))
+    return NetworkConfig.from_dict(read_section(path, "network")), from_mapping(
+        PretrainingSettings, "train", read_section(path, "train")
+    )
 
 
 KINDS: dict[str, tuple[Path, Callable[[Path], object]]] = {

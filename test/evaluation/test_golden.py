@@ -9,8 +9,8 @@ from onedp_ros.evaluation.golden import METHODS, SEED, golden, golden_windows
 from onedp_ros.evaluation.replay_report import differences
 from onedp_ros.graph.processes import released
 from onedp_ros.messages import decode as messages
-from onedp_ros.policy.inference import load_predictor
 from onedp_ros.policy.policies import Policy
+from onedp_ros.policy.predictor import load_predictor
 from onedp_ros.resources import resource
 
 CONTRACT = task_contract("pnp_milk")
@@ -96,7 +96,7 @@ def history_of_another_length(monkeypatch):
 
 
 def other_noise(monkeypatch):
-    monkeypatch.setattr("onedp_ros.policy.inference.noise_seed", lambda seed, stamp: 0)
+    monkeypatch.setattr("onedp_ros.policy.predictor.noise_seed", lambda seed, stamp: 0)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from onedp_ros.contract import task_contract
 from onedp_ros.evaluation.rollout import rollout
 from onedp_ros.graph.processes import released
-from onedp_ros.policy.inference import load_predictor
+from onedp_ros.policy.predictor import load_predictor
 from onedp_ros.tasks.base import EVALUATION_SEEDS
 from onedp_ros.tasks.pnp_milk import PnpMilk
 from onedp_ros.twin.stepped import SteppedCell

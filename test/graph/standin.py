@@ -1,4 +1,4 @@
-"""A predictor with the interface of ``policy.inference.load_predictor``, for tests. Run as a program: a policy node."""
+"""A predictor with the interface of ``policy.predictor.load_predictor``, for tests. Run as a program: a policy node."""
 
 from __future__ import annotations
 

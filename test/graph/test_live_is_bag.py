@@ -36,7 +36,7 @@ from onedp_ros.nodes.player_node import PlayerNode
 from onedp_ros.nodes.policy_node import PolicyNode
 from onedp_ros.nodes.recorder_node import RecorderNode
 from onedp_ros.nodes.twin_node import TwinNode
-from onedp_ros.policy.inference import load_predictor
+from onedp_ros.policy.predictor import load_predictor
 from onedp_ros.resources import resource
 
 CONTRACT = task_contract("pnp_milk")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from onedp_ros.learning.distill import Distillation, DistillConfig, ScoreDifferenceLoss
 from onedp_ros.policy.diffusion import STEPS, Diffusion, denoising_loss, generate
+from onedp_ros.policy.methods.one_step_generator import AlternatingUpdates, OneDPSettings, ScoreDifferenceLoss
 
 
 class Predictor(nn.Module):
@@ -89,12 +89,13 @@ def distil(data, learned, stochastic, steps, rates, batch=256):
     """Distil the exact teacher of ``data``. Returns the generator's average as a function of z (B, 1, 1)."""
     diffusion = data.diffusion
     generator, score, average = (copy.deepcopy(learned) for _ in range(3))
-    config = DistillConfig(steps, batch, generator_learning_rate=rates[0], score_learning_rate=rates[1])
-    distillation = Distillation(diffusion, data, generator, score if stochastic else None, [], config)
+    config = OneDPSettings(steps, batch, generator_learning_rate=rates[0], score_learning_rate=rates[1])
+    distillation = AlternatingUpdates(diffusion, data, generator, score if stochastic else None, [], config)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, steps) for o in distillation.optimizers.values()]
     nothing = torch.zeros(batch, 0)
-    for _ in range(steps):
-        distillation.update(torch.randn(batch, 1, 1) if stochastic else torch.zeros(batch, 1, 1), nothing, nothing)
+    for step in range(steps):
+        start = torch.randn(batch, 1, 1) if stochastic else torch.zeros(batch, 1, 1)
+        distillation.update(step, start, nothing, nothing)
         for schedule in schedules:
             schedule.step()
         with torch.no_grad():
@@ -154,11 +155,11 @@ def test_score_network_learns_from_detached_actions_before_the_generator_moves()
     """The denoising loss of psi leaves no gradient in the generator; both have moved after one update."""
     diffusion, teacher = Diffusion(), Predictor().requires_grad_(False)
     generator, score = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(2))
-    config = DistillConfig(1, 8, generator_learning_rate=1e-3, score_learning_rate=1e-3)
-    distillation = Distillation(diffusion, teacher, generator, score, [], config)
+    config = OneDPSettings(1, 8, generator_learning_rate=1e-3, score_learning_rate=1e-3)
+    distillation = AlternatingUpdates(diffusion, teacher, generator, score, [], config)
     seen = []
     distillation.optimizers["score"].register_step_pre_hook(lambda *_: seen.append([p.grad for p in generator.parameters()]))
-    distillation.update(torch.randn(8, 1, 1), torch.zeros(8, 0), torch.zeros(8, 0))
+    distillation.update(0, torch.randn(8, 1, 1), torch.zeros(8, 0), torch.zeros(8, 0))
     assert all(g is None for g in seen[0])
     for network in (generator, score):
         assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), teacher.parameters(), strict=True))

@@ -29,7 +29,7 @@ RESULT = {
 def checkpoint(tmp_path, small_contract):
     normalizer = Normalizer(*(torch.zeros(n).numpy() + v for n, v in ((9, 0), (9, 1), (10, 0), (10, 1))))
     policy = Policy(small_contract, NetworkConfig(16, (8, 16)), normalizer, "onedp_s")
-    training = {"gradient_steps": 30, "share_of_pretraining": 0.03, "wall_clock_s": 120.0}
+    training = {"gradient_steps": 30, "pretraining_steps": 1000, "wall_clock_s": 120.0}
     save_policy(tmp_path / "trained", policy, training, torch.float32)
     return tmp_path / "trained"
 
@@ -51,7 +51,7 @@ def test_a_bundle_is_half_the_size_and_its_card_says_what_was_measured_and_how_i
 
 
 def test_a_bundle_too_large_for_a_repository_is_refused(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="smaller network"):
         module.release(checkpoint, tmp_path / "bundle", [], [])
     assert not (tmp_path / "bundle").exists()

@@ -5,24 +5,33 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from replays import LENGTHS, write_replay
 from safetensors.torch import load_file
 
-from onedp_ros.contract import ContractError
-from onedp_ros.learning.distill import DistillConfig, distill
-from onedp_ros.learning.train import STATE, TrainConfig, make_config, read_section, train
+from onedp_ros.contract import ContractError, Observation
+from onedp_ros.learning.distill import distill
+from onedp_ros.learning.state import STATE
+from onedp_ros.learning.train import read_section, train
 from onedp_ros.policy.checkpoint import WEIGHTS, CheckpointError, IncompatibleCheckpointError, load_policy
+from onedp_ros.policy.methods import METHODS, describe_methods, find_method
+from onedp_ros.policy.methods.base import Distillation, DistilledMethod, TrainedMethod, distilled_methods
+from onedp_ros.policy.methods.one_step_generator import OneDPSettings
+from onedp_ros.policy.methods.settings import PretrainingSettings, TrainingSettings
 from onedp_ros.policy.networks import NetworkConfig
+from onedp_ros.policy.predictor import load_predictor
+from onedp_ros.registry import UnknownNameError
 from onedp_ros.resources import resource
+from onedp_ros.settings import from_mapping
 
 SMALL = NetworkConfig(encoder_width=16, unet_channels=(8, 16, 32), step_dim=8)
-CONFIG = TrainConfig(
+CONFIG = PretrainingSettings(
     steps=6, batch_size=4, accumulation=2, noise_samples=2, warmup_steps=2, save_every=3, mixed_precision="no", max_grad_norm=1.0
 )
-DISTILL = DistillConfig(
+DISTILL = OneDPSettings(
     steps=6, batch_size=4, noise_samples=2, warmup_steps=2, warmup_learning_rate=1e-3, generator_learning_rate=1e-3, save_every=3
 )
 
@@ -66,7 +75,7 @@ def test_training_writes_the_averaged_weights_and_a_report(replay, teacher):
     assert (report["gradient_steps"], report["windows"], report["episodes"], report["processes"]) == (6, 18, 2, 1)
     assert report["wall_clock_s"] > 0
     assert list((teacher / "tensorboard").rglob("events*"))
-    assert load_policy(teacher).method == "dp_ddpm100"
+    assert load_policy(teacher).method.name == "dp_ddpm100"
 
 
 def test_resuming_with_other_settings_names_the_setting(replay, teacher):
@@ -88,9 +97,9 @@ def test_two_processes_share_the_batch(replay, tmp_path, small_contract):
         yaml.safe_dump({"network": SMALL.to_dict(), "train": {"steps": 3, "batch_size": 4, "warmup_steps": 1, "save_every": 3}})
     )
     program = (
-        "import sys; from pathlib import Path; from onedp_ros.learning import train as t; "
+        "import sys; from onedp_ros.learning import train as t; "
         "t.train(sys.argv[1], sys.argv[2], t.NetworkConfig.from_dict(t.read_section(sys.argv[3], 'network')), "
-        "t.make_config(t.TrainConfig, t.read_section(sys.argv[3], 'train')))"
+        "t.from_mapping(t.PretrainingSettings, 'train', t.read_section(sys.argv[3], 'train')))"
     )
     (tmp_path / "run.py").write_text(program)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "run.py")]
@@ -126,7 +135,7 @@ def test_a_run_that_died_before_its_state_was_written_ends_in_the_same_bits(repl
     out = tmp_path / "died"
     train(replay, out, SMALL, CONFIG, stop_at=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("onedp_ros.learning.train.save_state", die)
+        patch.setattr("onedp_ros.learning.loop.save_state", die)
         train(replay, out, SMALL, CONFIG, resume=True)
     train(replay, out, SMALL, CONFIG, resume=True)
     assert equal(weights(out), weights(teacher))
@@ -151,10 +160,10 @@ def test_distillation_resumes_to_the_same_bits_and_reports_its_cost(replay, teac
     distill(teacher, replay, method, tmp_path / "parts", DISTILL, stop_at=4)
     distill(teacher, replay, method, tmp_path / "parts", DISTILL, resume=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    assert (whole["gradient_steps"], whole["pretraining_steps"], whole["share_of_pretraining"]) == (6, 6, 1.0)
+    assert (whole["gradient_steps"], whole["pretraining_steps"], whole["fraction_of_pretraining"]) == (6, 6, 1.0)
     assert whole["teacher_error"] > 0 and whole["trained"]["error"] > 0
     policy = load_policy(tmp_path / "whole")
-    assert (policy.method, policy.nfe) == (method, 1)
+    assert (policy.method.name, policy.nfe) == (method, 1)
 
 
 def test_distillation_trains_encoders_and_generator_and_leaves_the_teacher(replay, teacher, tmp_path):
@@ -183,9 +192,9 @@ def test_a_generator_cannot_be_distilled(replay, teacher, tmp_path):
 @pytest.mark.parametrize("name", ["paper", "compact"])
 def test_shipped_settings_are_valid(name):
     path = resource("config", "train", f"{name}.yaml")
-    make_config(TrainConfig, read_section(path, "train"))
-    for method in ("onedp_s", "onedp_d"):
-        config = make_config(DistillConfig, read_section(path, method))
+    from_mapping(PretrainingSettings, "train", read_section(path, "train"))
+    for method in distilled_methods():
+        config = from_mapping(find_method(method).settings, method, read_section(path, method))
         assert (config.betas, config.first_timestep, config.last_timestep) == ((0.0, 0.999), 2, 95)
     network = NetworkConfig.from_dict(read_section(path, "network"))
     assert (name == "paper") == (network == NetworkConfig())
@@ -194,10 +203,10 @@ def test_shipped_settings_are_valid(name):
 @pytest.mark.parametrize(
     ("section", "values", "named"),
     [
-        (TrainConfig, {"steps": 0}, "steps is 0"),
-        (TrainConfig, {"steps": 1, "learning_rate": -1}, "learning_rate is -1"),
-        (TrainConfig, {"steps": 1, "mixed_precision": "fp8"}, "fp8"),
-        (DistillConfig, {"steps": 1, "first_timestep": 96}, "96"),
+        (PretrainingSettings, {"steps": 0}, "steps is 0"),
+        (PretrainingSettings, {"steps": 1, "learning_rate": -1}, "learning_rate is -1"),
+        (PretrainingSettings, {"steps": 1, "mixed_precision": "fp8"}, "fp8"),
+        (OneDPSettings, {"steps": 1, "first_timestep": 96}, "96"),
     ],
 )
 def test_a_bad_setting_is_named(section, values, named):
@@ -207,10 +216,122 @@ def test_a_bad_setting_is_named(section, values, named):
 
 def test_an_unknown_setting_is_named():
     with pytest.raises(ValueError, match="lerning_rate"):
-        make_config(TrainConfig, {"steps": 1, "lerning_rate": 1e-3})
+        from_mapping(PretrainingSettings, "train", {"steps": 1, "lerning_rate": 1e-3})
 
 
 def test_a_missing_section_is_named(tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"train": {}}))
     with pytest.raises(ValueError, match="network"):
         read_section(tmp_path / "c.yaml", "network")
+
+
+class Straight(TrainedMethod):
+    """A new way to train and sample: rectified flow (Liu et al. 2022), in ``number`` Euler steps."""
+
+    numbers = range(1, 101)
+
+    @property
+    def weights(self):
+        return "straight"
+
+    @property
+    def nfe(self):
+        return self.number
+
+    def compute_loss(self, diffusion, denoise, clean, condition, generator):
+        noise = torch.randn(clean.shape, generator=generator)
+        step = torch.randint(100, (len(clean),), generator=generator)
+        time = (step / 100).view(-1, 1, 1)
+        velocity = denoise((1 - time) * clean + time * noise, step, condition)
+        return (velocity - (noise - clean)).pow(2).mean()
+
+    def sample(self, diffusion, denoise, start, condition, generator):
+        for i in reversed(range(self.number)):
+            step = torch.full((len(start),), (i + 1) * 100 // self.number - 1)
+            start = start - denoise(start, step, condition) / self.number
+        return start
+
+
+class Copied(DistilledMethod):
+    """A new way to distil: the generator repeats the teacher's two-step samples, from the same noise."""
+
+    teacher = "straight2"
+
+    def sample(self, diffusion, denoise, start, condition, generator):
+        return start - denoise(start, torch.full((len(start),), 99), condition)
+
+    def begin_distillation(self, diffusion, teacher, generator, encoders, settings, average):
+        return Regression(self, diffusion, teacher, generator, [*generator.parameters(), *encoders])
+
+
+class Regression(Distillation):
+    def __init__(self, method, diffusion, teacher, generator, parameters):
+        self.method, self.diffusion, self.teacher, self.generator = method, diffusion, teacher, generator
+        self.networks, self.optimizers = {}, {"adam": torch.optim.Adam(parameters, 1e-3)}
+
+    def update(self, step, start, condition, teacher_condition, random=None):
+        with torch.no_grad():
+            expected = find_method("straight2").sample(self.diffusion, self.teacher, start, teacher_condition, random)
+        loss = (self.method.sample(self.diffusion, self.generator, start, condition, random) - expected).pow(2).mean()
+        self.optimizers["adam"].zero_grad()
+        loss.backward()
+        self.optimizers["adam"].step()
+        return {"loss": loss.detach()}
+
+
+@pytest.fixture
+def new_methods():
+    METHODS.add("straight", Straight)
+    METHODS.add("copied", Copied)
+    yield
+    METHODS.remove("straight")
+    METHODS.remove("copied")
+
+
+def test_a_new_method_is_one_class_that_is_trained_distilled_resumed_and_predicts(replay, tmp_path, small_contract, new_methods):
+    assert "straight" in describe_methods() and "copied" in distilled_methods()
+    settings = dataclasses.replace(CONFIG, steps=3, save_every=1)
+    report = train(replay, tmp_path / "teacher", SMALL, settings, method="straight4")
+    assert report["loss"] > 0
+    config = TrainingSettings(steps=3, batch_size=4, save_every=1)
+    whole = distill(tmp_path / "teacher", replay, "copied", tmp_path / "whole", config)
+    assert set(whole["trained"]) == {"error", "from_teacher", "position_mm"}
+    distill(tmp_path / "teacher", replay, "copied", tmp_path / "parts", config, stop_at=2)
+    distill(tmp_path / "teacher", replay, "copied", tmp_path / "parts", config, resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+    for path, method, nfe in (("teacher", "straight2", 2), ("teacher", None, 4), ("whole", None, 1)):
+        predictor = load_predictor(tmp_path / path, method, engine="torch", threads=1, contract=small_contract)
+        assert predictor.nfe == nfe
+        images = {n: np.zeros((c.height, c.width, 3), np.uint8) for n, c in small_contract.cameras.items()}
+        observation = Observation(0, images, dict.fromkeys(images, 0), np.zeros(small_contract.state_dim, np.float32))
+        chunk = predictor.predict([[observation] * small_contract.n_obs_steps])
+        assert chunk.shape == (1, small_contract.horizon, small_contract.action_dim) and np.isfinite(chunk).all()
+    with pytest.raises(IncompatibleCheckpointError, match="weights of straight4, which cannot be used as dp_ddim10"):
+        load_policy(tmp_path / "teacher", "dp_ddim10")
+    with pytest.raises(IncompatibleCheckpointError, match="straight4 policy"):
+        distill(tmp_path / "teacher", replay, "onedp_d", tmp_path / "d", DISTILL)
+
+
+def test_a_method_is_used_as_it_can_be(replay, teacher, tmp_path):
+    with pytest.raises(ValueError, match="onedp_s is distilled from a teacher"):
+        train(replay, tmp_path / "t", SMALL, CONFIG, method="onedp_s")
+    with pytest.raises(ValueError, match="dp_ddim10 is not distilled, expected one of onedp_d, onedp_s"):
+        distill(teacher, replay, "dp_ddim10", tmp_path / "d", DISTILL)
+    with pytest.raises(UnknownNameError, match="'onedp_x'"):
+        distill(teacher, replay, "onedp_x", tmp_path / "d", DISTILL)
+
+
+def test_a_contract_without_cameras_is_trained_and_distilled(tmp_path, small_contract):
+    blind = dataclasses.replace(small_contract, cameras={}, crop=())
+    data = write_replay(tmp_path / "blind.zarr", blind, [12, 20])
+    train(data, tmp_path / "teacher", SMALL, dataclasses.replace(CONFIG, steps=3), contract=blind)
+    distill(tmp_path / "teacher", data, "onedp_s", tmp_path / "s", dataclasses.replace(DISTILL, steps=3), contract=blind)
+    assert not load_policy(tmp_path / "s").encoders
+
+
+def test_a_horizon_that_the_network_cannot_halve_is_named(tmp_path, small_contract):
+    odd = dataclasses.replace(small_contract, horizon=18)
+    data = write_replay(tmp_path / "odd.zarr", odd, [30])
+    with pytest.raises(ValueError, match=r"horizon 18 is not a multiple of 4, as the U-Net's 3 levels need: change horizon"):
+        train(data, tmp_path / "t", SMALL, CONFIG)

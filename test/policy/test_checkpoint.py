@@ -47,7 +47,7 @@ def test_a_policy_comes_back_as_it_was(checkpoint, small_contract, normalizer):
     policy, loaded = Policy(small_contract, SMALL, normalizer), load_policy(checkpoint)
     for name, tensor in policy.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
-    assert (loaded.contract, loaded.config, loaded.method) == (small_contract, SMALL, "dp_ddpm100")
+    assert (loaded.contract, loaded.config, loaded.method.name) == (small_contract, SMALL, "dp_ddpm100")
     assert loaded.normalizer.to_dict() == normalizer.to_dict()
     assert not loaded.training
     assert read_config(checkpoint)["training"] == {"gradient_steps": 7}
@@ -151,7 +151,7 @@ def test_the_first_format_is_read(checkpoint):
     config = json.loads((checkpoint / CONFIG).read_text())
     del config["config_sha256"]
     (checkpoint / CONFIG).write_text(json.dumps({**config, "format": 1}))
-    assert load_policy(checkpoint).method == "dp_ddpm100"
+    assert load_policy(checkpoint).method.name == "dp_ddpm100"
 
 
 @pytest.mark.parametrize("field", ["state_offset", "state_scale", "action_offset", "action_scale"])

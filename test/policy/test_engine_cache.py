@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from onedp_ros.contract import Observation
-from onedp_ros.policy import engine_cache, inference
+from onedp_ros.policy import engine_cache
+from onedp_ros.policy import predictor as predictor_module
 from onedp_ros.policy.checkpoint import WEIGHTS, CheckpointError, load_sampler, save_policy
 from onedp_ros.policy.engine_cache import cache_folder, read, write
-from onedp_ros.policy.inference import OpenVinoEngine, load_predictor
+from onedp_ros.policy.engines import openvino
+from onedp_ros.policy.engines.openvino import OpenVinoEngine
+from onedp_ros.policy.kept_engines import KeptEngines
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
+from onedp_ros.policy.predictor import load_predictor
 
 SMALL = NetworkConfig(encoder_width=16, unet_channels=(8, 16, 32), step_dim=8)
 KEY = {"checkpoint": "abc", "engine": "openvino"}
@@ -119,7 +123,8 @@ def predictions(predictor):
 def test_the_second_start_restores_the_engine_and_predicts_the_same_bit_for_bit(checkpoint, monkeypatch, engine):
     pytest.importorskip("openvino")
     if engine == "auto":  # the torch engine would be as fast as any at this size
-        monkeypatch.setattr(inference, "_clock", lambda policy, runner: 0.0 if isinstance(runner, OpenVinoEngine) else 1.0)
+        seconds = lambda policy, runner: 0.0 if isinstance(runner, OpenVinoEngine) else 1.0  # noqa: E731
+        monkeypatch.setattr(predictor_module, "measure_seconds", seconds)
     said: list[str] = []
     first = load_predictor(checkpoint, engine=engine, threads=1, progress=said.append)
     assert not any("restoring" in text for text in said)
@@ -128,8 +133,8 @@ def test_the_second_start_restores_the_engine_and_predicts_the_same_bit_for_bit(
     def never(*_):
         raise AssertionError("converted, or the networks were read, though the engine was kept")
 
-    monkeypatch.setattr(inference, "load_policy", never)
-    monkeypatch.setattr(inference, "_convert", never)
+    monkeypatch.setattr(predictor_module, "load_policy", never)
+    monkeypatch.setattr(openvino, "convert", never)
     second = load_predictor(checkpoint, engine=engine, threads=1, progress=said.append)
     assert any("restoring" in text for text in said)
     assert (second.engine, second.parity) == (first.engine, first.parity)
@@ -144,7 +149,7 @@ def kept(checkpoint):
 
     def restored(threads=1):
         sampler, digests = load_sampler(checkpoint)
-        return inference._Kept(digests, threads).engine("openvino", sampler, print)
+        return KeptEngines(digests, threads).restore("openvino", sampler, print)
 
     assert restored() is not None
     return predictor, restored
@@ -157,7 +162,7 @@ def test_what_cannot_be_used_is_not_restored_and_the_engine_made_again(
     expected = predictions(predictor)
     assert restored(threads=2) is None, "another number of threads"
 
-    key = inference._Kept(load_sampler(checkpoint)[1], 1)._key | {"engine": "openvino"}
+    key = KeptEngines(load_sampler(checkpoint)[1], 1).key | {"engine": "openvino"}
     (entry,) = entries()
     whole = entry.read_bytes()
     with caplog.at_level(logging.WARNING):
@@ -205,5 +210,5 @@ def test_starts_at_the_same_time_do_no_harm(tmp_path):
 
 def test_a_one_step_policy_starts_without_diffusers():
     """Importing it takes longer than all else."""
-    program = "import sys, onedp_ros.policy.inference; sys.exit('diffusers' in sys.modules)"
+    program = "import sys, onedp_ros.policy.predictor; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

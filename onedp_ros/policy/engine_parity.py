@@ -1,0 +1,76 @@
+"""How far an engine is from eager PyTorch, and how long it takes, on fixed inputs."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from onedp_ros.policy.diffusion import GENERATOR_STEP, generate
+from onedp_ros.policy.engines.base import Engine
+from onedp_ros.policy.engines.torch import TorchEngine
+from onedp_ros.policy.policies import Policy, Sampler
+
+PARITY_BOUND = 0.05
+"""Greatest difference from eager PyTorch, in normalised action units (half the range of the data's positions), of an engine that
+may be used. bfloat16 reaches about 0.01."""
+
+WINDOWS = 4
+
+
+def parity(policy: Policy, engine: Engine) -> float:
+    """Greatest difference of ``engine`` from eager PyTorch, over actions that one evaluation makes of fixed inputs.
+
+    In normalised action units. NaN when either has NaN.
+    """
+    return difference(example_actions(policy, TorchEngine(policy)), example_actions(policy, engine))
+
+
+def difference(some: Tensor, other: Tensor) -> float:
+    """The greatest."""
+    return float((some - other).abs().max())
+
+
+@torch.inference_mode()
+def example_actions(policy: Sampler, engine: Engine) -> Tensor:
+    """The normalised actions (windows, horizon, action) that one evaluation by ``engine`` makes of fixed inputs."""
+    sampler = Sampler(policy.contract, policy.config, policy.normalizer, policy.method.name).to(engine.device)
+    actions = []
+    for inputs in zip(*(i.split(1) for i in _example(policy, WINDOWS)), strict=True):
+        *images, state, z = (i.to(engine.device) for i in inputs)
+        features = [engine.encode(c, i) for c, i in zip(policy.contract.cameras, images, strict=True)]
+        repeated = [f[:, None].expand(-1, policy.contract.n_obs_steps, -1) for f in features]
+        actions.append(generate(sampler.diffusion, engine.denoise, z, sampler.condition(repeated, state)).clamp(-1, 1).cpu())
+    return torch.cat(actions)
+
+
+def _example(policy: Sampler, windows: int) -> list[Tensor]:
+    """Fixed inputs: smooth images for each camera, states within the data's range, z."""
+    random = torch.Generator().manual_seed(0)
+    c = policy.contract
+    inputs: list[Tensor] = []
+    for camera in c.cameras.values():
+        coarse = 255 * torch.rand(windows, 3, 6, 8, generator=random)
+        smooth = nn.functional.interpolate(coarse, (camera.height, camera.width), mode="bilinear")
+        inputs.append(smooth.permute(0, 2, 3, 1).to(torch.uint8).contiguous())
+    normal = 2 * torch.rand(windows, c.n_obs_steps, c.state_dim, generator=random) - 1
+    inputs.append(normal * torch.from_numpy(policy.normalizer.state_scale) + torch.from_numpy(policy.normalizer.state_offset))
+    inputs.append(torch.randn(windows, c.horizon, c.action_dim, generator=random))
+    return inputs
+
+
+@torch.inference_mode()
+def measure_seconds(policy: Sampler, engine: Engine, repeats: int = 15) -> float:
+    """Least time (s) of one frame of each camera and one evaluation: whatever else the machine does only adds."""
+    *images, _, z = (i[:1].to(engine.device) for i in _example(policy, 1))
+    step = torch.full((1,), GENERATOR_STEP, device=engine.device)
+    condition = torch.zeros(1, policy.config.condition_dim(policy.contract), device=engine.device)
+    times = []
+    for _ in range(repeats + 3):
+        begin = time.perf_counter()
+        for camera, image in zip(policy.contract.cameras, images, strict=True):
+            engine.encode(camera, image)
+        engine.denoise(z, step, condition).cpu()
+        times.append(time.perf_counter() - begin)
+    return min(times[3:])

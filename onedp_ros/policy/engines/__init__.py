@@ -1,0 +1,21 @@
+"""Inference engines: what runs the networks of a policy. One file each, which defines ``ENGINE``, a class of :mod:`.base`.
+
+Launch files list the names on the system's Python, so nothing here imports PyTorch until an engine is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onedp_ros.registry import Registry
+
+if TYPE_CHECKING:
+    from onedp_ros.policy.engines.base import Engine
+
+ENGINES: Registry[type[Engine]] = Registry("engine", __name__, "ENGINE", besides=("base",))
+AUTO = "auto"  # the fastest that agrees with eager PyTorch
+
+
+def describe_engines() -> str:
+    """For help texts: the names that there are."""
+    return f"{AUTO}, {', '.join(ENGINES.names())}"

@@ -1,0 +1,119 @@
+"""What a method is: how a policy is sampled, and how it is trained on demonstrations or distilled from a teacher."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from onedp_ros.policy.diffusion import Denoiser, Diffusion
+from onedp_ros.policy.methods import METHODS
+from onedp_ros.policy.methods.settings import PretrainingSettings, TrainingSettings
+
+Average = Callable[[Sequence[nn.Parameter]], None]
+"""Averages the gradients of parameters over the processes of a training."""
+
+
+class Method(ABC):
+    """A sampler. Chunks are (B, horizon, action), normalised to [-1, 1]; conditions (B, condition).
+
+    Args:
+        name: for example ``dp_ddim10``.
+        number: the trailing number of the name, one of ``numbers``; None when those are None.
+    """
+
+    numbers: ClassVar[range | None] = None
+
+    def __init__(self, name: str, number: int | None = None) -> None:
+        self.name, self.number = name, number
+
+    @property
+    def weights(self) -> str:
+        """Whose weights it uses, which is where they are released: ``models/<task>/<weights>``. Methods of the same weights can
+        use each other's checkpoints."""
+        return self.name
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of one prediction."""
+        return 1
+
+    def start(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
+        """What sampling begins from: noise N(0, I) of ``shape``."""
+        return torch.randn(*shape, generator=generator, device=device)
+
+    @abstractmethod
+    def sample(
+        self, diffusion: Diffusion, denoise: Denoiser, start: Tensor, condition: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """``start`` and conditions -> chunks; ``denoise`` runs the U-Net."""
+
+
+class TrainedMethod(Method):
+    """A method that is trained on demonstrations."""
+
+    settings: ClassVar[type[PretrainingSettings]] = PretrainingSettings
+
+    @abstractmethod
+    def compute_loss(
+        self, diffusion: Diffusion, denoise: Denoiser, clean: Tensor, condition: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """The training loss (a scalar) of recorded chunks."""
+
+
+class Distillation(ABC):
+    """A distillation under way.
+
+    Attributes:
+        networks: those that learn besides the generator, by name.
+        optimizers: by name.
+    """
+
+    networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+
+    @abstractmethod
+    def update(
+        self, step: int, start: Tensor, condition: Tensor, teacher_condition: Tensor, random: torch.Generator | None = None
+    ) -> Mapping[str, Tensor]:
+        """One update of all networks.
+
+        Args:
+            step: updates before this one.
+            start: what the generator begins from (B, horizon, action).
+            condition: (B, condition) of the generator's encoders, with their graph.
+            teacher_condition: (B, condition) of the frozen encoders.
+            random: source of timesteps and noise.
+
+        Returns:
+            Figures to report.
+        """
+
+
+class DistilledMethod(Method):
+    """A generator that is distilled from a teacher, and begins as its copy."""
+
+    teacher: ClassVar[str] = "dp_ddim10"
+    """How the teacher is sampled when the generator is compared with it; its weights must be that method's."""
+    settings: ClassVar[type[TrainingSettings]] = TrainingSettings
+
+    @abstractmethod
+    def begin_distillation(
+        self,
+        diffusion: Diffusion,
+        teacher: nn.Module,
+        generator: nn.Module,
+        encoders: Sequence[nn.Parameter],
+        settings: Any,
+        average: Average,
+    ) -> Distillation:
+        """Begin to train ``generator`` and its ``encoders`` from the frozen noise predictor ``teacher``, a network of the same
+        sizes; ``settings`` are of the class of that name."""
+
+
+def distilled_methods() -> list[str]:
+    """Names of the methods that are distilled from a teacher."""
+    return [name for name in METHODS.names() if issubclass(METHODS.get(name), DistilledMethod)]

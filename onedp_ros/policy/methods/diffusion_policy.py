@@ -1,0 +1,36 @@
+"""What the samplers of a diffusion policy have in common (Chi et al. 2023, https://arxiv.org/abs/2303.04137): its training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onedp_ros.policy.diffusion import STEPS, Denoiser, Diffusion, denoising_loss
+from onedp_ros.policy.methods.base import TrainedMethod
+
+SCHEDULE = {"num_train_timesteps": STEPS, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon", "clip_sample": True}
+
+
+class DiffusionPolicy(TrainedMethod):
+    """A noise predictor, trained with ``E |eps_theta(alpha_k x^0 + sigma_k eps, k) - eps|^2`` over k = 0..99."""
+
+    @property
+    def weights(self) -> str:
+        return "teacher"
+
+    def compute_loss(
+        self, diffusion: Diffusion, denoise: Denoiser, clean: Tensor, condition: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        step = torch.randint(STEPS, (len(clean),), generator=generator, device=clean.device)
+        return denoising_loss(diffusion, denoise, clean, condition, step, noise)
+
+
+def follow_schedule(scheduler: Any, denoise: Denoiser, sample: Tensor, condition: Tensor, **options: Any) -> Tensor:
+    """The sample (B, horizon, action) after all timesteps of one of the diffusers' schedulers."""
+    for step in scheduler.timesteps.tolist():
+        noise = denoise(sample, torch.full((len(sample),), step, device=sample.device), condition)
+        sample = scheduler.step(noise, step, sample, **options).prev_sample
+    return sample

@@ -1,0 +1,50 @@
+"""Settings of a training, as a section of a ``config/train`` file holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """What every training has. ``batch_size`` is that of all processes together; ``noise_samples`` are drawn for each encoded
+    window, since encoding costs most. ValueError names a setting out of its range."""
+
+    steps: int
+    batch_size: int = 64
+    noise_samples: int = 1
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = float("inf")
+    ema_power: float = 0.75
+    ema_max: float = 0.9999
+    mixed_precision: str = "no"
+    save_every: int = 1000
+    seed: int = 0
+
+    positive: ClassVar[tuple[str, ...]] = ("steps", "batch_size", "noise_samples", "max_grad_norm", "save_every")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
+        for name in self.positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"mixed_precision is '{self.mixed_precision}', expected 'no' or 'bf16'")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingSettings(TrainingSettings):
+    """Of a training on demonstrations; the defaults are Diffusion Policy's. ``accumulation``: batches of each optimiser step."""
+
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.95, 0.999)
+    weight_decay: float = 1e-6
+    warmup_steps: int = 500
+    mixed_precision: str = "bf16"
+    save_every: int = 5000
+    init: str = ""
+    """Checkpoint whose weights and normaliser to begin with; empty: none."""
+
+    positive: ClassVar[tuple[str, ...]] = (*TrainingSettings.positive, "accumulation", "learning_rate")

@@ -1,0 +1,224 @@
+"""Running a policy: one call for every engine, each camera frame encoded once.
+
+An engine is used only when its output agrees with eager PyTorch on fixed inputs; ``auto`` takes the fastest of those. What an
+engine compiled, and which one was the fastest, are kept for the next start (:mod:`onedp_ros.policy.kept_engines`): it then neither
+reads nor converts the networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onedp_ros.contract import Contract, Image, Observation
+from onedp_ros.policy.checkpoint import load_policy, load_sampler
+from onedp_ros.policy.engine_parity import PARITY_BOUND, difference, example_actions, measure_seconds
+from onedp_ros.policy.engines import AUTO, ENGINES
+from onedp_ros.policy.engines.base import Engine, EngineError
+from onedp_ros.policy.engines.torch import TorchEngine
+from onedp_ros.policy.kept_engines import KeptEngines
+from onedp_ros.policy.policies import Policy, Sampler
+
+log = logging.getLogger(__name__)
+
+
+class Predictor:
+    """A policy on an engine. Made by :func:`load_predictor`.
+
+    A chunk depends on the seed and on its window alone, not on what was predicted before or beside it: the noise is that of the
+    seed and the newest observation's stamp. So a replay of the same observations gives the same chunks.
+
+    Attributes:
+        contract: what the policy sees and predicts.
+        method: for example ``onedp_s``.
+        nfe: network evaluations of one prediction.
+        engine: name of the engine in use.
+        network: ``paper``, ``compact``, or the sizes.
+        parity: greatest difference of the engine from eager PyTorch at load, in normalised action units.
+    """
+
+    def __init__(self, policy: Sampler, runner: Engine, engine: str, parity: float, seed: int) -> None:
+        self.policy = policy.to(runner.device)
+        self.contract: Contract = policy.contract
+        self.method: str = policy.method.name
+        self.nfe: int = policy.nfe
+        self.network = policy.config.name
+        self.engine, self.parity = engine, parity
+        self._runner = runner
+        self._frames = {camera: EncodedFrames(camera, runner) for camera in self.contract.cameras}
+        self._random = torch.Generator(runner.device)
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Take another seed of the noise."""
+        self._seed = seed
+
+    @torch.inference_mode()
+    def predict(self, windows: Sequence[Sequence[Observation]]) -> NDArray[np.float32]:
+        """Windows of ``n_obs_steps`` observations, oldest first -> action chunks (B, horizon, action).
+
+        Frames seen in the last calls are not encoded again.
+
+        Raises:
+            ValueError: a window with another number of observations.
+        """
+        for window in windows:
+            if len(window) != self.contract.n_obs_steps:
+                raise ValueError(f"a window has {len(window)} observations, expected n_obs_steps = {self.contract.n_obs_steps}")
+        features = [frames.encode(windows) for frames in self._frames.values()]
+        state = torch.from_numpy(np.array([[o.state for o in window] for window in windows], np.float32))
+        conditions = self.policy.condition(features, state.to(self._runner.device))
+        chunks = [self._sample(c[None], window[-1].stamp) for c, window in zip(conditions, windows, strict=True)]
+        return torch.cat(chunks).float().cpu().numpy()
+
+    def _sample(self, condition: Tensor, stamp: int) -> Tensor:
+        """A condition (1, condition) -> a chunk (1, horizon, action), with the noise of a stamp (ns)."""
+        self._random.manual_seed(noise_seed(self._seed, stamp))
+        return self.policy.sample_with(self._runner.denoise, condition, self._random)
+
+
+class EncodedFrames:
+    """Features of one camera's last frames. A frame is known by its stamp, and by its pixels: after a jump of the clock, or in
+    another episode, a stamp comes again with another image.
+
+    Args:
+        camera: its name.
+        runner: what encodes.
+    """
+
+    def __init__(self, camera: str, runner: Engine) -> None:
+        self._camera, self._runner = camera, runner
+        self._known: list[tuple[int, Image, Tensor]] = []  # the last used at the end
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def encode(self, windows: Sequence[Sequence[Observation]]) -> Tensor:
+        """Features (B, n_obs, 64) of the windows."""
+        rows = [[self._find(o.image_stamps[self._camera], o.images[self._camera]) for o in window] for window in windows]
+        del self._known[: -(4 * len(windows) + 16)]
+        return torch.stack([torch.stack(row) for row in rows])
+
+    def _find(self, stamp: int, image: Image) -> Tensor:
+        """Features (64,) of a frame."""
+        for i in reversed(range(len(self._known))):
+            known_stamp, known_image, features = self._known[i]
+            if known_stamp == stamp and np.array_equal(known_image, image):
+                self._known.append(self._known.pop(i))
+                return features
+        kept = np.array(image)  # a copy: the camera's buffer may be used again
+        # one by one: the last bits of a batch's features depend on its size
+        features = self._runner.encode(self._camera, torch.from_numpy(kept[None]).to(self._runner.device))[0]
+        self._known.append((stamp, kept, features))
+        return features
+
+
+def noise_seed(seed: int, stamp: int) -> int:
+    """Seed of one prediction's noise, from the policy's ``seed`` and the newest observation's ``stamp`` (ns). All its bits differ
+    between neighbours: a generator may use the lower 32 alone."""
+    return int.from_bytes(hashlib.blake2b(struct.pack("<qq", seed, stamp), digest_size=8).digest(), "little")
+
+
+def load_predictor(
+    path: str | Path,
+    method: str | None = None,
+    engine: str = AUTO,
+    seed: int = 0,
+    contract: Contract | None = None,
+    threads: int = 0,
+    progress: Callable[[str], None] = log.info,
+) -> Predictor:
+    """Load a checkpoint and start an engine for it.
+
+    Args:
+        path: checkpoint directory.
+        method: another one of the same weights, for example ``dp_ddim10``.
+        engine: one of :data:`ENGINES`, or ``auto``: the fastest that agrees with eager PyTorch, as found at the first start.
+        seed: of the policy's random numbers.
+        contract: when given, the checkpoint must have been made with it.
+        threads: CPU threads of the engine; 0: half of the processors, since cameras, robot and the other nodes need the rest.
+        progress: is told what begins, such as "converting the networks for OpenVINO".
+
+    Raises:
+        EngineError: the engine cannot run here or differs from eager by more than ``PARITY_BOUND``.
+        UnknownNameError: no such engine or method.
+        CheckpointError, ContractError: see :func:`onedp_ros.policy.checkpoint.load_policy`.
+    """
+    auto = engine == AUTO
+    if not auto:
+        ENGINES.get(engine)
+    progress(f"reading {path}")
+    sampler, digests = load_sampler(path, method, contract)
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    torch.set_num_threads(threads)
+    kept = KeptEngines(digests, threads)
+    candidates = _candidates() if auto else []
+    lasting = not any(ENGINES.get(name).on_gpu for name in candidates)  # the choice depends on this machine's processor alone
+    name = (kept.choice() if lasting else "") if auto else engine
+    if name and (restored := kept.restore(name, sampler, progress)) is not None:
+        return Predictor(sampler, restored[0], name, restored[1], seed)
+
+    policy = load_policy(path, method, contract)
+    if auto and name and ENGINES.get(name) is TorchEngine:
+        return Predictor(policy, TorchEngine(policy), name, 0.0, seed)
+    reference = example_actions(policy, TorchEngine(policy))
+    if not auto:
+        progress(f"starting engine {engine}")
+        runner = ENGINES.get(engine).start(policy, threads)
+        parity = difference(reference, example_actions(sampler, runner))
+        if not parity <= PARITY_BOUND:
+            raise EngineError(
+                f"engine '{engine}' differs from eager PyTorch by {parity:.3g} (normalised action), more than {PARITY_BOUND}; "
+                f"choose 'auto' or 'torch'"
+            )
+    else:
+        name, runner, parity = _fastest(candidates, policy, sampler, reference, threads, progress)
+        if lasting:
+            kept.keep_choice(name)
+    kept.keep(name, runner, reference)
+    return Predictor(policy if isinstance(runner, TorchEngine) else sampler, runner, name, parity, seed)
+
+
+def _candidates() -> list[str]:
+    """The engines that ``auto`` tries, in that order."""
+    names = sorted(ENGINES.names(), key=lambda name: -ENGINES.get(name).priority)
+    available = [name for name in names if ENGINES.get(name).is_available()]
+    if any(ENGINES.get(name).on_gpu for name in available):
+        return [name for name in available if ENGINES.get(name).on_gpu or ENGINES.get(name) is TorchEngine]
+    return available
+
+
+def _fastest(
+    names: Sequence[str],
+    policy: Policy,
+    sampler: Sampler,
+    reference: Tensor,
+    threads: int,
+    progress: Callable[[str], None],
+) -> tuple[str, Engine, float]:
+    """Name, engine and difference from the reference of the fastest that agrees with it. EngineError when none does."""
+    best: tuple[float, str, Engine, float] | None = None
+    for name in names:
+        progress(f"trying engine {name}")
+        try:
+            runner = ENGINES.get(name).start(policy, threads)
+            parity = difference(reference, example_actions(sampler, runner))
+        except Exception as error:  # a broken engine must not keep the policy from running on another
+            log.warning("engine %s cannot be used: %s", name, error)
+            continue
+        seconds = measure_seconds(policy, runner)
+        log.info("engine %s: %.1f ms, difference from eager %.2g", name, 1e3 * seconds, parity)
+        if parity <= PARITY_BOUND and (best is None or seconds < best[0]):
+            best = (seconds, name, runner, parity)
+    if best is None:
+        raise EngineError(f"no engine of {', '.join(names)} can run the policy; the warnings above say why")
+    return best[1:]
