@@ -12,6 +12,10 @@ from onedp_ros.cli import COMMANDS
 from onedp_ros.contract import Contract, task_contract
 from onedp_ros.contract.features import JOINT_KINDS, POSE_KINDS, Feature
 from onedp_ros.graph.options import PLACE, RECORD, ROBOT, RUN
+from onedp_ros.policy.engines import ENGINES
+from onedp_ros.policy.engines.base import Engine
+from onedp_ros.policy.methods import METHODS
+from onedp_ros.policy.methods.base import Method
 from onedp_ros.registry import Registry
 from onedp_ros.robot.settings import SECTIONS
 from onedp_ros.settings import expected_values
@@ -26,6 +30,8 @@ NEW_MEMBERS: dict[str, tuple[Registry[Any], type | None]] = {  # by page, the re
     "add-a-device": (DEVICES, Device),
     "add-a-command": (COMMANDS, None),
     "add-a-task": (TASKS, Task),
+    "add-a-method": (METHODS, Method),
+    "add-an-engine": (ENGINES, Engine),
 }
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
