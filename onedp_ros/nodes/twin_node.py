@@ -6,12 +6,9 @@ process draws and publishes the camera frames, so that physics never waits for r
 
 from __future__ import annotations
 
-import ctypes
 import math
 import multiprocessing
-import os
 import queue
-import signal
 import sys
 import threading
 from collections import Counter
@@ -24,31 +21,31 @@ from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty
 from std_srvs.srv import SetBool, Trigger
 
 from onedp_ros import clock
 from onedp_ros.clock import PauseWatch
-from onedp_ros.contract import NANOSECONDS, Camera
+from onedp_ros.contract import NANOSECONDS
+from onedp_ros.control.chunk import Target
 from onedp_ros.control.joints import ARM_JOINTS
 from onedp_ros.geometry import rotation_angle
-from onedp_ros.graph.processes import enclave
 from onedp_ros.messages.decode import stamp_ns
-from onedp_ros.messages.encode import camera_info, header, image_message, opening_of, pose_message, transform_message
+from onedp_ros.messages.encode import header, opening_of, pose_message, transform_message
 from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.parameters import declare_contract, declare_robot_file, declare_within
 from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import run_node
+from onedp_ros.nodes.lib.targets import TargetPublisher
+from onedp_ros.nodes.lib.twin_cameras import OPTICAL_FRAME, draw_frames
 from onedp_ros.settings import values_and_expected
 from onedp_ros.tasks import TASKS
-from onedp_ros.twin.cell import FINGER_JOINTS, CellRenderer, Scene, build_model, camera_frames
+from onedp_ros.twin.cell import FINGER_JOINTS, camera_frames
 from onedp_ros.twin.settings import TwinSettings
 from onedp_ros.twin.stepped import Frame, TimedCell
 
-RELIABLE = QoSProfile(depth=5)  # a RealSense's, so that RViz and others that ask for it by default get the images
-OPTICAL_FRAME = "{}_camera_color_optical_frame"  # as a RealSense's
 LINKS = {"hand": "fr3_hand"}  # MuJoCo's bodies by the names of franka_description
 LONGEST_PAUSE = 3.0  # s: an expert that stood still for longer does not go on by itself
 RESUME_DISTANCE, RESUME_ANGLE = 0.10, 0.5  # m, rad: following begins with a target as near as that to the arm
@@ -57,44 +54,6 @@ LATE = 0.1  # s that physics may lag behind the clock before it gives the lost t
 RECENT = 5.0  # s that lost time is shown
 SETTLING = 0.3  # s that an arm that brakes takes to settle
 DEAF = 0.3  # s after a reset in which targets are not followed: they are meant for where the arm was
-
-
-def draw_frames(frames: Any, cameras: dict[str, Camera], topics: dict[str, str], counts: Any, scene: Scene) -> None:
-    """The camera process: draws what physics hands over and publishes it. Ends on ``None`` or with its parent.
-
-    Args:
-        frames: queue of camera, stamp (ns) and joint positions.
-        cameras, topics: by the cameras' names.
-        counts: array of the frames sent, in the order of ``topics``.
-        scene: the task.
-    """
-    ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
-    keys = enclave(os.environ, "twin_node")
-    rclpy.init(args=["--ros-args", *keys] if keys else [], signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
-    node = rclpy.create_node("twin_cameras", use_global_arguments=False, start_parameter_services=False, enable_rosout=False)
-    publishers = {camera: node.create_publisher(Image, topic, RELIABLE) for camera, topic in topics.items()}
-    informers = {c: node.create_publisher(CameraInfo, f"{t.rpartition('/')[0]}/camera_info", RELIABLE) for c, t in topics.items()}
-    import mujoco
-
-    model = build_model(scene, cameras.values())
-    data, renderer = mujoco.MjData(model), CellRenderer(model, cameras)
-    sent = dict.fromkeys(topics, 0)
-    while (item := frames.get()) is not None:
-        camera, stamp, qpos = item
-        data.qpos[:] = qpos
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_camlight(model, data)
-        image = image_message(renderer.render(data, camera), stamp, OPTICAL_FRAME.format(camera))
-        info = camera_info(image.height, image.width, float(np.deg2rad(model.camera(camera).fovy[0])))
-        info.header = image.header
-        publishers[camera].publish(image)
-        informers[camera].publish(info)
-        sent[camera] += 1
-        counts[list(topics).index(camera)] = sent[camera]
-    renderer.close()
-    node.destroy_node()
-    rclpy.shutdown()
 
 
 class TwinNode(Node):
@@ -127,8 +86,8 @@ class TwinNode(Node):
         self._expert = False
         self._expert_due = 0
         self._deaf_until = 0.0
-        self._target_publishers: tuple[Any, Any] | None = None  # of the expert, while it drives
-        self._resting: tuple[Any, Any] | None = None  # those of one that no longer does
+        self._target_publisher: TargetPublisher | None = None  # of the expert, while it drives
+        self._resting: TargetPublisher | None = None  # that of one that no longer does
         self._reset: threading.Event | None = None
         self._asked: threading.Event | None = None
         self._answer = (False, "")
@@ -267,14 +226,11 @@ class TwinNode(Node):
     def _on_expert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         made = None
         if request.data and not self._expert:  # before the lock, for which physics would wait
-            made = (
-                self.create_publisher(PoseStamped, self._timed.contract.arm.target_topic, 1),
-                self.create_publisher(JointState, self._timed.contract.arm.gripper_topic, 1),
-            )
+            made = TargetPublisher(self, self._timed.contract)
         with self._lock:
             self._expert, self._expert_due = request.data, 0
             if made is not None:
-                self._resting, self._target_publishers = self._target_publishers, made
+                self._resting, self._target_publisher = self._target_publisher, made
         response.success, response.message = True, "the expert drives" if request.data else "the expert rests"
         return response
 
@@ -300,14 +256,14 @@ class TwinNode(Node):
         with self._lock:
             reset, self._reset = self._reset, None
             asked, self._asked = self._asked, None
-            if self._target_publishers is None:  # it was dropped while it was asked for again
+            if self._target_publisher is None:  # it was dropped while it was asked for again
                 self._expert = False
             expert = self._expert
             if not expert:
-                self._resting, self._target_publishers = self._target_publishers or self._resting, None
+                self._resting, self._target_publisher = self._target_publisher or self._resting, None
             resting, self._resting = self._resting, None
-        for publisher in resting or ():  # others count who publishes targets
-            self.destroy_publisher(publisher)
+        if resting is not None:  # others count who publishes targets
+            resting.destroy()
         if expert and reset is None and self._timed.stamp >= self._expert_due:
             self._demonstrate()
         target, opening = self._target, self._opening
@@ -340,14 +296,13 @@ class TwinNode(Node):
 
     def _demonstrate(self) -> None:
         """The expert's next target, commanded and published as an operator's."""
-        assert self._target_publishers is not None
+        assert self._target_publisher is not None
         self._expert_due = self._timed.stamp + self._control_step
         self._timed.cell.stopping = False
         position, quaternion, opening = self._timed.scene.expert(self._timed.cell)
         self._target, self._target_time, self._opening = (position, quaternion), clock.now(), opening
         stamp = self._epoch + self._timed.stamp
-        self._target_publishers[0].publish(pose_message(position, quaternion, stamp, self._base_frame))
-        self._target_publishers[1].publish(JointState(header=header(stamp), name=["gripper"], position=[opening]))
+        self._target_publisher.publish(Target(position, quaternion, opening), stamp)
 
     def _place(self) -> None:
         seed = self._seed = int(self.get_parameter("seed").value)

@@ -15,7 +15,7 @@ class TargetPublisher:
     """Publishes on the topics of a one-arm contract: geometry_msgs/PoseStamped in the base frame, and sensor_msgs/JointState."""
 
     def __init__(self, node: Node, contract: Contract) -> None:
-        self._base_frame = contract.base_frame
+        self._node, self._base_frame = node, contract.base_frame
         self._pose = node.create_publisher(PoseStamped, contract.arm.target_topic, 1)
         self._opening = node.create_publisher(JointState, contract.arm.gripper_topic, 1)
 
@@ -24,3 +24,8 @@ class TargetPublisher:
         self._pose.publish(pose_message(target.position, target.quaternion, stamp, self._base_frame))
         if with_opening:
             self._opening.publish(JointState(header=header(stamp), name=["gripper"], position=[target.opening]))
+
+    def destroy(self) -> None:
+        """End both publishers."""
+        self._node.destroy_publisher(self._pose)
+        self._node.destroy_publisher(self._opening)

@@ -1,0 +1,59 @@
+"""The process in which the twin's cameras draw, so that physics never waits for rendering."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from typing import Any
+
+import numpy as np
+import rclpy
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+
+from onedp_ros.contract import Camera
+from onedp_ros.graph.processes import enclave
+from onedp_ros.messages.encode import camera_info, image_message
+from onedp_ros.twin.cell import CellRenderer, Scene, build_model
+
+RELIABLE = QoSProfile(depth=5)  # a RealSense's, so that RViz and others that ask for it by default get the images
+OPTICAL_FRAME = "{}_camera_color_optical_frame"  # as a RealSense's
+
+
+def draw_frames(frames: Any, cameras: dict[str, Camera], topics: dict[str, str], counts: Any, scene: Scene) -> None:
+    """Draw what physics hands over, and publish it. Ends on ``None`` or with its parent.
+
+    Args:
+        frames: queue of camera, stamp (ns) and joint positions.
+        cameras, topics: by the cameras' names.
+        counts: array of the frames sent, in the order of ``topics``.
+        scene: the task.
+    """
+    ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
+    keys = enclave(os.environ, "twin_node")
+    rclpy.init(args=["--ros-args", *keys] if keys else [], signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    node = rclpy.create_node("twin_cameras", use_global_arguments=False, start_parameter_services=False, enable_rosout=False)
+    publishers = {camera: node.create_publisher(Image, topic, RELIABLE) for camera, topic in topics.items()}
+    informers = {c: node.create_publisher(CameraInfo, f"{t.rpartition('/')[0]}/camera_info", RELIABLE) for c, t in topics.items()}
+    import mujoco  # after onedp_ros.twin, which chooses how it draws
+
+    model = build_model(scene, cameras.values())
+    data, renderer = mujoco.MjData(model), CellRenderer(model, cameras)
+    sent = dict.fromkeys(topics, 0)
+    while (item := frames.get()) is not None:
+        camera, stamp, qpos = item
+        data.qpos[:] = qpos
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_camlight(model, data)
+        image = image_message(renderer.render(data, camera), stamp, OPTICAL_FRAME.format(camera))
+        info = camera_info(image.height, image.width, float(np.deg2rad(model.camera(camera).fovy[0])))
+        info.header = image.header
+        publishers[camera].publish(image)
+        informers[camera].publish(info)
+        sent[camera] += 1
+        counts[list(topics).index(camera)] = sent[camera]
+    renderer.close()
+    node.destroy_node()
+    rclpy.shutdown()
