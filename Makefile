@@ -12,6 +12,7 @@ test: lint fake-franka browser
 	$(PYTHON) -m pytest -m real_time && exit $$first
 
 lint: venv
+	@find onedp_ros -name '*.py' -exec awk 'FNR == 401 { print FILENAME ": over 400 lines; split it"; long = 1 } END { exit long }' {} +
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy

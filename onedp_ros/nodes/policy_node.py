@@ -35,10 +35,11 @@ from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.messages.decode import observation_from_messages
 from onedp_ros.messages.encode import chunk_message
 from onedp_ros.messages.standins import Subscriber, TimeSynchronizer
-from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, Percentiles, Rate, counted, worst
+from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, Percentiles, Rate, RecentProblem, counted, worst
 from onedp_ros.nodes.lib.input_watch import InputWatch
 from onedp_ros.nodes.lib.lifecycle import LifecycleNode, wait_for
 from onedp_ros.nodes.lib.parameters import declare, declare_contract, declare_dynamic, declare_unconfigured
+from onedp_ros.nodes.lib.policy_bundle import find_bundle, load_bundle, suggest_faster_policy
 from onedp_ros.nodes.lib.process import run_node
 from onedp_ros.policy.engines import AUTO, describe_engines
 from onedp_ros.policy.methods import describe_methods
@@ -46,22 +47,6 @@ from onedp_ros.policy.methods import describe_methods
 WARM_UP = 10  # predictions
 QUEUE = 30  # observations whose parts may be on their way, or that wait for a thread that is held up
 GRACE = 1.0  # s without observations after activation before that is an error
-
-
-def load_bundle(path: str, *, progress: Callable[[str], None], **options: Any) -> Any:
-    """:func:`onedp_ros.policy.predictor.load_predictor`, imported when needed: it brings torch."""
-    progress("importing PyTorch")
-    from onedp_ros.policy.predictor import load_predictor
-
-    return load_predictor(path, progress=progress, **options)
-
-
-def find_bundle(task: str, method: str, progress: Callable[[str], None]) -> str:
-    """Path of the released policy, as of :func:`onedp_ros.policy.checkpoint.find_released`, imported when needed."""
-    progress("importing PyTorch")
-    from onedp_ros.policy.checkpoint import find_released
-
-    return str(find_released(task, method))
 
 
 class PolicyNode(LifecycleNode):
@@ -131,7 +116,7 @@ class PolicyNode(LifecycleNode):
         self._heard = float("-inf")
         self._fault = ""
         self._doing: tuple[float, str] | None = None  # since when, and what, while it loads
-        self._problem: tuple[float, str] = (float("-inf"), "")
+        self._problem = RecentProblem(self, DiagnosticStatus.ERROR)
         self._rate, self._inference, self._latency = Rate(), Percentiles(), Percentiles()
 
     # transitions
@@ -326,8 +311,7 @@ class PolicyNode(LifecycleNode):
 
     def _reject(self, reason: str, text: str) -> None:
         self._rejected[reason] += 1
-        self._problem = (time.monotonic(), text)
-        self.get_logger().error(text, throttle_duration_sec=2.0)
+        self._problem.report(text)
 
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
@@ -346,10 +330,11 @@ class PolicyNode(LifecycleNode):
             (DiagnosticStatus.ERROR, f"not configured: {self._fault}") if self._fault else None,
             *(watch.finding() for watch in self._watches),
             (DiagnosticStatus.ERROR, "no observation/state with images of its stamp; see observation_node") if hungry else None,
-            (DiagnosticStatus.ERROR, self._problem[1]) if now - self._problem[0] < 2.0 else None,
+            self._problem.finding(),
             (
                 DiagnosticStatus.WARN,
-                f"inference takes {inference['inference_ms_p50']} ms, more than {period:.0f} ms; {remedy(self._predictor)}",
+                f"inference takes {inference['inference_ms_p50']} ms, more than {period:.0f} ms; "
+                f"{suggest_faster_policy(self._predictor)}",
             )
             if slow and self._predictor is not None
             else None,
@@ -378,15 +363,6 @@ class PolicyNode(LifecycleNode):
                 **facts,
             },
         )
-
-
-def remedy(predictor: Any) -> str:
-    """What makes a slow policy faster, the greatest gain first."""
-    if predictor.nfe > 1:
-        return f"take onedp_s, which evaluates the network once and not {predictor.nfe} times"
-    if predictor.engine == "torch":
-        return "take engine auto, give it more threads, or train a smaller network"
-    return "give it more threads, end other programs on this machine, or train a smaller network (onedp bench compares)"
 
 
 def make_node(load: Callable[..., Any] = load_bundle) -> PolicyNode:

@@ -21,8 +21,9 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros.contract import NANOSECONDS, task_contract
 from onedp_ros.messages.decode import stamp_ns
+from onedp_ros.nodes.lib.policy_bundle import suggest_faster_policy
 from onedp_ros.nodes.observation_node import ObservationNode
-from onedp_ros.nodes.policy_node import PolicyNode, remedy
+from onedp_ros.nodes.policy_node import PolicyNode
 
 NODE = "policy_node"
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -202,8 +203,8 @@ def test_a_slow_policy_is_told_what_helps_it(nfe, engine, words):
 
     predictor = Predictor()
     predictor.nfe, predictor.engine = nfe, engine
-    assert words in remedy(predictor)
-    assert nfe > 1 or "onedp_s" not in remedy(predictor)
+    assert words in suggest_faster_policy(predictor)
+    assert nfe > 1 or "onedp_s" not in suggest_faster_policy(predictor)
 
 
 def test_a_onestep_policy_that_is_slow_is_not_told_to_be_one(rig):
