@@ -22,6 +22,7 @@ from onedp_ros.messages.encode import header, pose_message
 from onedp_ros.nodes.action_node import ActionNode
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.twin_node import TwinNode
+from onedp_ros.registry import UnknownNameError
 from onedp_ros.resources import resource
 
 ROBOT = SafetyLimits.from_yaml(resource("config", "robot", "twin.yaml"))
@@ -264,3 +265,16 @@ def test_compressed_frames_make_sets_and_broken_ones_are_named(rig):
         )
     have = len(states)
     rig.until(lambda: publish(jpeg()) or len(states) > have + 3, "sets again")
+
+
+def test_a_task_without_a_scene_and_no_task_at_all_are_refused(rig, tmp_path):
+    """A task of a real cell never becomes another task's scene."""
+    coffee = tmp_path / "coffee.yaml"
+    coffee.write_text(resource("config", "tasks", "pnp_milk.yaml").read_text().replace("task: pnp_milk", "task: coffee"))
+    with pytest.raises(UnknownNameError, match=r"unknown simulated task 'coffee', expected one of .*pnp_milk"):
+        rig.add(TwinNode, task=str(coffee))
+    for make in (TwinNode, ObservationNode):
+        with pytest.raises(
+            ValueError, match=r"parameter task is empty; give the name of a file in config/tasks, which has .*pnp_milk"
+        ):
+            rig.add(make, task="")
