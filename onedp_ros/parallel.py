@@ -107,8 +107,8 @@ class Workers:
                 f"{error.args[1].address}, or run it alone, here, with one job"
             ) from error
 
-    def check_folder(self, folder: Path, read: Sequence[Path] = ()) -> None:
-        """Make sure that workers on other machines see what this process writes to ``folder``, and the paths of ``read``; absolute.
+    def check_folder(self, folder: Path) -> None:
+        """Make sure that workers on other machines see what this process writes to ``folder``, an absolute path.
 
         Raises:
             WorkerError: one does not.
@@ -119,15 +119,22 @@ class Workers:
         token, content = folder / f".{secrets.token_hex(8)}.token", secrets.token_hex(8)
         token.write_text(content)
         try:
-            for path, look, expected in [(folder, partial(Path.read_text, token), content), *((p, p.exists, True) for p in read)]:
-                for worker, seen in self._client.run(look, on_error="return").items():
-                    if seen != expected:
-                        raise WorkerError(
-                            f"the worker {worker} does not see {path} as this machine does; mount the same file system at the same "
-                            f"path on all machines, or leave --scheduler out"
-                        )
+            self._ask(partial(Path.read_text, token), content, folder)
         finally:
             token.unlink()
+
+    def check_paths(self, paths: Sequence[Path]) -> None:
+        """Make sure that workers on other machines see ``paths``, which are absolute. Errors as of :meth:`check_folder`."""
+        for path in paths if self._client is not None else ():
+            self._ask(path.exists, True, path)
+
+    def _ask(self, look: Callable[[], object], expected: object, path: Path) -> None:
+        for worker, seen in self._client.run(look, on_error="return").items():
+            if seen != expected:
+                raise WorkerError(
+                    f"the worker {worker} does not see {path} as this machine does; mount the same file system at the same path on "
+                    f"all machines, or leave --scheduler out"
+                )
 
     def __enter__(self) -> Workers:
         return self

@@ -91,7 +91,8 @@ def test_what_this_process_keeps_is_left_in_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", EXECUTORS, indirect=True)
 def test_a_folder_that_the_workers_see(workers: Workers, tmp_path: Path) -> None:
-    workers.check_folder(tmp_path, [tmp_path])
+    workers.check_folder(tmp_path)
+    workers.check_paths([tmp_path])
     assert not list(tmp_path.iterdir())
 
 
@@ -100,7 +101,7 @@ def test_a_folder_that_a_worker_does_not_see_is_named(
 ) -> None:
     with Workers(scheduler=cluster.scheduler_address) as workers:
         with pytest.raises(WorkerError, match=f"does not see {tmp_path}/none as this machine does; mount the same file system"):
-            workers.check_folder(tmp_path, [tmp_path / "none"])
+            workers.check_paths([tmp_path / "none"])
         monkeypatch.setattr(Path, "write_text", lambda *_: None)  # as when it is written to another machine's disk
         monkeypatch.setattr(Path, "unlink", lambda *_: None)
         with pytest.raises(WorkerError, match=f"does not see {tmp_path} as this machine does"):

@@ -117,7 +117,8 @@ def convert(
         places = {key: partial / "pieces" / key for key in wanted}
         with Workers(workers, scheduler) as crew:
             run = functools.partial(_run, crew, progress)
-            crew.check_folder(out.parent, [source.path for source in wanted.values()])
+            crew.check_folder(out.parent)
+            crew.check_paths([source.path for source in wanted.values()])
             _begin(partial, {"format": format, "contract": contract.to_dict(), "kinesthetic": kinesthetic})
             jobs = [(format, source, contract, places[key]) for key, source in wanted.items() if not places[key].exists()]
             names = [source.name for _, source, _, _ in jobs]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import os
 import platform
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,9 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, ContractError, task_contract
+from onedp_ros.files import write_atomically
 from onedp_ros.graph.processes import released
+from onedp_ros.parallel import Workers, add_worker_options, kept
 from onedp_ros.tasks import TASKS
 from onedp_ros.tasks.base import Environment, read_options
 from onedp_ros.tasks.drive import drive
@@ -61,40 +61,59 @@ def rollout(
     return Episode(seed, success, environment.time, start, failure, inference, environment.score())
 
 
-_worker: tuple[Any, Environment] | None = None
-
-
-def _start(model: Path, method: str | None, engine: str, threads: int, options: Mapping[str, Any], contract: Contract) -> None:
-    global _worker
+@contextmanager
+def _loaded(
+    model: Path, digests: str, method: str | None, engine: str, options: Mapping[str, Any], contract: Contract
+) -> Iterator[tuple[Any, Environment]]:
+    from onedp_ros.policy.checkpoint import load_sampler
     from onedp_ros.policy.predictor import load_predictor
 
-    predictor = load_predictor(model, method=method, engine=engine, contract=contract, threads=threads)
-    _worker = predictor, TASKS.get(contract.task).make(contract, **options)
+    if load_sampler(model, method, contract)[1] != digests:
+        raise ValueError(f"{model} on {platform.node()} is another checkpoint than where the evaluation was started; copy it there")
+    # One thread, so that results do not depend on how many processes there are.
+    predictor = load_predictor(model, method=method, engine=engine, contract=contract, threads=1)
+    environment = TASKS.get(contract.task).make(contract, **options)
+    try:
+        yield predictor, environment
+    finally:
+        environment.close()
 
 
-def _run(seed: int, action_steps: int, max_time: float, lead_steps: int) -> tuple[Episode, dict[str, Any]]:
-    assert _worker is not None
-    predictor, environment = _worker
+def _run(
+    loading: tuple[Any, ...], seed: int, action_steps: int, max_time: float, lead_steps: int
+) -> tuple[Episode, dict[str, Any]]:
+    predictor, environment = kept(_loaded, *loading)
     facts = {k: getattr(predictor, k) for k in ("method", "nfe", "engine", "network")}
     predictor.reset(seed)
     return rollout(predictor, environment, seed, action_steps, max_time, lead_steps), facts
 
 
-def _episodes(seeds: range, arguments: tuple[Any, ...], initial: tuple[Any, ...], jobs: int) -> Iterator[Any]:
-    """What :func:`_run` returns of each seed, in order; in this process when ``jobs`` is 1."""
-    global _worker
-    if jobs == 1:
-        _start(*initial)
-        assert _worker is not None
-        try:
-            yield from (_run(seed, *arguments) for seed in seeds)
-        finally:
-            _worker[1].close()
-            _worker = None
-        return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, initial) as pool:
-        for run in [pool.submit(_run, seed, *arguments) for seed in seeds]:
-            yield run.result()
+class _Partial:
+    """The results of an evaluation that goes on: JSON lines, the settings first. Without a path, nothing is kept."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        self._path = path
+        self.done: dict[int, tuple[Episode, dict[str, Any]]] = {}
+        if path is None:
+            return
+        lines = [json.dumps(settings, sort_keys=True)]
+        earlier = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        if earlier[:1] == [lines[0] + "\n"]:
+            for line in (line for line in earlier[1:] if line.endswith("\n")):  # else it was cut off
+                told = json.loads(line)
+                episode = Episode(**told["episode"] | {"start": tuple(told["episode"]["start"])})
+                self.done[episode.seed] = episode, told["facts"]
+                lines.append(line.rstrip("\n"))
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+
+    def add(self, episode: Episode, facts: dict[str, Any]) -> None:
+        if self._path is not None:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"episode": dataclasses.asdict(episode), "facts": facts}) + "\n")
+
+    def remove(self) -> None:
+        if self._path is not None:
+            self._path.unlink()
 
 
 def evaluate(
@@ -110,6 +129,8 @@ def evaluate(
     max_time: float | None = None,
     options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
+    scheduler: str = "",
+    partial: Path | None = None,
 ) -> dict[str, Any]:
     """Success rate with its 95 % interval, mean time of the successes (s), failures by reason, and every episode.
 
@@ -121,13 +142,16 @@ def evaluate(
         lead: how far ahead of the clock chunks are executed, s.
         max_time: s, simulated; default: the task's.
         options: of the task, by name.
-        jobs: processes; one is this one. Default: as many as there are processors.
+        jobs, scheduler: of :class:`onedp_ros.parallel.Workers`.
+        partial: file that keeps the results until all are there. What an interrupted evaluation with the same settings left in it
+            is not run again.
 
     Raises:
         UnknownNameError: the contract's task cannot be simulated.
         ValueError: an unknown option, or more action steps than a chunk has.
+        WorkerError: as of :class:`onedp_ros.parallel.Workers`.
     """
-    from onedp_ros.policy.checkpoint import load_policy
+    from onedp_ros.policy.checkpoint import load_policy, load_sampler
 
     contract = task_contract(task)
     simulated = TASKS.get(contract.task)
@@ -140,18 +164,39 @@ def evaluate(
     if not 1 <= action_steps <= most:
         raise ValueError(f"action_steps is {action_steps}, expected 1 to {most} with a lead of {lead} s")
     load_policy(model, method, contract)  # here, or its error would be hidden in a worker's
-    jobs = jobs or os.cpu_count() or 1
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    model = model.absolute()  # workers may have another current folder
+    digests = load_sampler(model, method, contract)[1]
+    settings = {
+        "contract": contract.to_dict(),
+        "policy": digests,
+        "method": method,
+        "engine": engine,
+        "options": dict(options or {}),
+        "action_steps": action_steps,
+        "lead_steps": lead_steps,
+        "max_time": max_time,
+    }
     begin = time.perf_counter()
     results: list[Episode] = []
     facts: dict[str, Any] = {}
-    initial = (model, method, engine, threads, dict(options or {}), contract)
-    with tqdm(total=episodes, unit="episode") as bar:
-        for episode, told in _episodes(range(seed, seed + episodes), (action_steps, max_time, lead_steps), initial, jobs):
+    loading = (model, digests, method, engine, dict(options or {}), contract)
+    seeds = range(seed, seed + episodes)
+    with Workers(jobs, scheduler) as workers, tqdm(total=episodes, unit="episode") as bar:
+        workers.check_paths([model])
+        finished = _Partial(partial, settings)
+        new = [s for s in seeds if s not in finished.done]
+        calls = [(loading, s, action_steps, max_time, lead_steps) for s in new]
+        runs = workers.run(_run, calls, [f"the episode of seed {s}" for s in new])
+        for s in seeds:
+            if s in finished.done:
+                episode, facts = finished.done[s]
+            else:
+                episode, facts = next(runs)
+                finished.add(episode, facts)
             results.append(episode)
-            facts = told
             bar.update()
             bar.set_postfix(success=f"{sum(e.success for e in results) / len(results):.2f}")
+    finished.remove()
     successes = [e for e in results if e.success]
     return {
         "task": contract.task,
@@ -201,8 +246,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lead", type=float, default=0.0, help="how far ahead of the clock chunks are executed, s")
     parser.add_argument("--max-time", type=float, help="s, simulated (default: the task's)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the task")
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--json", type=Path, help="write the results here, and a picture of the starts beside it")
+    add_worker_options(parser)
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="write the results here, and a picture of the starts beside it; run again, an interrupted evaluation goes on",
+    )
     args = parser.parse_args(argv)
     first = TASKS.get(task_contract(args.task).task).evaluation_seeds
     if args.seed is not None and args.seed < first:
@@ -220,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_time=args.max_time,
         options=read_options(args.option),
         jobs=args.jobs,
+        scheduler=args.scheduler,
+        partial=args.json and args.json.with_name(args.json.name + ".partial"),
     )
     print(table(summary))
     if args.json:

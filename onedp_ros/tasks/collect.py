@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, task_contract
+from onedp_ros.data.bags.reader import read_metadata
 from onedp_ros.data.bags.writer import EpisodeWriter
+from onedp_ros.parallel import Workers, add_worker_options, kept
 from onedp_ros.resources import task_folder
 from onedp_ros.tasks import TASKS
 from onedp_ros.tasks.base import Environment, read_options
@@ -74,7 +73,7 @@ def demonstrate(
     environment = task.make(contract, **(options or {}))
     try:
         if recovery and policy is not None:
-            predictor = _load(policy)
+            predictor = kept(_loaded, policy, (policy / "config.json").stat().st_mtime_ns)
             contract.require_same(predictor.contract, "the task", str(policy))
             take_over(environment, predictor, seed, rng, POLICY_TIME * task.max_time)
         else:
@@ -101,11 +100,18 @@ def demonstrate(
         environment.close()
 
 
-@functools.cache
-def _load(policy: Path) -> Any:
+@contextmanager
+def _loaded(policy: Path, _: int) -> Iterator[Any]:
+    """The predictor, until its file has another time."""
     from onedp_ros.policy.predictor import load_predictor
 
-    return load_predictor(policy, threads=1)
+    yield load_predictor(policy, threads=1)
+
+
+def _demonstrate(contract: Contract, seed: int, path: Path, *arguments: Any) -> tuple[bool, str]:
+    if path.exists():  # the worker that recorded it died before it could tell
+        return bool(read_metadata(path)["success"]), ""
+    return demonstrate(contract, seed, path, *arguments)
 
 
 def collect(
@@ -118,14 +124,15 @@ def collect(
     options: Mapping[str, Any] | None = None,
     policy: Path | None = None,
     keep_unsuccessful: bool = False,
-    jobs: int = 1,
+    jobs: int | None = None,
+    scheduler: str = "",
 ) -> dict[str, object]:
     """Record until ``episodes`` successes of the seeds ``seed, seed + 1, …`` lie in ``out``; whole episodes there are kept.
 
     Args:
         task: name of a file in config/tasks, or path of a task file.
         options: of the task, by name.
-        jobs: processes that record at the same time; one is this one.
+        jobs, scheduler: of :class:`onedp_ros.parallel.Workers`. The machines of a cluster must have ``out`` in common.
 
     Returns:
         Attempts, episodes kept and the failures' reasons.
@@ -133,16 +140,20 @@ def collect(
     Raises:
         UnknownNameError: the contract's task cannot be simulated.
         ValueError: an unknown option, or seeds that reach those of evaluations.
+        WorkerError: as of :class:`onedp_ros.parallel.Workers`.
     """
     contract = task_contract(task)
     simulated = TASKS.get(contract.task)
     simulated.choose(options or {})
+    out, policy = out.absolute(), policy and policy.absolute()  # workers may have another current folder
     out.mkdir(parents=True, exist_ok=True)
     failures: Counter[str] = Counter()
-    kept = tried = 0
-    with tqdm(total=episodes, unit="episode", desc=f"collect {contract.task}") as bar:
-        while kept < episodes:
-            seeds = range(seed + tried, seed + tried + episodes - kept)
+    there = tried = 0
+    with Workers(jobs, scheduler) as workers, tqdm(total=episodes, unit="episode", desc=f"collect {contract.task}") as bar:
+        workers.check_folder(out)
+        workers.check_paths([policy] if policy else [])
+        while there < episodes:
+            seeds = range(seed + tried, seed + tried + episodes - there)
             if seeds[-1] >= simulated.evaluation_seeds:
                 raise ValueError(
                     f"seed {seeds[-1]} belongs to evaluations, which begin at {simulated.evaluation_seeds}; take a smaller --seed"
@@ -150,25 +161,17 @@ def collect(
             paths = [out / f"episode_{s:06d}" for s in seeds]
             new = [(s, p) for s, p in zip(seeds, paths, strict=True) if not p.exists()]
             tried += len(seeds)
-            kept += len(seeds) - len(new)
+            there += len(seeds) - len(new)
             bar.update(len(seeds) - len(new))
             arguments = [(contract, s, p, recoveries, options, policy, keep_unsuccessful) for s, p in new]
-            for success, reason in _demonstrations(arguments, jobs):
-                kept += success or keep_unsuccessful
+            names = [f"the episode of seed {s}" for s, _ in new]
+            for success, reason in workers.run(_demonstrate, arguments, names):
+                there += success or keep_unsuccessful
                 bar.update(success or keep_unsuccessful)
                 if not success:
                     failures[reason] += 1
                     bar.set_postfix(failed=sum(failures.values()))
-    return {"attempts": tried, "kept": kept, "failures": dict(failures)}
-
-
-def _demonstrations(arguments: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[tuple[bool, str]]:
-    if jobs == 1:
-        yield from (demonstrate(*each) for each in arguments)
-        return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for run in [pool.submit(demonstrate, *each) for each in arguments]:
-            yield run.result()
+    return {"attempts": tried, "kept": there, "failures": dict(failures)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--policy", type=Path, help="bundle whose own mistakes those episodes begin with, to improve it")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the task")
     parser.add_argument("--keep-unsuccessful", action="store_true", help="keep failures too, marked as such")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    add_worker_options(parser)
     args = parser.parse_args(argv)
     out = args.out or task_folder(args.task) / "bags"
     summary = collect(
@@ -194,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy=args.policy,
         keep_unsuccessful=args.keep_unsuccessful,
         jobs=args.jobs,
+        scheduler=args.scheduler,
     )
     print(f"{summary['kept']} episodes of {summary['attempts']} attempts in {out}; failures: {summary['failures'] or 'none'}")
     return 0

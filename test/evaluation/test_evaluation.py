@@ -1,6 +1,8 @@
 """Evaluation in the twin and the figures around it."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributed import Client, LocalCluster
 
 from onedp_ros.bench import inference as bench
 from onedp_ros.bench import recorder, start
 from onedp_ros.contract import Normalizer, Observation, task_contract
+from onedp_ros.evaluation import rollout as module
 from onedp_ros.evaluation.figures import plot_recorder
-from onedp_ros.evaluation.rollout import evaluate, main, rollout
+from onedp_ros.evaluation.rollout import Episode, evaluate, main, rollout
 from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
@@ -159,3 +163,66 @@ def test_the_recorders_bench_counts_what_is_not_in_the_bag(monkeypatch: pytest.M
     assert f"{camera}" in recorder.table(result)
     plot_recorder(result, tmp_path / "recorder.png")
     assert list(tmp_path.iterdir()) == [tmp_path / "recorder.png"]  # the bag is gone
+
+
+def episodes(file: Path) -> list[dict[str, Any]]:
+    """But for how long they took."""
+    return [{k: v for k, v in episode.items() if k != "inference_ms"} for episode in json.loads(file.read_text())["results"]]
+
+
+def end_in_the_second_episode() -> None:
+    """Makes the process that it is called in die amid its second episode from now on, as when memory runs out."""
+    driven: list[object] = []
+    drive = module.drive
+
+    def fatal(*arguments: Any) -> Iterator[float]:
+        driven.append(arguments)
+        for count, took in enumerate(drive(*arguments)):
+            if len(driven) == 2 and count == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield took
+
+    module.drive = fatal
+
+
+def test_a_cluster_gives_the_same_results_though_a_worker_is_killed(bundle: Path, tmp_path: Path, cluster: LocalCluster) -> None:
+    arguments = ["pnp_milk", "--model", str(bundle), "--engine", "torch", "--episodes", "6", "--max-time", "0.6"]
+    assert main([*arguments, "--jobs", "1", "--json", str(tmp_path / "here.json")]) == 0
+    with Client(cluster, set_as_default=False) as client:
+        client.wait_for_workers(2)
+        first, *_ = client.scheduler_info()["workers"]
+        client.run(end_in_the_second_episode, workers=[first])
+        assert main([*arguments, "--scheduler", cluster.scheduler_address, "--json", str(tmp_path / "there.json")]) == 0
+        assert first not in client.scheduler_info()["workers"], "it was killed"
+    assert episodes(tmp_path / "there.json") == episodes(tmp_path / "here.json")
+
+
+def test_an_interrupted_evaluation_goes_on(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["pnp_milk", "--model", str(bundle), "--engine", "torch", "--jobs", "1", "--max-time", "0.2", "--episodes", "3"]
+    file, partial = tmp_path / "went_on.json", tmp_path / "went_on.json.partial"
+    assert main([*arguments, "--json", str(tmp_path / "straight.json")]) == 0
+    begun: list[int] = []
+    rollout = module.rollout
+
+    def interrupted(predictor: Any, environment: Any, seed: int, *more: Any) -> Episode:
+        begun.append(seed)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return rollout(predictor, environment, seed, *more)
+
+    monkeypatch.setattr(module, "rollout", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, "--json", str(file)])
+    with open(partial, "a") as lines:
+        lines.write('{"episode": {"seed"')  # as it was killed
+    assert main([*arguments, "--json", str(file)]) == 0
+    first = begun[0]
+    assert begun == [first, first + 1, first + 2, first + 2]
+    assert episodes(file) == episodes(tmp_path / "straight.json") and not partial.exists()
+
+    begun[:] = [0]
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, "--json", str(file)])
+    begun[:] = [0] * 3
+    assert main([*arguments, "--json", str(file), "--action-steps", "4"]) == 0
+    assert begun[3:] == [first, first + 1, first + 2], "other settings, other results"
