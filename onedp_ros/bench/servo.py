@@ -21,8 +21,9 @@ from tqdm import tqdm
 from onedp_ros.bench.machine import processor
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.data.bags.reader import read_bag
-from onedp_ros.graph.processes import released
+from onedp_ros.graph.processes import DEFAULT_METHOD
 from onedp_ros.messages.decode import pose_arrays
+from onedp_ros.policy.checkpoint import find_released
 from onedp_ros.resources import child_environment, default_task, resource
 from onedp_ros.robot.arm import percentile
 from onedp_ros.robot.fake_franka import FakeFranka
@@ -52,7 +53,7 @@ def policy_targets(task: str) -> list[TimedTarget]:
 @contextlib.contextmanager
 def busy_policy(task: str) -> Iterator[None]:
     """The released policy predicts as fast as it can, on all processors, in a process of its own."""
-    command = [sys.executable, "-m", "onedp_ros.bench.servo", str(released(task, "onedp_s"))]
+    command = [sys.executable, "-m", "onedp_ros.bench.servo", str(find_released(task, DEFAULT_METHOD))]
     process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from onedp_ros.graph.processes import own_domain, released
+from onedp_ros.graph.processes import DEFAULT_METHOD, own_domain
+from onedp_ros.policy.checkpoint import find_released
 from onedp_ros.resources import child_environment, default_task
 
 STARTS = ("first", "next")
@@ -33,7 +34,12 @@ def run(engine: str = "auto", repeats: int = 5) -> dict[str, Any]:
 
 def start(engine: str, cache: str) -> float:
     """Seconds of one start. RuntimeError with the node's output when it fails."""
-    parameters = {"task": default_task(), "model": released(default_task(), "onedp_s"), "engine": engine, "autostart": "true"}
+    parameters = {
+        "task": default_task(),
+        "model": find_released(default_task(), DEFAULT_METHOD),
+        "engine": engine,
+        "autostart": "true",
+    }
     arguments = [text for name, value in parameters.items() for text in ("-p", f"{name}:={value}")]
     environment = {**child_environment(), **own_domain(), "XDG_CACHE_HOME": cache, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "onedp_ros.nodes.policy_node", "--ros-args", *arguments]

@@ -1,14 +1,23 @@
-"""What commands that start a graph have in common."""
+"""What commands have in common: those that start a graph, that simulate, that train."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from onedp_ros.graph.options import PLACE, TASK, Option
 from onedp_ros.graph.processes import NodeProcess, describe_network, graph_environment, placed
+
+
+def add_task_argument(parser: argparse.ArgumentParser) -> None:
+    """The task of a command that simulates it."""
+    from onedp_ros.tasks import TASKS
+
+    names = ", ".join(TASKS.names())
+    parser.add_argument("task", help=f"a task file of one of {names}: its name in config/tasks, or its path")
 
 
 def graph_parser(command: str, description: str | None, *options: Mapping[str, Option]) -> argparse.ArgumentParser:
@@ -38,3 +47,13 @@ def place(args: argparse.Namespace, processes: Sequence[NodeProcess]) -> list[No
     os.environ.update(graph_environment(os.environ, args.network))
     print(describe_network(os.environ), flush=True)
     return placed(processes, namespace=args.namespace, params_file=args.params_file, log_level=args.log_level)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``onedp train`` and ``onedp distill``."""
+    parser.add_argument("task", help="name of a file in config/tasks, or path of a task file; names the default paths")
+    parser.add_argument("--data", type=Path, help="replay buffer made by 'onedp convert' (default out/<task>/data.zarr)")
+    parser.add_argument("--config", type=Path, help="network and settings (default: config/train/compact.yaml)")
+    parser.add_argument("--steps", type=int, help="gradient steps, in place of the configured ones")
+    parser.add_argument("--resume", action="store_true", help="go on where a run in --out was interrupted")
+    parser.add_argument("--threads", type=int, help="CPU threads")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from onedp_ros.learning.release import main
+    parser = argparse.ArgumentParser(prog="onedp release", description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="for example models/<task>/<method>")
+    parser.add_argument("--evaluation", type=Path, action="append", default=[], help="JSON of onedp evaluate; may be repeated")
+    parser.add_argument("--command", action="append", default=[], help="a command that made it; may be repeated")
+    args = parser.parse_args(argv)
 
-    return int(main(argv) or 0)
+    from onedp_ros.learning.release import release
+
+    print(f"written {release(args.checkpoint, args.out, args.evaluation, args.command)}")
+    return 0

@@ -18,7 +18,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from onedp_ros.graph.options import POLICY
+from onedp_ros.policy.engines import describe_engines
+from onedp_ros.policy.methods import describe_methods
 from onedp_ros.resources import default_task
 
 REPEATED = 0.9  # of the recorded sets must be made again; live, frames may have come in another order
@@ -29,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bag", type=Path)
     parser.add_argument("--policy", type=Path, help="bundle (default: the recorded run's, else the released one of the method)")
-    parser.add_argument("--method", help=f"{POLICY['method'].text} (default: the recorded run's, else the bundle's)")
-    parser.add_argument("--engine", help=f"{POLICY['engine'].text} (default: the recorded run's, else auto)")
+    parser.add_argument("--method", help=f"{describe_methods()} (default: the recorded run's, else the bundle's)")
+    parser.add_argument("--engine", help=f"{describe_engines()} (default: the recorded run's, else auto)")
     parser.add_argument("--seed", type=int, help="of the policy's noise (default: the recorded run's, else 0)")
     parser.add_argument("--graph", action="store_true", help="through the real nodes, in the recording's time")
     parser.add_argument("--real-time", action="store_true", help="with --graph: as fast as it was")

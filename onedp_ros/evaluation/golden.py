@@ -21,7 +21,7 @@ from onedp_ros.contract import NANOSECONDS, Contract, Observation
 from onedp_ros.data.bags.reader import read_metadata
 from onedp_ros.data.bags.writer import BagWriter
 from onedp_ros.evaluation.replayed import observe, recorded_contract, windows
-from onedp_ros.graph.processes import released
+from onedp_ros.policy.checkpoint import find_released
 from onedp_ros.resources import default_task, resource
 
 METHODS = ("onedp_s", "onedp_d", "dp_ddim10")
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = recorded_contract(args.out / "bag", default_task()).task
     tensors: dict[str, NDArray[Any]] = {"stamps": np.array([w[-1].stamp for w in chosen])}
     for method in METHODS:
-        predictor = load_predictor(released(task, method), method, "torch", SEED)
+        predictor = load_predictor(find_released(task, method), method, "torch", SEED)
         tensors[method] = np.concatenate([predictor.predict([window]) for window in chosen])
     notes = {"seed": SEED, "engine": "torch", "versions": read_metadata(args.out / "bag")["versions"]}
     (args.out / "actions.safetensors").write_bytes(save(tensors, {key: json.dumps(value) for key, value in notes.items()}))

@@ -23,7 +23,8 @@ from typing import Any
 
 from onedp_ros.evaluation.replay_report import compare, plot
 from onedp_ros.evaluation.replayed import digests, observe, read_recording, recorded_contract, replay_offline
-from onedp_ros.graph.processes import released
+from onedp_ros.graph.processes import DEFAULT_METHOD
+from onedp_ros.policy.checkpoint import find_released
 
 
 def choose_policy(args: argparse.Namespace, noted: Mapping[str, str], task: str) -> dict[str, Any]:
@@ -37,8 +38,8 @@ def choose_policy(args: argparse.Namespace, noted: Mapping[str, str], task: str)
         if not model.exists():
             raise ValueError(f"the recording was made with {model}, which is not here; give it, or another, as --policy")
     elif args.policy is None:
-        method = args.method or "onedp_s"
-        model = released(task, method)
+        method = args.method or DEFAULT_METHOD
+        model = find_released(task, method)
     else:
         model, method = args.policy, args.method
     if method is None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from tqdm import tqdm
 
 from onedp_ros.contract import Contract, ContractError, task_contract
 from onedp_ros.files import write_atomically
-from onedp_ros.graph.processes import released
-from onedp_ros.parallel import Workers, add_worker_options, kept
+from onedp_ros.parallel import Workers, kept
 from onedp_ros.tasks import TASKS
-from onedp_ros.tasks.base import Environment, read_options
+from onedp_ros.tasks.base import Environment
 from onedp_ros.tasks.drive import drive
 
 
@@ -232,58 +230,3 @@ def table(summary: dict[str, Any]) -> str:
         **{f"failed {count} x": reason for reason, count in summary["failures"].items()},
     }
     return "\n".join(f"{name:12} {value}" for name, value in rows.items())
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="onedp evaluate", description=__doc__)
-    parser.add_argument("task", help=f"a task file of one of {', '.join(TASKS.names())}: its name in config/tasks, or its path")
-    parser.add_argument("--method", default="onedp_s", help="onedp_s, onedp_d, dp_ddpm100 or dp_ddimN (default onedp_s)")
-    parser.add_argument("--model", type=Path, help="bundle (default: the released one of the method)")
-    parser.add_argument("--engine", default="auto", help="auto, torch, cuda, openvino or openvino_bf16")
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--seed", type=int, help="first seed (default: the task's first one that is no training data, 100000)")
-    parser.add_argument("--action-steps", type=int, help="actions executed of each chunk (default: the contract's)")
-    parser.add_argument("--lead", type=float, default=0.0, help="how far ahead of the clock chunks are executed, s")
-    parser.add_argument("--max-time", type=float, help="s, simulated (default: the task's)")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the task")
-    add_worker_options(parser)
-    parser.add_argument(
-        "--json",
-        type=Path,
-        help="write the results here, and a picture of the starts beside it; run again, an interrupted evaluation goes on",
-    )
-    args = parser.parse_args(argv)
-    first = TASKS.get(task_contract(args.task).task).evaluation_seeds
-    if args.seed is not None and args.seed < first:
-        parser.error(f"--seed {args.seed} may be training data; evaluation seeds start at {first}")
-    model = args.model or released(args.task, args.method)
-    summary = evaluate(
-        model,
-        task=args.task,
-        method=args.method,
-        engine=args.engine,
-        episodes=args.episodes,
-        seed=args.seed,
-        action_steps=args.action_steps,
-        lead=args.lead,
-        max_time=args.max_time,
-        options=read_options(args.option),
-        jobs=args.jobs,
-        scheduler=args.scheduler,
-        partial=args.json and args.json.with_name(args.json.name + ".partial"),
-    )
-    print(table(summary))
-    if args.json:
-        from onedp_ros.evaluation.figures import plot_starts
-
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        written = [args.json]
-        if plot_starts(summary, args.json.with_suffix(".png")):
-            written.append(args.json.with_suffix(".png"))
-        print(f"written {' and '.join(map(str, written))}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

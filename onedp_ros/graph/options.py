@@ -13,13 +13,14 @@ from onedp_ros.graph.processes import (
     DEFAULT_DEVICE,
     DEFAULT_METHOD,
     LOG_LEVELS,
-    METHODS,
     NETWORKS,
     NO_DEVICE,
     REALTIME,
     ROBOTS,
     TRANSPORTS,
 )
+from onedp_ros.policy.engines import AUTO, describe_engines
+from onedp_ros.policy.methods import describe_methods
 from onedp_ros.robot import MODES
 from onedp_ros.teleop.devices import DEVICES
 
@@ -40,8 +41,8 @@ class Option:
 
 TASK = "name of a file in config/tasks, or path of a task file"
 POLICY = {
-    "method": Option(DEFAULT_METHOD, f"how actions are sampled: {', '.join(METHODS)}, or dp_ddimN"),
-    "engine": Option("auto", "what runs the networks: auto, torch, cuda, openvino or openvino_bf16"),
+    "method": Option(DEFAULT_METHOD, f"how actions are sampled: {describe_methods()}"),
+    "engine": Option(AUTO, f"what runs the networks: {describe_engines()}"),
     "model": Option("", "directory of the policy; by default the released one of the method"),
     "seed": Option(0, "of the policy's noise"),
 }

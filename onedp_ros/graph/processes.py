@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from onedp_ros.graph.shm import PROFILES
+from onedp_ros.policy.engines import AUTO, ENGINES
+from onedp_ros.policy.methods import split_name
 from onedp_ros.resources import named_file, read_task, resource
 from onedp_ros.robot import MODES
 from onedp_ros.teleop.devices import DEVICES
@@ -27,7 +29,6 @@ PEERS = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER")
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 TRANSPORTS = ("raw", "compressed")  # of images
 REALTIME = ("enforce", "ignore")
-METHODS = ("onedp_s", "onedp_d", "dp_ddim10", "dp_ddim1", "dp_ddpm100")
 DEFAULT_METHOD, DEFAULT_DEVICE = "onedp_s", "phone"
 
 
@@ -86,7 +87,7 @@ def task_graph(
     speed: float = 1.0,
     image_transport: str = "raw",
     method: str = DEFAULT_METHOD,
-    engine: str = "auto",
+    engine: str = AUTO,
     model: str | Path = "",
     seed: int = 0,
     twin_seed: int = 100_000,
@@ -106,7 +107,7 @@ def task_graph(
         image_transport: raw or compressed, as the cameras publish.
         method: sampler or generator, one of ``policy.methods.METHODS``.
         engine: inference engine, one of ``policy.engines.ENGINES``, or auto.
-        model: directory of the policy; default: the released one of the method.
+        model: directory of the policy; default: the released one of the method, which policy_node finds.
         seed: of the policy's noise.
         twin_seed: of the twin's first episode.
         enabled: whether the arm may move from the start, or waits for action_node's ``~/enable``; default: only the twin may.
@@ -117,19 +118,20 @@ def task_graph(
 
     Raises:
         ValueError: an unknown robot, method or engine, or a Franka without an address.
-        FileNotFoundError: no such task, or no released policy for the method.
+        FileNotFoundError: no such task, or no released policy for it.
     """
-    if method not in METHODS and not re.fullmatch(r"dp_ddim\d+", method):
-        raise ValueError(f"unknown method '{method}', expected one of {', '.join(METHODS)}, or dp_ddimN")
+    split_name(method)
+    if engine != AUTO:
+        ENGINES.check(engine)
     common = _common(task, robot, robot_file, speed, image_transport)
     arm = _arm_process(common, robot, twin_seed, franka or {})
     task = common["task"]
     if not model:
-        model = released(task, method)
+        _check_released(task)
     real = ROBOTS[robot].real
     policy = {
         "task": task,
-        "model": str(Path(model).resolve()),
+        "model": str(Path(model).resolve()) if model else "",
         "method": method,
         "engine": engine,
         "threads": threads,
@@ -295,18 +297,12 @@ def _arm_process(common: Mapping[str, Any], robot: str, twin_seed: int, franka: 
     return NodeProcess(row.node, row.node, row.parameters(common, twin_seed, franka), respawn=row.respawn)
 
 
-def released(task: str, method: str) -> Path:
-    """The released bundle that serves a method: the samplers of the teacher share its weights.
-
-    Raises:
-        ValueError: no such method.
-        FileNotFoundError: nothing was released for it.
-    """
-    task = read_task(task)["task"]
+def _check_released(task: str) -> None:
+    name = read_task(task)["task"]
     try:
-        return resource("models", task, "teacher" if method.startswith("dp_") else method)
+        resource("models", name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no policy is released for {task}, {method}: give the directory of yours, model") from error
+        raise FileNotFoundError(f"no policy is released for {name}: give the directory of yours, model") from error
 
 
 def graph_environment(environment: Mapping[str, str], network: str = "") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Distillation of a policy into a one-step generator: ``python -m onedp_ros.learning.distill``, alone or under
+"""Distillation of a policy into a one-step generator: ``onedp distill``, alone or under
 ``accelerate launch``. How the generator is updated, its method says; see :mod:`onedp_ros.policy.methods.one_step_generator`.
 
 The released weights are an EMA of the generator's. Several starts are drawn for each window, since encoding its images costs most.
@@ -6,11 +6,9 @@ The released weights are an EMA of the generator's. Several starts are drawn for
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onedp_ros.contract import Contract, task_contract
+from onedp_ros.contract import Contract
 from onedp_ros.learning.loop import Loop, Trainee
-from onedp_ros.learning.train import add_common_arguments, prepare
 from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config
 from onedp_ros.policy.methods import find_method
 from onedp_ros.policy.methods.base import DistilledMethod, Method, distilled_methods
 from onedp_ros.policy.methods.settings import TrainingSettings
 from onedp_ros.policy.policies import Batch, Policy
-from onedp_ros.resources import task_folder
-from onedp_ros.settings import from_mapping
 
 log = logging.getLogger(__name__)
 
@@ -174,26 +169,3 @@ class Watch:
             "from_teacher": round(float((action - self.target).abs().median()), 5),
             "position_mm": round(1000 * float(distance), 2),
         }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="onedp distill", description="Distil a diffusion policy into a one-step generator.")
-    add_common_arguments(parser)
-    parser.add_argument("--method", default="onedp_s", choices=distilled_methods())
-    parser.add_argument("--teacher", type=Path, help="checkpoint of the pre-trained policy (default out/<task>/teacher)")
-    parser.add_argument(
-        "--out", type=Path, help="directory for the checkpoint, logs and distill.json (default out/<task>/<method>)"
-    )
-    args = parser.parse_args(argv)
-    method = distilled_method(args.method)
-    data, _, settings = prepare(args, method.name)
-    teacher = args.teacher or task_folder(args.task) / find_method(method.teacher).weights
-    out = args.out or task_folder(args.task) / args.method
-    contract = task_contract(args.task)
-    result = distill(teacher, data, method.name, out, from_mapping(method.settings, method.name, settings), args.resume, contract)
-    print(json.dumps({k: v for k, v in result.items() if k != "distill"}, indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

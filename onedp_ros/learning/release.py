@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,18 +76,3 @@ def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Se
     lines += ["", "Evaluation seeds were never trained on. The scene is simulated; nothing is known of the real arm.", ""]
     lines += ["## How it was made", "", "```", *commands, "```", ""]
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="onedp release", description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="for example models/<task>/onedp_s")
-    parser.add_argument("--evaluation", type=Path, action="append", default=[], help="JSON of onedp evaluate; may be repeated")
-    parser.add_argument("--command", action="append", default=[], help="a command that made it; may be repeated")
-    args = parser.parse_args(argv)
-    print(f"written {release(args.checkpoint, args.out, args.evaluation, args.command)}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

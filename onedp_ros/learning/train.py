@@ -1,13 +1,12 @@
-"""Training of a policy on demonstrations: ``python -m onedp_ros.learning.train``, alone or under ``accelerate launch``."""
+"""Training of a policy on demonstrations: ``onedp train``, alone or under ``accelerate launch``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from onedp_ros.config import read_yaml
-from onedp_ros.contract import Contract, task_contract
+from onedp_ros.contract import Contract
 from onedp_ros.learning.loop import Loop, Trainee
 from onedp_ros.policy.checkpoint import load_policy, read_config
-from onedp_ros.policy.methods import describe_methods, find_method
+from onedp_ros.policy.methods import find_method
 from onedp_ros.policy.methods.base import TrainedMethod
 from onedp_ros.policy.methods.settings import PretrainingSettings
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Batch, Policy
 from onedp_ros.resources import resource, task_folder
-from onedp_ros.settings import from_mapping
 
 METHOD = "dp_ddpm100"
 
@@ -146,16 +144,6 @@ def read_section(path: str | Path, *names: str) -> dict[str, Any]:
     raise ValueError(f"{path} has no section '{names[0]}'; see config/train/compact.yaml")
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``onedp train`` and ``onedp distill``."""
-    parser.add_argument("task", help="name of a file in config/tasks, or path of a task file; names the default paths")
-    parser.add_argument("--data", type=Path, help="replay buffer made by 'onedp convert' (default out/<task>/data.zarr)")
-    parser.add_argument("--config", type=Path, help="network and settings (default: config/train/compact.yaml)")
-    parser.add_argument("--steps", type=int, help="gradient steps, in place of the configured ones")
-    parser.add_argument("--resume", action="store_true", help="go on where a run in --out was interrupted")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-
-
 def prepare(args: argparse.Namespace, *sections: str) -> tuple[Path, Path, dict[str, Any]]:
     """Data, configuration file and the settings of the first of ``sections`` there that the common arguments ask for."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -166,28 +154,3 @@ def prepare(args: argparse.Namespace, *sections: str) -> tuple[Path, Path, dict[
     if args.steps:
         settings["steps"] = args.steps
     return args.data or task_folder(args.task) / "data.zarr", config, settings
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="onedp train", description=__doc__)
-    add_common_arguments(parser)
-    parser.add_argument("--method", default=METHOD, help=f"{describe_methods()} (default {METHOD}); its loss is what is learned")
-    parser.add_argument("--out", type=Path, help="directory for the checkpoint, logs and train.json (default out/<task>/teacher)")
-    parser.add_argument("--init", type=Path, help="checkpoint to begin with, for example models/<task>/teacher")
-    parser.add_argument("--learning-rate", type=float, help="in place of the configured one")
-    args = parser.parse_args(argv)
-    method = trained_method(args.method)
-    data, config, settings = prepare(args, method.name, "train")
-    if args.init:
-        settings["init"] = str(args.init)
-    if args.learning_rate:
-        settings["learning_rate"] = args.learning_rate
-    network = NetworkConfig.from_dict(read_section(config, "network"))
-    out, contract = args.out or task_folder(args.task) / method.weights, task_contract(args.task)
-    result = train(data, out, network, from_mapping(method.settings, "train", settings), args.resume, contract, method=method.name)
-    print(json.dumps({k: v for k, v in result.items() if k != "train"}, indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

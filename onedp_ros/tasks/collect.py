@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from tqdm import tqdm
 from onedp_ros.contract import Contract, task_contract
 from onedp_ros.data.bags.reader import read_metadata
 from onedp_ros.data.bags.writer import EpisodeWriter
-from onedp_ros.parallel import Workers, add_worker_options, kept
-from onedp_ros.resources import task_folder
+from onedp_ros.parallel import Workers, kept
 from onedp_ros.tasks import TASKS
-from onedp_ros.tasks.base import Environment, read_options
+from onedp_ros.tasks.base import Environment
 from onedp_ros.tasks.drive import drive
 
 LINGER_TIME = 0.5  # s after success, so that a policy learns to stay
@@ -172,36 +170,3 @@ def collect(
                     failures[reason] += 1
                     bar.set_postfix(failed=sum(failures.values()))
     return {"attempts": tried, "kept": there, "failures": dict(failures)}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="onedp collect", description=__doc__)
-    parser.add_argument("task", help=f"a task file of one of {', '.join(TASKS.names())}: its name in config/tasks, or its path")
-    parser.add_argument("--episodes", type=int, default=100, help="successes to record (default 100)")
-    parser.add_argument("--out", type=Path, default=None, help="folder of bags (default out/<task>/bags)")
-    parser.add_argument("--seed", type=int, default=0, help="first seed")
-    parser.add_argument("--recoveries", type=float, default=0.5, help="fraction of episodes that start off the expert's path")
-    parser.add_argument("--policy", type=Path, help="bundle whose own mistakes those episodes begin with, to improve it")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the task")
-    parser.add_argument("--keep-unsuccessful", action="store_true", help="keep failures too, marked as such")
-    add_worker_options(parser)
-    args = parser.parse_args(argv)
-    out = args.out or task_folder(args.task) / "bags"
-    summary = collect(
-        out,
-        args.episodes,
-        task=args.task,
-        seed=args.seed,
-        recoveries=args.recoveries,
-        options=read_options(args.option),
-        policy=args.policy,
-        keep_unsuccessful=args.keep_unsuccessful,
-        jobs=args.jobs,
-        scheduler=args.scheduler,
-    )
-    print(f"{summary['kept']} episodes of {summary['attempts']} attempts in {out}; failures: {summary['failures'] or 'none'}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

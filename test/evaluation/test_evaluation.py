@@ -14,10 +14,11 @@ from distributed import Client, LocalCluster
 
 from onedp_ros.bench import inference as bench
 from onedp_ros.bench import recorder, start
+from onedp_ros.cli.evaluate import main
 from onedp_ros.contract import Normalizer, Observation, task_contract
 from onedp_ros.evaluation import rollout as module
 from onedp_ros.evaluation.figures import plot_recorder
-from onedp_ros.evaluation.rollout import Episode, evaluate, main, rollout
+from onedp_ros.evaluation.rollout import Episode, evaluate, rollout
 from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig

@@ -7,8 +7,8 @@ from onedp_ros.contract import Camera, task_contract
 from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.evaluation.golden import METHODS, SEED, golden, golden_windows
 from onedp_ros.evaluation.replay_report import differences
-from onedp_ros.graph.processes import released
 from onedp_ros.messages import decode as messages
+from onedp_ros.policy.checkpoint import find_released
 from onedp_ros.policy.policies import Policy
 from onedp_ros.policy.predictor import load_predictor
 from onedp_ros.resources import resource
@@ -24,7 +24,7 @@ ENGINE = (10.0, 3.0, 4.0)
 def check(method, engine, bound):
     """AssertionError names the policy, the window and the difference of the greatest deviation."""
     bag, actions = golden("pnp_milk")
-    predictor = load_predictor(released("pnp_milk", method), method, engine, SEED, CONTRACT)
+    predictor = load_predictor(find_released("pnp_milk", method), method, engine, SEED, CONTRACT)
     worst = None
     windows = golden_windows(bag)
     assert [w[-1].stamp for w in windows] == actions["stamps"].tolist()

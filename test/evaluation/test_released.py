@@ -5,7 +5,7 @@ import pytest
 
 from onedp_ros.contract import task_contract
 from onedp_ros.evaluation.rollout import rollout
-from onedp_ros.graph.processes import released
+from onedp_ros.policy.checkpoint import find_released
 from onedp_ros.policy.predictor import load_predictor
 from onedp_ros.tasks.base import EVALUATION_SEEDS
 from onedp_ros.tasks.pnp_milk import PnpMilk
@@ -17,7 +17,7 @@ METHODS = ("dp_ddim10", "onedp_s", "onedp_d")
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bundle_is_whole_and_small(method: str) -> None:
-    path = released("pnp_milk", method)
+    path = find_released("pnp_milk", method)
     assert sum(f.stat().st_size for f in path.iterdir()) <= 20_000_000
     card = (path / "MODEL_CARD.md").read_text()
     assert "How it was made" in card and "onedp" in card
@@ -28,7 +28,7 @@ def test_bundle_is_whole_and_small(method: str) -> None:
 
 @pytest.mark.parametrize("method", ("onedp_s", "onedp_d"))
 def test_released_policy_picks_the_milk(method: str) -> None:
-    predictor = load_predictor(released("pnp_milk", method), engine="torch", contract=CONTRACT)
+    predictor = load_predictor(find_released("pnp_milk", method), engine="torch", contract=CONTRACT)
     stepped = SteppedCell(CONTRACT, PnpMilk())
     episodes = [rollout(predictor, stepped, EVALUATION_SEEDS + i, CONTRACT.n_action_steps, 20.0) for i in range(4)]
     stepped.close()
@@ -40,11 +40,11 @@ def test_one_step_agrees_with_itself_and_varies_with_noise() -> None:
     stepped.reset(np.random.default_rng(0))
     window = [stepped.observe()] * 2
     stepped.close()
-    predictor = load_predictor(released("pnp_milk", "onedp_s"), engine="torch")
+    predictor = load_predictor(find_released("pnp_milk", "onedp_s"), engine="torch")
     first = predictor.predict([window])
     predictor.reset(1)
     assert not np.array_equal(first, predictor.predict([window]))
     predictor.reset(0)
     assert np.array_equal(first, predictor.predict([window]))
-    deterministic = load_predictor(released("pnp_milk", "onedp_d"), engine="torch")
+    deterministic = load_predictor(find_released("pnp_milk", "onedp_d"), engine="torch")
     assert np.array_equal(deterministic.predict([window]), deterministic.predict([window]))

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from onedp_ros.graph.processes import METHODS, ROBOTS
+from onedp_ros.graph.processes import ROBOTS
+from onedp_ros.policy.engines import ENGINES
+from onedp_ros.policy.methods import METHODS
 from onedp_ros.teleop.devices import DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,9 +117,9 @@ def test_truth_values_are_true_or_false() -> None:
 def test_launch_offers_what_there_is() -> None:
     done = bare("""
         from onedp_ros.graph.options import POLICY, RECORD, ROBOT
-        print(json.dumps([option.text for option in (POLICY["method"], RECORD["device"], ROBOT["robot"])]))
+        print(json.dumps([option.text for option in (POLICY["method"], POLICY["engine"], RECORD["device"], ROBOT["robot"])]))
         """)
     assert done.returncode == 0, done.stderr
     offered = json.loads(done.stdout)
-    for text, names in zip(offered, (METHODS, DEVICES.names(), ROBOTS), strict=True):
+    for text, names in zip(offered, (METHODS.names(), ENGINES.names(), DEVICES.names(), ROBOTS), strict=True):
         assert all(name in text for name in names), text

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from onedp_ros.cli.release import main
 from onedp_ros.contract import Normalizer
 from onedp_ros.learning import release as module
-from onedp_ros.learning.release import main
 from onedp_ros.policy.checkpoint import load_policy, save_policy
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy

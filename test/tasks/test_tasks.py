@@ -9,10 +9,11 @@ import pytest
 from gymnasium.utils.seeding import np_random
 from reach import contract_file
 
+from onedp_ros.cli.evaluate import main
 from onedp_ros.contract import ContractError, Observation, ObservationAssembler, task_contract
 from onedp_ros.data.bags.reader import read_bag, read_metadata
 from onedp_ros.evaluation.figures import plot_starts
-from onedp_ros.evaluation.rollout import evaluate, main, rollout
+from onedp_ros.evaluation.rollout import evaluate, rollout
 from onedp_ros.geometry import gripper_down
 from onedp_ros.messages.decode import feed
 from onedp_ros.registry import UnknownNameError
