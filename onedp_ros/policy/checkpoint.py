@@ -27,8 +27,9 @@ from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy, Sampler
 from onedp_ros.resources import read_task, resource
 
-FORMAT = 2
-"""1: the digest covers the weights only. 2: config.json has a digest of its own content, in which is that of the weights."""
+FORMAT = 3
+"""1: the digest covers the weights only. 2: config.json has a digest of its own content, in which is that of the weights.
+3: the contract lists the features of state and action."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TYPES = ("F16", "BF16", "F32")  # of weights
 _FIELDS: dict[str, type] = {
