@@ -30,7 +30,7 @@ class SafetyLimits:
     angular_speed: float = within(Range(1e-3, 5.0, "rad/s", "less is standing still, more is twice what an FR3 can turn"))
     linear_deceleration: float = within(Range(0.5, 9.0, "m/s²", "less hardly brakes, and an FR3 takes 9 m/s² at most"))
     angular_deceleration: float = within(Range(1.0, 17.0, "rad/s²", "less hardly brakes, and an FR3 takes 17 rad/s² at most"))
-    opening: tuple[float, float] = within(Range(0.0, 0.08, "m", "a Franka hand opens by 0.08 m", 2))
+    opening: tuple[float, float] = within(Range(-10.0, 10.0, "", "in the unit of the commands; a Franka hand's is 0 to 0.08 m", 2))
     stale_after: float = within(STALE_AFTER)
     max_chunk_age: float = within(Range(0.02, 2.0, "s", "no policy answers sooner, and an older prediction is of another scene"))
     future_tolerance: float = within(Range(1e-3, 0.5, "s", "clocks differ by some of it, and a stamp farther ahead is wrong"))

@@ -99,7 +99,7 @@ def plot_timeline(
 def plot_bench(result: Mapping[str, Any], path: Path) -> None:
     """Median time of a prediction by network, method and engine, on a logarithmic axis; whiskers to the 95th percentile."""
     rows = sorted(result["rows"], key=lambda r: (r["network"], r["p50_ms"]), reverse=True)
-    colours = {"torch": "tab:red", "openvino": "tab:blue", "openvino_bf16": "tab:green", "cuda": "tab:purple"}
+    colours = {engine: f"C{i}" for i, engine in enumerate(sorted({r["engine"] for r in rows}))}
     figure, axes = plt.subplots(figsize=(9, 0.4 * len(rows) + 1.5), layout="constrained")
     for y, r in enumerate(rows):
         axes.barh(y, r["p50_ms"], xerr=[[0], [max(r["p95_ms"] - r["p50_ms"], 0)]], color=colours[r["engine"]], alpha=0.85)

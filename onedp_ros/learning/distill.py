@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from onedp_ros.contract import Contract
+from onedp_ros.contract.features import slices
 from onedp_ros.learning.loop import Loop, Trainee
 from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config
 from onedp_ros.policy.methods import find_method
@@ -147,12 +148,13 @@ class Watch:
     """The figure to watch: median absolute error of actions on some training windows, in normalised units.
 
     ``error`` is against the recorded actions, to be compared with the teacher's; ``from_teacher`` against the teacher's samples.
-    ``position_mm`` is the mean distance from the teacher's positions.
+    ``position_mm`` is the mean distance from the teacher's positions, of the arm that is farthest off.
     """
 
     def __init__(self, teacher: Policy, method: DistilledMethod, batch: Batch) -> None:
         assert batch.action is not None
         self.batch, self.method, self.recorded = batch, method, teacher.normalize_action(batch.action)
+        self.features = teacher.contract.action
         self.target = self._sample(teacher, find_method(method.teacher))
         self.teacher_error = round(float((self.target - self.recorded).abs().median()), 5)
 
@@ -163,9 +165,11 @@ class Watch:
 
     def __call__(self, policy: Policy) -> dict[str, float]:
         action = self._sample(policy, self.method)
-        distance = ((action - self.target) * policy.action_scale)[..., :3].norm(dim=-1).mean()
+        away = (action - self.target) * policy.action_scale
+        positions = [at for f, at in zip(self.features, slices(self.features).values(), strict=True) if f.kind == "position"]
+        distances = [float(away[..., at].norm(dim=-1).mean()) for at in positions]
         return {
             "error": round(float((action - self.recorded).abs().median()), 5),
             "from_teacher": round(float((action - self.target).abs().median()), 5),
-            "position_mm": round(1000 * float(distance), 2),
+            **({"position_mm": round(1000 * max(distances), 2)} if distances else {}),
         }

@@ -22,7 +22,7 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros import clock
 from onedp_ros.clock import SHORTEST_PAUSE, PauseWatch
-from onedp_ros.contract import MAX_OPENING, NANOSECONDS, ContractError
+from onedp_ros.contract import NANOSECONDS, ContractError
 from onedp_ros.control.chunk import ChunkSchedule, Target
 from onedp_ros.control.limits import LONGEST_STOP, SafetyLimits
 from onedp_ros.control.safety import MeasuredPose, SafetyGate, jump, pose_fault
@@ -147,7 +147,7 @@ class ActionNode(Node):
                 if clock.now() - self._jumped_at < DOUBT
                 else f"no {topic} stamped within {POSE_TIMEOUT} s; start the robot's node, check the topic's name and the clocks"
             )
-        target = self._gate.start(pose.position, pose.quaternion, MAX_OPENING)
+        target = self._gate.start(pose.position, pose.quaternion, self.contract.arm.opening_range[1])
         self._schedule.clear()
         self._enabled, self._followed, self._restart, self._sent_time = True, False, False, clock.now()
         self._enter("waiting")

@@ -23,7 +23,7 @@ from sensor_msgs.msg import JointState, Joy
 from std_srvs.srv import Trigger
 
 from onedp_ros import clock
-from onedp_ros.contract import LARGEST, MAX_OPENING, NANOSECONDS, ContractError
+from onedp_ros.contract import LARGEST, NANOSECONDS, ContractError
 from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.control.safety import pose_fault
 from onedp_ros.graph.client import name_within
@@ -70,7 +70,8 @@ class TeleopNode(Node):
         file = file or str(resource("config", "teleop.yaml"))
         motion = values_and_expected(Motion.from_yaml(file))
         given = {name: declare_within(self, name, *settings, f"See {file}") for name, settings in motion.items()}
-        self._session = Session(Motion.from_dict(given).slowed(speed), SafetyLimits.from_yaml(path).slowed(speed))
+        limits = SafetyLimits.from_yaml(path).slowed(speed)
+        self._session = Session(Motion.from_dict(given).slowed(speed), limits, self.contract.arm.opening_range)
         self._recorder, self._kind = recorder, kind
 
         self._pose: PoseStamped | None = None
@@ -124,9 +125,10 @@ class TeleopNode(Node):
         self._device.feed(message.axes, message.buttons)
 
     def _on_joints(self, message: JointState) -> None:
-        fingers = [p for name, p in zip(message.name, message.position, strict=False) if name in self.contract.arm.finger_joints]
-        if len(fingers) == 2 and np.all(np.abs(fingers) <= LARGEST):  # neither do NaNs
-            self._opening = float(sum(fingers))
+        arm, named = self.contract.arm, dict(zip(message.name, message.position, strict=False))
+        fingers = [named.get(name, math.inf) for name in arm.finger_joints]
+        if np.all(np.abs(fingers) <= LARGEST):  # neither do NaNs
+            self._opening = arm.opening(fingers)
         else:
             self._refused[f"{self.contract.arm.joint_states_topic} without fingers"] += 1
 
@@ -253,7 +255,7 @@ class TeleopNode(Node):
         values = {v.key: v.value for v in report.values} if report is not None and time.monotonic() - heard < RECENT else {}
         return {
             "arm": self._session.state,
-            "gripper": "closed" if self._session.opening < MAX_OPENING / 2 else "open",
+            "gripper": "open" if self._session.opening == self._session.opened else "closed",
             "recorder": values.get("state", "off"),
             "episode": values.get("episode", ""),
             "seconds": _number(values.get("seconds", "")),

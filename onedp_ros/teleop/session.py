@@ -35,7 +35,7 @@ LAG = 3.0  # times that: how far behind an arm may be that has not come to rest 
 DELAY = 0.25  # s that arms are behind their targets; one farther behind is held up, by its limits or by what is in its way
 BRAKING = 0.1  # s that such an arm goes on at its speed when the operator lets go
 AHEAD, AHEAD_ANGLE = 0.04, 0.25  # m, rad that the hands may be ahead of the targets, which are bounded in speed
-OPEN = 0.9 * MAX_OPENING  # m: a hand that is less open may hold something, and stays closed
+OPEN = 0.9  # of the range: a hand that is less open may hold something, and stays closed
 TURN = Range(-2 * math.pi, 2 * math.pi, "rad", "more is more than a turn; is it in degrees?")
 IDLE = 0.02  # of the greatest deflection: a device at rest
 SETTLING = 0.25  # s after a pause of this process in which reports of a device may come that waited for its end
@@ -90,11 +90,12 @@ class Session:
     ``must_release`` is true until the dead-man switch was seen let go.
     """
 
-    def __init__(self, motion: Motion, limits: SafetyLimits) -> None:
+    def __init__(self, motion: Motion, limits: SafetyLimits, opening_range: tuple[float, float] = (0.0, MAX_OPENING)) -> None:
         self._motion, self._limits = motion, limits
+        self.closed, self.opened = opening_range
         self.gate = SafetyGate(limits)
         self.state = "waiting"
-        self.opening = MAX_OPENING
+        self.opening = self.opened
         self._homing = self._settled = False
         self.must_release = False
         self._settling = 0.0
@@ -117,7 +118,10 @@ class Session:
 
     def turn_gripper(self) -> None:
         """Open a hand that is to be closed, and the other way round."""
-        self.opening = MAX_OPENING if self.opening < OPEN else 0.0
+        self.opening = self.closed if self._is_open(self.opening) else self.opened
+
+    def _is_open(self, opening: float) -> bool:
+        return (opening - self.closed) / (self.opened - self.closed) >= OPEN
 
     def step(self, command: Command, measured: tuple[Array, Array] | None, opening: float | None, dt: float) -> Target | None:
         """The target to send ``dt`` (s, on :mod:`onedp_ros.clock`) after the last one; None before the operator first engaged.
@@ -202,7 +206,7 @@ class Session:
     def _engage(self, command: Command, measured: tuple[Array, Array], opening: float) -> None:
         begin, last = measured, self.gate.target
         if last is None:
-            self.opening = MAX_OPENING if opening >= OPEN else 0.0
+            self.opening = self.opened if self._is_open(opening) else self.closed
         elif _near(measured, last):
             begin = last.position, last.quaternion
         if last is None or self.state in ("waiting", "holding"):

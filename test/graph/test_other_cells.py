@@ -40,7 +40,7 @@ CELL = Contract.from_dict(
         ],
     }
 )
-SECONDS = 3
+SECONDS = 2
 START = 1_700_000_000 * NANOSECONDS
 
 
@@ -52,8 +52,8 @@ def position(stamp: int) -> np.ndarray:
 def bag(tmp_path_factory: pytest.TempPathFactory):
     rng = np.random.default_rng(0)
     scene = rng.integers(0, 255, (36, 48 + 100, 3), dtype=np.uint8)
-    events = [(START + k * 10 * MS, 0, "state", k) for k in range(-1, SECONDS * 100 + 2)]
-    events += [(START + k * 33 * MS + 5 * MS * i, 1, c, k) for i, c in enumerate(CELL.cameras) for k in range(SECONDS * 30)]
+    events = [(START + k * 5 * MS, 0, "state", k) for k in range(-1, SECONDS * 200 + 2)]
+    events += [(START + k * 33 * MS + 11 * MS * i, 1, c, k) for i, c in enumerate(CELL.cameras) for k in range(SECONDS * 30)]
     with EpisodeWriter(tmp_path_factory.mktemp("bags") / "by_hand", CELL) as writer:
         for stamp, _, what, k in sorted(events):
             if what == "state":
