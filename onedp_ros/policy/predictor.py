@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,8 +88,8 @@ class Predictor:
 
 
 class EncodedFrames:
-    """Features of one camera's last frames. A frame is known by its stamp, and by its pixels: after a jump of the clock, or in
-    another episode, a stamp comes again with another image.
+    """Features of one camera's last frames. A frame is known by its pixels: the sets of a live graph repeat a camera's frame under
+    the stamp of another one's, and after a jump of the clock a stamp comes again with another image.
 
     Args:
         camera: its name.
@@ -97,29 +98,27 @@ class EncodedFrames:
 
     def __init__(self, camera: str, runner: Engine) -> None:
         self._camera, self._runner = camera, runner
-        self._known: list[tuple[int, Image, Tensor]] = []  # the last used at the end
+        self._known: OrderedDict[bytes, Tensor] = OrderedDict()  # the last used at the end
 
     def __len__(self) -> int:
         return len(self._known)
 
     def encode(self, windows: Sequence[Sequence[Observation]]) -> Tensor:
         """Features (B, n_obs, 64) of the windows."""
-        rows = [[self._find(o.image_stamps[self._camera], o.images[self._camera]) for o in window] for window in windows]
-        del self._known[: -(4 * len(windows) + 16)]
+        rows = [[self._find(o.images[self._camera]) for o in window] for window in windows]
+        while len(self._known) > 4 * len(windows) + 16:
+            self._known.popitem(last=False)
         return torch.stack([torch.stack(row) for row in rows])
 
-    def _find(self, stamp: int, image: Image) -> Tensor:
+    def _find(self, image: Image) -> Tensor:
         """Features (64,) of a frame."""
-        for i in reversed(range(len(self._known))):
-            known_stamp, known_image, features = self._known[i]
-            if known_stamp == stamp and np.array_equal(known_image, image):
-                self._known.append(self._known.pop(i))
-                return features
-        kept = np.array(image)  # a copy: the camera's buffer may be used again
-        # one by one: the last bits of a batch's features depend on its size
-        features = self._runner.encode(self._camera, torch.from_numpy(kept[None]).to(self._runner.device))[0]
-        self._known.append((stamp, kept, features))
-        return features
+        pixels = image.tobytes()
+        if pixels not in self._known:
+            # one by one: the last bits of a batch's features depend on its size
+            frame = torch.from_numpy(np.array(image[None])).to(self._runner.device)
+            self._known[pixels] = self._runner.encode(self._camera, frame)[0]
+        self._known.move_to_end(pixels)
+        return self._known[pixels]
 
 
 def noise_seed(seed: int, stamp: int) -> int:
