@@ -68,7 +68,6 @@ setup(
         "imageio-ffmpeg",
         "lz4",
         "matplotlib",
-        "mcap",
         "mujoco>=3.9,<3.10",  # later versions drift in scenes rich in contacts
         "numcodecs",
         "numpy<2",  # cv_bridge and tf2 of Humble and Jazzy are compiled against NumPy 1

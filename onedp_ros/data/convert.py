@@ -44,7 +44,7 @@ class ConvertError(RuntimeError):
 
 
 @dataclasses.dataclass
-class Report:
+class ConversionReport:
     """What :func:`convert` did. ``skipped``: recording -> reason; ``dropped``: reason -> messages, sets or steps left out;
     ``warnings``: recording -> what is doubtful about what was kept.
 
@@ -82,11 +82,11 @@ def convert(
     progress: bool = True,
     resume: bool = False,
     kinesthetic: bool = False,
-) -> Report:
+) -> ConversionReport:
     """Recordings -> data set ``out`` ("zarr" or "lerobot"), which appears whole or not at all.
 
     ``sources`` are bags, folders of bags, robomimic HDF5 files, replay buffers (zarr) and LeRobot data sets. What is damaged or
-    holds no step is left out and named in ``Report.skipped``. Without ``contract`` the first one noted in them is used. What an
+    holds no step is left out and named in ``skipped`` of the report. Without ``contract`` the first one noted is used. What an
     interrupted conversion left in ``<out>.partial`` is gone on with by ``resume``; the result is the same. In ``kinesthetic`` bags
     the arm was led by hand: each action is what was measured one step later.
 
@@ -106,12 +106,12 @@ def convert(
     if partial.exists() and not resume:
         raise ConvertError(f"{partial} is left of an interrupted conversion; go on with it by --resume, or choose another --out")
     found, skipped = find_sources(sources, kinesthetic)
-    contract, found = _agree(found, contract, skipped)
+    contract, found = _agree_on_contract(found, contract, skipped)
     writer = WRITERS[format]
     writer.check(contract)
     unsuccessful = [] if keep_unsuccessful else [source for source in found if source.notes.get("success") is False]
     left_out = {source.name for source in unsuccessful}
-    wanted = {_key(source): source for source in found if source.name not in left_out}  # what is given twice counts once
+    wanted = {_name_folder(source): source for source in found if source.name not in left_out}  # what is given twice counts once
 
     try:
         places = {key: partial / "pieces" / key for key in wanted}
@@ -128,8 +128,8 @@ def convert(
             if not done:
                 if not any((partial / "pieces").iterdir()):  # else what other sources gave stays, to be gone on with
                     shutil.rmtree(partial)
-                raise ConvertError(_nothing(skipped, len(unsuccessful)))
-            recordings = [_line(source, place) for source, place in done]
+                raise ConvertError(_explain_nothing(skipped, len(unsuccessful)))
+            recordings = [_read_report(source, place) for source, place in done]
             pieces = [piece for _, place in done for piece in _pieces(place)]
             attributes: dict[str, Any] = {
                 "contract": contract.to_dict(),
@@ -156,7 +156,7 @@ def convert(
             raise
         raise ConvertError(f"{error}; {partial} keeps what is done, go on with --resume") from error
     steps = sum(len(piece.state) for piece in pieces)
-    return Report(
+    return ConversionReport(
         out=str(out),
         episodes=len(pieces),
         steps=steps,
@@ -204,7 +204,9 @@ def find_sources(paths: Sequence[str | Path], kinesthetic: bool = False) -> tupl
     return found, broken
 
 
-def _agree(sources: Sequence[Source], contract: Contract | None, skipped: dict[str, str]) -> tuple[Contract, list[Source]]:
+def _agree_on_contract(
+    sources: Sequence[Source], contract: Contract | None, skipped: dict[str, str]
+) -> tuple[Contract, list[Source]]:
     """The contract of all, ``contract`` or, without it, the first that a source names; and the sources whose note of it is one.
 
     The others come into ``skipped``.
@@ -227,7 +229,7 @@ def _agree(sources: Sequence[Source], contract: Contract | None, skipped: dict[s
     return contract, agreed
 
 
-def _nothing(skipped: Mapping[str, str], unsuccessful: int) -> str:
+def _explain_nothing(skipped: Mapping[str, str], unsuccessful: int) -> str:
     reasons = [f"\n  {name}: {reason}" for name, reason in skipped.items()]
     more = f"\n  and {len(reasons) - 10} more" if len(reasons) > 10 else ""
     remedy = " (taken with --keep-unsuccessful)" * bool(unsuccessful)
@@ -239,7 +241,7 @@ def _nothing(skipped: Mapping[str, str], unsuccessful: int) -> str:
 # What an interrupted conversion leaves: plan.json, and a folder in pieces/ for each recording that is done.
 
 
-def _key(source: Source) -> str:
+def _name_folder(source: Source) -> str:
     """The name of a recording's folder; another one when it was recorded anew."""
     path = source.path.resolve()
     identity = f"{path}{source.name.removeprefix(str(source.path))} {path.stat().st_mtime_ns}"
@@ -305,7 +307,7 @@ def _read(format: str, source: Source, contract: Contract, folder: Path) -> None
     (folder / "line.json").write_text(json.dumps(line), encoding="utf-8")
 
 
-def _line(source: Source, folder: Path) -> dict[str, Any]:
+def _read_report(source: Source, folder: Path) -> dict[str, Any]:
     line = json.loads((folder / "line.json").read_text(encoding="utf-8"))
     notes = {key: source.notes[key] for key in _NOTES if isinstance(source.notes.get(key), KINDS.get(key, (int, list)))}
     return {"source": source.name, **notes, **line}

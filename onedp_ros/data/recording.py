@@ -35,7 +35,7 @@ def next_episode(folder: Path) -> str:
     return f"episode_{max((int(name[1]) for name in found if name), default=-1) + 1:06d}"
 
 
-class Watch:
+class TopicWatch:
     """Checks the messages of one topic for what would spoil an episode.
 
     Args:
@@ -50,10 +50,14 @@ class Watch:
         self.heard = 0  # arrival of the newest message, ns
         self._excused = 0  # wall clock, ns
         self._recent: deque[int] = deque(maxlen=RECENT)
+        self.end()
+
+    def end(self) -> None:
+        """No episode is recorded."""
         self.begin(0)
 
     def begin(self, now: int) -> None:
-        """Start an episode at this time (ns); 0: it is over."""
+        """Start an episode at this time (ns)."""
         self._began = now
         self.timing = StreamTiming()
         self._problems: dict[str, str] = {}

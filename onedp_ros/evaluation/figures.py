@@ -138,7 +138,7 @@ def plot_servo(result: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_recorder(result: Mapping[str, Any], path: Path) -> None:
-    """Of ``onedp bench --recorder``: the share of a core that the recorder took, and what waited for the disk."""
+    """Of ``onedp bench --recorder``: the fraction of a core that the recorder took, and what waited for the disk."""
     at, used, waiting = np.array(result["looks"]).T
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
     top.step(at[1:], 100 * np.diff(used) / np.diff(at), color="tab:blue")

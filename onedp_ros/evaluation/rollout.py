@@ -26,7 +26,7 @@ from onedp_ros.tasks.drive import drive
 
 
 @dataclasses.dataclass(frozen=True)
-class Episode:
+class EpisodeResult:
     """How one episode went: ``time`` (s, simulated), its start and ``score`` (0 to 1), as of
     :class:`~onedp_ros.tasks.base.Environment`, and why it failed, if so."""
 
@@ -41,7 +41,7 @@ class Episode:
 
 def rollout(
     predictor: Any, environment: Environment, seed: int, action_steps: int, max_time: float, lead_steps: int = 0
-) -> Episode:
+) -> EpisodeResult:
     """One episode with ``predictor`` (as of ``policy.predictor``); see :func:`onedp_ros.tasks.drive.drive`."""
     environment.reset(np_random(seed)[0])
     start = environment.start()
@@ -56,7 +56,7 @@ def rollout(
     if not success:
         failure = failure or environment.failure()
     inference = float(np.median(times or [0.0]))
-    return Episode(seed, success, environment.time, start, failure, inference, environment.score())
+    return EpisodeResult(seed, success, environment.time, start, failure, inference, environment.score())
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _loaded(
 
 def _run(
     loading: tuple[Any, ...], seed: int, action_steps: int, max_time: float, lead_steps: int
-) -> tuple[Episode, dict[str, Any]]:
+) -> tuple[EpisodeResult, dict[str, Any]]:
     predictor, environment = kept(_loaded, *loading)
     facts = {k: getattr(predictor, k) for k in ("method", "nfe", "engine", "network")}
     predictor.reset(seed)
@@ -91,7 +91,7 @@ class _Partial:
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self._path = path
-        self.done: dict[int, tuple[Episode, dict[str, Any]]] = {}
+        self.done: dict[int, tuple[EpisodeResult, dict[str, Any]]] = {}
         if path is None:
             return
         lines = [json.dumps(settings, sort_keys=True)]
@@ -99,12 +99,12 @@ class _Partial:
         if earlier[:1] == [lines[0] + "\n"]:
             for line in (line for line in earlier[1:] if line.endswith("\n")):  # else it was cut off
                 told = json.loads(line)
-                episode = Episode(**told["episode"] | {"start": tuple(told["episode"]["start"])})
+                episode = EpisodeResult(**told["episode"] | {"start": tuple(told["episode"]["start"])})
                 self.done[episode.seed] = episode, told["facts"]
                 lines.append(line.rstrip("\n"))
         write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
-    def add(self, episode: Episode, facts: dict[str, Any]) -> None:
+    def add(self, episode: EpisodeResult, facts: dict[str, Any]) -> None:
         if self._path is not None:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"episode": dataclasses.asdict(episode), "facts": facts}) + "\n")
@@ -175,7 +175,7 @@ def evaluate(
         "max_time": max_time,
     }
     begin = time.perf_counter()
-    results: list[Episode] = []
+    results: list[EpisodeResult] = []
     facts: dict[str, Any] = {}
     loading = (model, digests, method, engine, dict(options or {}), contract)
     seeds = range(seed, seed + episodes)

@@ -55,7 +55,7 @@ class Distilling(Trainee):
         self.optimizers = self.distillation.optimizers
         count = len(loop.dataset)
         windows = np.random.default_rng(settings.seed).choice(count, min(128, count), replace=False)
-        self.watch = Watch(teacher, method, loop.dataset.batch(windows).to(loop.device))
+        self.watch = ErrorWatch(teacher, method, loop.dataset.batch(windows).to(loop.device))
         self.untrained = self.watch(teacher)
         if loop.accelerator.is_main_process:
             log.info(
@@ -144,7 +144,7 @@ def distilled_method(name: str) -> DistilledMethod:
     return method
 
 
-class Watch:
+class ErrorWatch:
     """The figure to watch: median absolute error of actions on some training windows, in normalised units.
 
     ``error`` is against the recorded actions, to be compared with the teacher's; ``from_teacher`` against the teacher's samples.

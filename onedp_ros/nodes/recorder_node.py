@@ -25,7 +25,7 @@ from onedp_ros.clock import PauseWatch
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.bags.reader import BagError
 from onedp_ros.data.bags.writer import BagWriter
-from onedp_ros.data.recording import Recording, Watch, next_episode
+from onedp_ros.data.recording import Recording, TopicWatch, next_episode
 from onedp_ros.data.targets import TARGET_MAX_AGE
 from onedp_ros.messages.encode import MESSAGES
 from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, worst
@@ -58,19 +58,21 @@ class RecorderNode(Node):
         self._out.mkdir(parents=True, exist_ok=True)
 
         self._subscribers: dict[str, PolledSubscriber] = {}
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, TopicWatch] = {}
         self._types: dict[str, str] = {}
         rate, gap = self.contract.control_hz, 1.5 * self.contract.dt  # longer gaps leave a step without its observation
         self._cameras = list(cameras.values())
         for topic in self._cameras:
-            self._subscribe(image, Watch(topic, rate, gap, optional=False), CAMERA_DEPTH)
+            self._subscribe(image, TopicWatch(topic, rate, gap, optional=False), CAMERA_DEPTH)
         for topic, name in self.contract.state_topics.items():
-            self._subscribe(MESSAGES[name], Watch(topic, rate, gap, optional=False), DEPTH)
+            self._subscribe(MESSAGES[name], TopicWatch(topic, rate, gap, optional=False), DEPTH)
         # The operator may take some time; an opening that is given once lasts.
         held = {feature.topic for feature in self.contract.action if feature.kind == "opening"}
         for topic, name in self.contract.action_topics.items():
             if topic not in self._watches:
-                self._subscribe(MESSAGES[name], Watch(topic) if topic in held else Watch(topic, rate, TARGET_MAX_AGE), DEPTH)
+                self._subscribe(
+                    MESSAGES[name], TopicWatch(topic) if topic in held else TopicWatch(topic, rate, TARGET_MAX_AGE), DEPTH
+                )
         self._extra = {topic: "" for topic in extra if topic and topic not in self._watches}  # why one is not there
 
         self._recording: Recording | None = None
@@ -86,7 +88,7 @@ class RecorderNode(Node):
         self._diagnostics = Diagnostics(self, self._report)
         self.get_logger().info(f"records to {self._out.absolute()}")
 
-    def _subscribe(self, kind: Any, watch: Watch, depth: int) -> None:
+    def _subscribe(self, kind: Any, watch: TopicWatch, depth: int) -> None:
         self._types[watch.topic] = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
         self._watches[watch.topic] = watch
         callback = functools.partial(self._take, watch)
@@ -134,7 +136,7 @@ class RecorderNode(Node):
         for subscriber in self._subscribers.values():
             subscriber.poll()
 
-    def _take(self, watch: Watch, data: bytes, arrival: int) -> None:
+    def _take(self, watch: TopicWatch, data: bytes, arrival: int) -> None:
         arrival = arrival or time.time_ns()  # not every middleware tells
         watch.take(data, arrival)
         if self._recording is not None:
@@ -197,7 +199,7 @@ class RecorderNode(Node):
             except (ImportError, AttributeError) as error:
                 self._extra[topic] = f"is {found[0]}, whose package is not installed here ({error})"
                 continue
-            self._subscribe(kind, Watch(topic, needed=False), DEPTH)
+            self._subscribe(kind, TopicWatch(topic, needed=False), DEPTH)
 
     # what is asked for
 
@@ -257,7 +259,7 @@ class RecorderNode(Node):
 
     def _discard(self) -> tuple[bool, str]:
         if self._recording is None:
-            return self._nothing()
+            return self._refuse()
         recording = self._end()
         try:
             recording.writer.discard()
@@ -271,17 +273,17 @@ class RecorderNode(Node):
         assert self._recording is not None
         recording, self._recording = self._recording, None
         for watch in self._watches.values():
-            watch.begin(0)
+            watch.end()
         recording.end()
         return recording
 
-    def _nothing(self) -> tuple[bool, str]:
+    def _refuse(self) -> tuple[bool, str]:
         return False, self._failed or "nothing is being recorded; start first"
 
     def _finish(self, outcome: dict[str, Any]) -> tuple[bool, str]:
         """Close the episode. Returns whether that succeeded, and a message."""
         if self._recording is None:
-            return self._nothing()
+            return self._refuse()
         now = time.time_ns()
         with suppress(rclpy_implementation.RCLError):  # the context may be down
             self._poll()

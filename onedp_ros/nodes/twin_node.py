@@ -53,7 +53,7 @@ STALE_AFTER = 0.25  # s without a target: slow to a stop and hold
 LATE = 0.1  # s that physics may lag behind the clock before it gives the lost time up
 RECENT = 5.0  # s that lost time is shown
 SETTLING = 0.3  # s that an arm that brakes takes to settle
-DEAF = 0.3  # s after a reset in which targets are not followed: they are meant for where the arm was
+IGNORED_AFTER_RESET = 0.3  # s after a reset in which targets are not followed: they are meant for where the arm was
 
 
 class TwinNode(Node):
@@ -269,7 +269,7 @@ class TwinNode(Node):
         target, opening = self._target, self._opening
         stale = clock.now() - self._target_time > STALE_AFTER
         if reset is not None:
-            self._deaf_until = clock.now() + DEAF
+            self._deaf_until = clock.now() + IGNORED_AFTER_RESET
             self._place()
             reset.set()
             return

@@ -18,7 +18,7 @@ from onedp_ros.cli.evaluate import main
 from onedp_ros.contract import Normalizer, Observation, task_contract
 from onedp_ros.evaluation import rollout as module
 from onedp_ros.evaluation.figures import plot_recorder
-from onedp_ros.evaluation.rollout import Episode, evaluate, rollout
+from onedp_ros.evaluation.rollout import EpisodeResult, evaluate, rollout
 from onedp_ros.geometry import gripper_down
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
@@ -205,7 +205,7 @@ def test_an_interrupted_evaluation_goes_on(bundle: Path, tmp_path: Path, monkeyp
     begun: list[int] = []
     rollout = module.rollout
 
-    def interrupted(predictor: Any, environment: Any, seed: int, *more: Any) -> Episode:
+    def interrupted(predictor: Any, environment: Any, seed: int, *more: Any) -> EpisodeResult:
         begun.append(seed)
         if len(begun) == 3:
             raise KeyboardInterrupt

@@ -29,7 +29,7 @@ from onedp_ros.data.bags import writer as bag_writer
 from onedp_ros.data.bags.reader import find_bags, read_bag, read_metadata
 from onedp_ros.data.bags.writer import BagWriter
 from onedp_ros.data.episodes import read_episodes
-from onedp_ros.data.recording import Recording, Watch, next_episode
+from onedp_ros.data.recording import Recording, TopicWatch, next_episode
 from onedp_ros.geometry import gripper_down
 from onedp_ros.messages.decode import header_stamp, stamp_ns
 from onedp_ros.messages.encode import header, pose_message
@@ -455,7 +455,7 @@ def message_at(stamp: int) -> bytes:
 
 def watched(times_ms, late_ms=5, **needs):
     """A watch that has seen messages stamped at these times after the start, and the time of the last arrival."""
-    watch = Watch("topic", **{"hz": 20.0, "gap": 0.075, "optional": False, **needs})
+    watch = TopicWatch("topic", **{"hz": 20.0, "gap": 0.075, "optional": False, **needs})
     watch.begin(BEGAN)
     for at in times_ms:
         watch.take(message_at(BEGAN + round(at * MS)), BEGAN + round((at + late_ms) * MS))
@@ -489,7 +489,7 @@ def test_a_slow_stream_is_told_though_it_has_no_gap():
 
 
 def test_silence_counts_from_the_start_and_is_forgiven_when_nothing_is_missing():
-    watch = Watch("topic", 20.0, 0.075, optional=False)
+    watch = TopicWatch("topic", 20.0, 0.075, optional=False)
     watch.begin(BEGAN)
     assert texts(watch, BEGAN + 200 * MS) == []
     assert texts(watch, BEGAN + 400 * MS) == ["topic stopped 0.0 s after the start"]

@@ -189,13 +189,13 @@ def _statistics(values: NDArray) -> dict[str, Any]:
 def _colour_statistics(counts: NDArray[np.int64], frames: int) -> dict[str, Any]:
     """How often each value 0..255 occurs in each channel, (3, 256) -> the same of the values 0..1, each (3, 1, 1)."""
     values, total = np.arange(256) / 255.0, counts.sum(1)
-    share = counts / total[:, None]
-    mean = share @ values
+    fraction = counts / total[:, None]
+    mean = fraction @ values
     found = {
         "min": values[np.argmax(counts > 0, axis=1)],
         "max": values[255 - np.argmax(counts[:, ::-1] > 0, axis=1)],
         "mean": mean,
-        "std": np.sqrt(np.maximum(share @ values**2 - mean**2, 0.0)),
+        "std": np.sqrt(np.maximum(fraction @ values**2 - mean**2, 0.0)),
     }
     rising = np.cumsum(counts, axis=1)
     for q in _QUANTILES:
