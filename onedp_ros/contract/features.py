@@ -151,7 +151,8 @@ class Feature:
         if self.kind == "quaternion":
             length = np.linalg.norm(values, axis=-1, keepdims=True)
             if np.any(np.abs(length - 1.0) > 0.05):
-                raise ContractError(f"{self.name}: no unit quaternion, its length is {float(length.flat[0]):.3f}")
+                worst = length.flat[np.argmax(np.abs(length - 1.0))]
+                raise ContractError(f"{self.name}: no unit quaternion, its length is {worst:.3f}")
             return values / length
         try:
             return matrix_to_quaternion(rotation_6d_to_matrix(values))

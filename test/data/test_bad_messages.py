@@ -15,7 +15,7 @@ from recordings import ARM, START, Record
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from onedp_ros.cli.convert import main
-from onedp_ros.contract import NANOSECONDS, Contract
+from onedp_ros.contract import NANOSECONDS, Contract, task_contract
 from onedp_ros.data import quality
 from onedp_ros.data.bags.reader import TYPES, BagError, read_messages
 from onedp_ros.data.convert import convert
@@ -24,6 +24,9 @@ from onedp_ros.data.episodes import Dropped, Episode, read_episodes
 WRIST, JOINTS, POSE = "wrist_camera/color/image_raw", "joint_states", "current_pose"
 Change = Callable[[str, int, Any], Any]
 """Topic, number within it, message -> the message to write, None for none."""
+
+
+MILK = task_contract("pnp_milk")
 
 
 def kind(name: str) -> Any:
@@ -227,7 +230,7 @@ def test_a_gripper_commanded_once_is_held_and_before_it_the_measured_opening(
     assert len(episode.stamps) == 40
     begin = START + (3 * 20 + 1) * 16_666_667
     np.testing.assert_allclose(episode.action[:, 9], np.where(episode.stamps < begin, 0.08, 0.0), atol=1e-6)  # fingers at 0.04
-    with pytest.raises(BagError, match=r"lacks the topics \['gripper_target'\], it has .*remap yours"):
+    with pytest.raises(BagError, match=r"lacks the topics \['gripper_target'\], it has .*name the topics of the action"):
         read_episodes(changed(lambda t, _, m: None if t == "gripper_target" else m, name="never"), contract)
 
 
@@ -260,7 +263,8 @@ def test_a_clock_that_is_set_back_ends_a_piece_and_loses_little(changed: Callabl
 
 def test_topics_of_other_names_are_named_with_what_is_there(changed: Callable[..., Path], contract: Contract) -> None:
     bag = changed(lambda t, _, m: m)
-    spaced = dataclasses.replace(contract, pose_topic="arm/state/current_pose")
+    moved = [dataclasses.replace(f, topic="arm/state/current_pose") if f.topic == "current_pose" else f for f in contract.state]
+    spaced = dataclasses.replace(contract, state=tuple(moved))
     with pytest.raises(BagError, match=r"lacks the topics \['arm/state/current_pose'\], it has \['current_pose'\]; name the"):
         read_episodes(bag, spaced)
 
@@ -272,28 +276,30 @@ def motion(n: int = 40, angle: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_plausible_values_raise_no_doubt_and_others_name_value_and_unit() -> None:
-    assert quality.doubts(*motion(), [40]) == []
-    for factor, named in ((1000, "80 m"), (3187.5, "255 m"), (1250, "100 m"), (12.5, "1 m")):
+    assert quality.doubts(MILK, *motion(), [40]) == []
+    for factor in (1000, 3187.5, 1250, 12.5):
         state, action = motion()
         state[5:, 7:] *= factor
         action[5:, 9] *= factor
-        found = quality.doubts(state, action, [40])
-        assert len(found) == 2 and all(f"opening spans 0.08 to {named}, expected -0.01 to 0.2" in doubt for doubt in found)
+        found = quality.doubts(MILK, state, action, [40])
+        assert len(found) == 2
+        for doubt, which, most in zip(found, ("the measured finger", "the target opening"), (0.04, 0.08), strict=True):
+            assert f"{which} spans {most:g} to {most * factor:.4g}, expected 0 to {most:g}; record it in the unit" in doubt
     state, action = motion()
     state[:, :3] *= 1000
-    assert "the measured position lies up to 400 m" in quality.doubts(state, action, [40])[0]
+    assert "the measured position lies up to 400 m" in quality.doubts(MILK, state, action, [40])[0]
     action[:, :3] = 0.01  # deltas
     state[:, :3] /= 1000
-    assert "targets lie 0.49 m from the end effector (median)" in quality.doubts(state, action, [40])[0]
+    assert "targets lie 0.49 m from the end effector (median)" in quality.doubts(MILK, state, action, [40])[0]
 
 
 def test_the_seam_of_the_quaternion_is_said_before_and_at_it() -> None:
-    assert quality.doubts(*motion(angle=np.radians(160)), [40]) == []
+    assert quality.doubts(MILK, *motion(angle=np.radians(160)), [40]) == []
     both = (np.concatenate(pair) for pair in zip(motion(20), motion(20, np.radians(170)), strict=True))
-    assert "in 1 of 2 episodes" in quality.doubts(*both, [20, 40])[0]
+    assert "in 1 of 2 episodes" in quality.doubts(MILK, *both, [20, 40])[0]
     state, action = motion(angle=np.radians(180))
     state[::2, 3:7] *= -1  # as encode_state does when noise decides
-    (doubt,) = quality.doubts(state, action, [40])
+    (doubt,) = quality.doubts(MILK, state, action, [40])
     assert "in 40 steps; it changes its sign there 39 times" in doubt
 
 

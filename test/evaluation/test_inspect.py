@@ -112,13 +112,13 @@ def test_speeds_do_not_reach_from_one_episode_into_the_next() -> None:
     action = np.stack(
         [CONTRACT.arm.encode_action(np.array([x, 0, 0.2]), gripper_down(yaw), 0.08) for x, yaw in ((0.3, 0), (0.31, 0), (0.6, 2))]
     )
-    state = np.zeros((3, 9), np.float32)
-    found = ranges(state, action, [2, 3], 0.05)
+    state = np.tile(np.float32([0, 0, 0, 1, 0, 0, 0, 0, 0]), (3, 1))
+    found = ranges(CONTRACT, state, action, [2, 3])
     assert found["speed_m_s"]["max"] == pytest.approx(0.2, rel=1e-3) and found["turn_rad_s"]["max"] == pytest.approx(0, abs=1e-3)
     assert found["turn_rad"] == pytest.approx(0, abs=1e-3)
-    assert ranges(state, action, [3], 0.05)["speed_m_s"]["max"] == pytest.approx(5.8, rel=1e-3)
-    assert ranges(state, action, [3], 0.05)["turn_rad"] == pytest.approx(2.0, abs=1e-3)
-    assert ranges(state[:1], action[:1], [1], 0.05)["speed_m_s"]["max"] == 0.0
+    assert ranges(CONTRACT, state, action, [3])["speed_m_s"]["max"] == pytest.approx(5.8, rel=1e-3)
+    assert ranges(CONTRACT, state, action, [3])["turn_rad"] == pytest.approx(2.0, abs=1e-3)
+    assert ranges(CONTRACT, state[:1], action[:1], [1])["speed_m_s"]["max"] == 0.0
 
 
 def test_lost_frames_show_as_gaps_and_in_the_synchrony(record: Record) -> None:

@@ -15,7 +15,7 @@ from std_srvs.srv import Trigger
 
 from onedp_ros.contract import MAX_OPENING
 from onedp_ros.messages.decode import pose_arrays, stamp_ns
-from onedp_ros.nodes.teleop_node import MOST_NAMES, TeleopNode
+from onedp_ros.nodes.teleop_node import MAX_NAMES, TeleopNode
 from onedp_ros.teleop.devices import DEVICES
 from onedp_ros.teleop.devices.base import Command, Device
 
@@ -266,9 +266,9 @@ def test_whatever_others_say_on_diagnostics_is_borne(rig, hands):
         ),
         "the refusals",
     )
-    assert len(hands.node._others) <= MOST_NAMES + 1
+    assert len(hands.node._others) <= MAX_NAMES + 1
     rig.until(lambda: say("recorder_node", state="recording", seconds="2.5") or hands.shown["seconds"] == 2.5, "the recorder")
-    assert len(hands.shown["problem"]) < MOST_NAMES * 400
+    assert len(hands.shown["problem"]) < MAX_NAMES * 400
 
 
 @pytest.mark.parametrize("x", [1.7e308, float("nan")])

@@ -125,7 +125,7 @@ def test_a_config_with_wrong_content_is_named(checkpoint, values, named):
 
 
 def test_another_format_is_refused(checkpoint):
-    for number in (3, 0, "1", True, 1.0, [1]):
+    for number in (4, 0, "1", True, 1.0, [1]):
         change(checkpoint, format=number)
         with pytest.raises(IncompatibleCheckpointError, match=r"has format .* this program reads 1 to 3"):
             load_policy(checkpoint)
