@@ -97,9 +97,9 @@ def test_two_processes_share_the_batch(replay, tmp_path, small_contract):
         yaml.safe_dump({"network": SMALL.to_dict(), "train": {"steps": 3, "batch_size": 4, "warmup_steps": 1, "save_every": 3}})
     )
     program = (
-        "import sys; from onedp_ros.learning import train as t; "
+        "import sys; from onedp_ros.learning import train as t; from onedp_ros.settings import from_mapping; "
         "t.train(sys.argv[1], sys.argv[2], t.NetworkConfig.from_dict(t.read_section(sys.argv[3], 'network')), "
-        "t.from_mapping(t.PretrainingSettings, 'train', t.read_section(sys.argv[3], 'train')))"
+        "from_mapping(t.PretrainingSettings, 'train', t.read_section(sys.argv[3], 'train')))"
     )
     (tmp_path / "run.py").write_text(program)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "run.py")]
