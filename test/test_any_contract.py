@@ -1,17 +1,18 @@
-"""Contracts of any shape go the whole way: recorded, converted, trained on, distilled, and predicted from."""
+"""Contracts of any shape go the whole way: collected, converted, trained on, distilled, predicted from, and evaluated."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 import zarr
 
 from onedp_ros.contract import Camera, Contract, Feature, Observation
 from onedp_ros.contract.features import slices
-from onedp_ros.data.bags.writer import EpisodeWriter
 from onedp_ros.data.convert import convert
+from onedp_ros.evaluation.rollout import evaluate
 from onedp_ros.geometry import gripper_down, matrix_to_rotation_6d, quaternion_to_matrix
 from onedp_ros.learning.distill import distill
 from onedp_ros.learning.train import train
@@ -19,10 +20,13 @@ from onedp_ros.policy.methods.one_step_generator import OneDPSettings
 from onedp_ros.policy.methods.settings import PretrainingSettings
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.predictor import load_predictor
+from onedp_ros.tasks import TASKS
+from onedp_ros.tasks.base import PlainEnvironment, Task
+from onedp_ros.tasks.collect import collect
 
 NETWORK = NetworkConfig(encoder_width=16, unet_channels=(8, 16), step_dim=8)
 RATES = {"base_frame": "base", "control_hz": 10.0, "n_obs_steps": 2, "horizon": 8, "n_action_steps": 4, "slop": 0.03}
-STEPS, START = 24, 1_700_000_000_000_000_000
+STEPS = 24
 
 POINT = Contract(
     task="point",
@@ -75,33 +79,55 @@ def images(contract: Contract, step: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Callable[[Contract], Path]:
-    def write(contract: Contract) -> Path:
-        with EpisodeWriter(tmp_path / "bag", contract, {"success": True}) as writer:
-            for step in range(STEPS):
-                stamp = START + step * contract.dt_ns
-                writer.add_state(stamp, values(contract.state, step))
-                writer.add_action(stamp, values(contract.action, step))
-                for camera, image in images(contract, step).items():
-                    writer.add_image(camera, stamp, image)
-        return tmp_path / "bag"
+class Parade(PlainEnvironment):
+    """Goes its way whatever is commanded, and is accomplished after :data:`STEPS` steps."""
 
-    return write
+    def begin(self, rng: np.random.Generator, recovery: bool) -> None:
+        pass
+
+    def execute(self, action: np.ndarray) -> None:
+        pass
+
+    def state(self) -> np.ndarray:
+        return values(self.contract.state, self._steps)
+
+    def images(self) -> dict[str, np.ndarray]:
+        return images(self.contract, self._steps)
+
+    def success(self) -> bool:
+        return self._steps >= STEPS
+
+    def failure(self) -> str:
+        return "not yet at its end"
+
+    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(self.contract.action_dim, -2.0), np.full(self.contract.action_dim, 3.0)
+
+    def expert_action(self) -> np.ndarray:
+        return values(self.contract.action, self._steps)
 
 
-@pytest.mark.parametrize("contract", [POINT, TWO_ARMS], ids=lambda contract: contract.task)
-def test_a_contract_goes_from_recordings_to_predictions(
-    contract: Contract, record: Callable[[Contract], Path], tmp_path: Path
-) -> None:
-    report = convert([record(contract)], tmp_path / "data.zarr", workers=1, progress=False)
+@pytest.fixture(params=[POINT, TWO_ARMS], ids=lambda contract: contract.task)
+def contract(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Contract]:
+    """A contract, written to ``<task>.yaml``, whose task is registered."""
+    (tmp_path / f"{request.param.task}.yaml").write_text(yaml.safe_dump(request.param.to_dict(), sort_keys=False))
+    TASKS.add(request.param.task, Task(environment=lambda contract, _: Parade(contract), max_time=5.0))
+    yield request.param
+    TASKS.remove(request.param.task)
+
+
+def test_a_contract_goes_from_demonstrations_to_an_evaluation(contract: Contract, tmp_path: Path) -> None:
+    task = str(tmp_path / f"{contract.task}.yaml")
+    assert collect(tmp_path / "bags", 1, task=task, jobs=1)["kept"] == 1
+    report = convert([tmp_path / "bags"], tmp_path / "data.zarr", workers=1, progress=False)
     assert report.steps >= STEPS - 2 and not report.skipped
     root = zarr.open_group(str(tmp_path / "data.zarr"), mode="r")
     assert Contract.from_dict(dict(root.attrs["contract"])) == contract
     assert set(root["data"].array_keys()) == {"state", "action", *contract.cameras}
-    expected = np.array([values(contract.action, step) for step in range(STEPS)], np.float32)
+    expected = np.array([values(contract.action, step) for step in range(2 * STEPS)], np.float32)
     first = int(np.argmin(np.abs(expected - root["data/action"][0]).sum(1)))
-    np.testing.assert_allclose(root["data/action"][:], expected[first:][: report.steps], atol=1e-5)
+    # nothing is commanded at the last observation
+    np.testing.assert_allclose(root["data/action"][:-1], expected[first:][: report.steps - 1], atol=1e-5)
     for name, array in images(contract, first).items():
         assert (root[f"data/{name}"][0] == array).all()
 
@@ -123,7 +149,11 @@ def test_a_contract_goes_from_recordings_to_predictions(
     ]
     (chunk,) = predictor.predict([window])
     assert chunk.shape == (contract.horizon, contract.action_dim) and np.isfinite(chunk).all()
-    low, high = expected.min(0), expected.max(0)
+    low, high = root["data/action"][:].min(0), root["data/action"][:].max(0)
     for name, at in slices(contract.action).items():
         if not name.endswith("rotation"):  # which is not normalised
             assert np.all(chunk[:, at] >= low[at] - 1e-4) and np.all(chunk[:, at] <= high[at] + 1e-4), "within what was seen"
+
+    result = evaluate(tmp_path / "generator", task=task, engine="torch", episodes=1, jobs=1)
+    (episode,) = result["results"]
+    assert result["method"] == "onedp_s" and (episode["success"] or "rotation" in episode["failure"]), episode
