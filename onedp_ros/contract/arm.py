@@ -87,7 +87,7 @@ class Arm:
         Raises:
             ContractError: a value that is not finite, a rotation that is not one, or a wrong shape.
         """
-        action = self.contract.check_action(action)
+        action = self.contract.check_numbers(action)
         quaternions = self._rotation.quaternions(action[..., self._to["rotation"]])
         return action[..., self._to["position"]], quaternions, action[..., self._to["opening"].start]
 

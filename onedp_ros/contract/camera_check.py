@@ -34,6 +34,9 @@ class CameraCheck:
 
     def __init__(self, contract: Contract) -> None:
         self._contract = contract
+        parts = list(zip(contract.state, slices(contract.state).values(), strict=True))
+        self._positions = [at for feature, at in parts if feature.kind == "position"]
+        self._rotations = [(feature, at) for feature, at in parts if feature.kind in ("quaternion", "rotation_6d")]
         self._clear()
 
     def _clear(self) -> None:
@@ -58,9 +61,8 @@ class CameraCheck:
 
     def _pose(self, state: Floats) -> Pose:
         """Positions (P, 3) and quaternions (Q, 4) in a state."""
-        at, features = slices(self._contract.state), self._contract.state
-        positions = [state[at[f.name]].astype(np.float64) for f in features if f.kind == "position"]
-        turns = [f.quaternions(state[at[f.name]]) for f in features if f.kind in ("quaternion", "rotation_6d")]
+        positions = [state[at].astype(np.float64) for at in self._positions]
+        turns = [feature.quaternions(state[at]) for feature, at in self._rotations]
         return np.reshape(positions, (-1, 3)), np.reshape(turns, (-1, 4))
 
     def _judge(self, camera: str, stamp: int, image: Image, pose: Pose) -> tuple[str, str]:

@@ -197,6 +197,12 @@ class Contract:
         return {topic: tuple(found) for topic, found in names.items()}
 
     @functools.cached_property
+    def _places(self) -> dict[str, list[int]]:
+        """Where the joints of the state's features stand in :attr:`measured_joints`."""
+        joints = [feature for feature in self.state if not feature.is_pose]
+        return {f.name: [self.measured_joints[f.topic].index(n) for n in f.message_names] for f in joints}
+
+    @functools.cached_property
     def arm(self) -> Arm:
         """The one arm of this contract. ContractError when it is not of one arm with a gripper."""
         return Arm(self)
@@ -217,13 +223,21 @@ class Contract:
                     _check_orientation(sample[1])
                 parts.append(feature.encode_pose(*sample))
             else:
-                names = self.measured_joints[feature.topic]
-                parts.append(np.array([sample[names.index(n)] for n in feature.message_names]))
+                parts.append(sample[self._places[feature.name]])
         state = np.concatenate(parts).astype(np.float64)
         if not np.all(np.isfinite(state)):
             wrong = [n for n, v in zip(self.state_names, state, strict=True) if not np.isfinite(v)]
             raise ContractError(f"state holds NaN or infinity in {wrong}")
         return state.astype(np.float32)
+
+    def check_numbers(self, action: Floats) -> Floats:
+        """:meth:`check_action` but for the rotations."""
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape[-1:] != (self.action_dim,):
+            raise ContractError(f"action has shape {action.shape}, expected (..., {self.action_dim})")
+        if not np.all(np.isfinite(action)):
+            raise ContractError("action holds NaN or infinity; the policy or its input is broken")
+        return action
 
     def check_action(self, action: Floats) -> Floats:
         """Actions (..., action_dim) as float64.
@@ -231,12 +245,7 @@ class Contract:
         Raises:
             ContractError: a value that is not finite, a rotation that is not one, or a wrong shape.
         """
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape[-1:] != (self.action_dim,):
-            raise ContractError(f"action has shape {action.shape}, expected (..., {self.action_dim})")
-        if not np.all(np.isfinite(action)):
-            raise ContractError("action holds NaN or infinity; the policy or its input is broken")
-        at = slices(self.action)
+        action, at = self.check_numbers(action), slices(self.action)
         for feature in self.action:
             if feature.kind in ("quaternion", "rotation_6d"):
                 feature.quaternions(action[..., at[feature.name]])

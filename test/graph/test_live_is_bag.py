@@ -353,7 +353,7 @@ def test_a_demonstration_goes_through_the_nodes_as_it_goes_offline(bundle, tmp_p
 
 
 def player(rig, **parameters):
-    overrides = [rig.parameter(name, value) for name, value in {"bag": str(GOLDEN), **parameters}.items()]
+    overrides = [rig.parameter(name, value) for name, value in {"task": "pnp_milk", "bag": str(GOLDEN), **parameters}.items()]
     return PlayerNode(context=rig.context, parameter_overrides=overrides)
 
 

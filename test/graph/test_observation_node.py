@@ -40,7 +40,7 @@ def test_a_set_has_one_stamp_the_frames_of_the_cameras_and_the_state_at_that_tim
     frames = source.frames.copy()  # the source goes on
     for state in complete:
         stamp = stamp_ns(state)
-        assert list(state.name) == list(rig.contract.state_names)
+        assert list(state.name) == list(source.contract.state_names)
         np.testing.assert_allclose(state.position[:3], source.position(stamp), atol=2e-5)
         np.testing.assert_allclose(state.position[3:], [*gripper_down(0.2), 0.02, 0.02], atol=1e-6)
         ages = []
@@ -136,7 +136,7 @@ def huge_fingers(source):
         (wrong_encoding, "wrist_camera/color/image_raw", "16UC1"),
         (wrong_size, "wrist_camera/color/image_raw", "90x90"),
         (too_few_bytes, "wrist_camera/color/image_raw", "100 bytes"),
-        (missing_joints, "joint_states", "finger_joints"),
+        (missing_joints, "joint_states", "name the joints"),
         (nan_in_pose, "current_pose", "NaN"),
         (nan_in_fingers, "joint_states", "not finite"),
         (other_frame, "current_pose", "base"),

@@ -174,7 +174,9 @@ def test_after_a_pause_of_the_process_it_acts_on_no_old_observation(rig, seconds
     )
     environment = os.environ | {"ROS_DOMAIN_ID": str(rig.domain)}
     standin = Path(__file__).with_name("standin.py")
-    with subprocess.Popen([sys.executable, standin, "--ros-args", "-p", "autostart:=true"], env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, standin, "--ros-args", "-p", "autostart:=true", "-p", "task:=pnp_milk"], env=environment
+    ) as process:
         try:
             rig.until(lambda: len(late) > 20, "chunks")
             process.send_signal(signal.SIGSTOP)
