@@ -1,7 +1,7 @@
 """What a policy sees and predicts in a recording, against what was recorded.
 
 Offline, the recording's messages go in log order, which is that of their arrival, through the code of observation_node and of
-policy_node (``data.messages.feed``, ``ObservationAssembler``, ``ObservationHistory``, ``Predictor``). With ``--graph`` they go
+policy_node (``messages.decode.feed``, ``ObservationAssembler``, ``ObservationHistory``, ``Predictor``). With ``--graph`` they go
 through those nodes themselves: ``player_node`` publishes them, byte for byte, under ``/clock``.
 
 A recording with ``observation/*`` and ``action/chunk`` (``extra_topics`` of recorder_node) is one of a policy's run, and is

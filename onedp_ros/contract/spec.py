@@ -154,20 +154,20 @@ class Contract:
         """Frames a second that each camera must send: a new one at every step, those of two never farther apart than ``slop``."""
         return max(self.control_hz, 1.0 / (2.0 * self.slop) if len(self.cameras) > 1 else 0.0)
 
-    @property
+    @functools.cached_property
     def state_dim(self) -> int:
         return sum(feature.dim for feature in self.state)
 
-    @property
+    @functools.cached_property
     def action_dim(self) -> int:
         return sum(feature.dim for feature in self.action)
 
-    @property
+    @functools.cached_property
     def state_names(self) -> tuple[str, ...]:
         """Of the values of a state: ``position.x``, …"""
         return tuple(name for feature in self.state for name in feature.value_names)
 
-    @property
+    @functools.cached_property
     def action_names(self) -> tuple[str, ...]:
         """Of the values of an action."""
         return tuple(name for feature in self.action for name in feature.value_names)

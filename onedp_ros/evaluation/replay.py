@@ -1,15 +1,6 @@
 """What a policy sees in a recording, by the live code, and whether it is what it saw and predicted live.
 
-Offline, the recording's messages go in log order, which is that of their arrival, through the code of observation_node and of
-policy_node (``data.messages.feed``, ``ObservationAssembler``, ``ObservationHistory``, ``Predictor``). With ``--graph`` they go
-through those nodes themselves: ``player_node`` publishes them, byte for byte, under ``/clock``.
-
-A recording with ``observation/*`` and ``action/chunk`` (``extra_topics`` of recorder_node) is one of a policy's run, and is
-compared with itself: every set byte by byte, every chunk number by number. With ``/diagnostics`` it tells which policy that was.
-Any other is a demonstration: predictions from every set are compared with what was commanded.
-
-Which sets there are depends on the order in which the frames of two cameras arrive, which may be another at the recorder where they
-arrive together. What the set of a stamp holds does not depend on it where the contract's slop is shorter than a camera's period.
+How, :mod:`onedp_ros.cli.replay` tells.
 """
 
 from __future__ import annotations
