@@ -117,7 +117,8 @@ def test_every_setting_of_a_robot_file_is_in_the_reference() -> None:
 
 
 def test_pages_that_messages_name_exist() -> None:
-    sources = [path for folder in ("onedp_ros", "config", "launch") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    sources = [path for folder in ("onedp_ros", "config", "launch") for path in (ROOT / folder).rglob("*")]
+    sources = [path for path in sources if path.is_file() and "__pycache__" not in path.parts]
     named: set[str] = set()
     for path in [*sources, ROOT / "CHANGELOG.rst", ROOT / "Makefile"]:
         named |= set(re.findall(rb"(?<![\w./])docs/[\w./-]+\.md", path.read_bytes()))
