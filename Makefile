@@ -6,10 +6,11 @@ PYTHON := .venv/bin/python
 demo: venv
 	.venv/bin/onedp demo
 
-# First what may share the machine, a process a core; then what runs against the clock.
+# First what may share the machine, a process a core; then, one at a time, what runs against the clock: in a process of its own, so
+# that a crash of the middleware costs one test.
 test: lint fake-franka browser
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not real_time" -n auto --dist loadfile; first=$$?; \
-	$(PYTHON) -m pytest -m real_time && exit $$first
+	$(PYTHON) -m pytest -m real_time -n 1 && exit $$first
 
 lint: venv
 	@find onedp_ros -name '*.py' -exec awk 'FNR == 401 { print FILENAME ": over 400 lines; split it"; long = 1 } END { exit long }' {} +

@@ -29,9 +29,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 
 REAL_TIME = ("graph", "robot", "teleop")  # folders whose tests run processes against the clock, unless they say otherwise
 MARKERS = (
-    "real_time: runs against the clock: alone on the machine",
+    "real_time: runs against the clock: alone on the machine, and again, twice at most, where the machine stalled",
     "concurrent: in a folder of real-time tests, but may share the machine",
-    "stalls(reason): runs again where the machine stalls for longer than the reason allows; not three times in a row",
 )
 
 
@@ -46,9 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in REAL_TIME and not item.get_closest_marker("concurrent"):
             item.add_marker("real_time")
-        if stalls := item.get_closest_marker("stalls"):
-            if not (stalls.args and isinstance(stalls.args[0], str)):
-                raise pytest.UsageError(f"{item.nodeid}: stalls() needs its reason")
+        if item.get_closest_marker("real_time"):
             item.add_marker(pytest.mark.flaky(reruns=2))
 
 

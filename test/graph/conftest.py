@@ -23,7 +23,9 @@ os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
+from lifecycle_msgs.msg import Transition
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
@@ -35,6 +37,7 @@ from onedp_ros.graph.client import name_within
 from onedp_ros.graph.processes import free_domain
 from onedp_ros.messages.encode import header, image_message, pose_message
 from onedp_ros.nodes.lib.executor import LeanExecutor
+from onedp_ros.nodes.lib.lifecycle import LifecycleNode
 from onedp_ros.policy.checkpoint import save_policy
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
@@ -134,6 +137,13 @@ class Rig:
         self._threads.append(threading.Thread(target=executor.spin))
         self._threads[-1].start()
         return node
+
+    def transition(self, node: LifecycleNode, name: str) -> TransitionCallbackReturn:
+        """Make a transition, such as ``"configure"``, in the thread that spins the node, as a request of it does."""
+        assert node.executor is not None
+        task = node.executor.create_task(node.change_state, getattr(Transition, f"TRANSITION_{name.upper()}"))
+        self.until(task.done, f"the transition {name}", 60.0)
+        return task.result()
 
     def process(self, module: str, **parameters: Any) -> subprocess.Popen[bytes]:
         """A node in a process of its own, by its module; killed at the end."""

@@ -295,8 +295,8 @@ def test_whole_graph_from_frames_to_targets_and_held_while_a_camera_is_gone(rig)
     rig.add(ObservationNode)
     policy = rig.add(functools.partial(PolicyNode, load_standin))
     rig.add(ActionNode, enabled=True)
-    assert policy.trigger_configure().name == "SUCCESS"
-    assert policy.trigger_activate().name == "SUCCESS"
+    assert rig.transition(policy, "configure").name == "SUCCESS"
+    assert rig.transition(policy, "activate").name == "SUCCESS"
     rig.until(lambda: rig.value(NODE, "latency_ms_p50") > 0, "a latency from frame to target")
     rig.until(lambda: rig.level(NODE, DiagnosticStatus.OK, "following"), "following")
     before = len(targets)

@@ -225,7 +225,6 @@ def test_twin_node(make: Callable[..., Any]) -> None:
     assert np.all(np.isfinite(node._timed.cell.position))
 
 
-@pytest.mark.stalls("as a real one, the fake robot ends a motion whose 1 ms cycles go unanswered")
 def test_franka_node(fake: FakeFranka, make: Callable[..., Any]) -> None:
     node = make(make_franka_node, robot_ip=fake.address, realtime="ignore", autostart=True)
     run(node, 0.1)

@@ -18,8 +18,6 @@ from onedp_ros.nodes.action_node import ActionNode
 from onedp_ros.nodes.franka_node import FrankaNode, make_node
 from onedp_ros.robot.fake_franka import FakeFranka, read_log
 
-pytestmark = pytest.mark.stalls("as a real one, the fake robot ends a motion whose 1 ms cycles go unanswered")
-
 NODE = "franka_node"
 CONFIGURE, ACTIVATE, DEACTIVATE = 1, 3, 4  # lifecycle_msgs/Transition
 

@@ -217,7 +217,6 @@ def test_the_nodes_themselves_see_and_say_it_again_in_the_recordings_time(run, b
     assert report["counts"] == {}
 
 
-@pytest.mark.stalls("half of the sets must come through in real time")
 def test_the_nodes_keep_up_in_real_time(run, bundle, tmp_path):
     bag, _ = run("raw")
     recording = read_recording(bag, CONTRACT)

@@ -4,8 +4,8 @@ import pytest
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
-from rclpy.lifecycle import LifecycleNode
 
+from onedp_ros.nodes.lib.lifecycle import LifecycleNode
 from onedp_ros.nodes.lib.parameters import declare, declare_dynamic, declare_unconfigured
 
 pytestmark = pytest.mark.concurrent
@@ -36,7 +36,7 @@ def set_parameter(rig, node, name, value):
 def test_a_dynamic_number_changes_within_its_range_at_any_time(rig):
     node = rig.add(Tuned)
     assert node.lead() == 0.18
-    node.trigger_configure(), node.trigger_activate()
+    rig.transition(node, "configure"), rig.transition(node, "activate")
     assert set_parameter(rig, "/left/tuned", "lead", 0.3).successful
     assert node.lead() == 0.3
     for bad in (0.6, -0.1, float("nan"), float("inf")):
@@ -51,16 +51,16 @@ def test_what_is_loaded_at_configure_changes_only_while_unconfigured(rig):
     node = rig.add(Tuned)
     assert set_parameter(rig, "/left/tuned", "model", "second").successful
     assert node.model() == "second"
-    node.trigger_configure()
+    rig.transition(node, "configure")
     for state, remedy in (("inactive", "lifecycle set /left/tuned cleanup"), ("active", "/left/tuned deactivate and cleanup")):
         if state == "active":
-            node.trigger_activate()
+            rig.transition(node, "activate")
         refused = set_parameter(rig, "/left/tuned", "model", "third")
         assert not refused.successful
         assert f"it is {state}" in refused.reason and remedy in refused.reason
         assert set_parameter(rig, "/left/tuned", "lead", 0.2).successful, "the others are free"
     assert node.model() == "second"
-    node.trigger_deactivate(), node.trigger_cleanup()
+    rig.transition(node, "deactivate"), rig.transition(node, "cleanup")
     assert set_parameter(rig, "/left/tuned", "model", "third").successful
     assert node.model() == "third"
 

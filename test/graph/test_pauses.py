@@ -64,7 +64,6 @@ def started(rig, tmp_path):
         process.close()
 
 
-@pytest.mark.stalls("as a real one, the fake robot ends a motion whose 1 ms cycles go unanswered")
 def test_an_arm_whose_node_was_stopped_follows_no_old_target_and_waits_for_recover_after_a_long_pause(rig, started):
     poses = rig.listen(PoseStamped, "current_pose")
     target = rig.node.create_publisher(PoseStamped, "target_pose", 1)

@@ -22,8 +22,8 @@ def test_a_real_policy_runs_in_the_graph(rig, bundle):
     chunks = rig.listen(MultiDOFJointTrajectory, "action/chunk")
     rig.add(ObservationNode)
     node = rig.add(PolicyNode, model=str(bundle), engine="torch", threads=1)
-    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    assert rig.transition(node, "configure") == TransitionCallbackReturn.SUCCESS
+    assert rig.transition(node, "activate") == TransitionCallbackReturn.SUCCESS
     rig.until(lambda: len(chunks) >= 5, "chunks")
     hand = chunks[0].points[5].transforms[0]
     np.testing.assert_allclose([hand.translation.x, hand.translation.y, hand.translation.z], [0.5, 0, 0.3], atol=0.011)
@@ -58,6 +58,6 @@ def test_a_policy_that_does_not_fit_is_refused_with_the_reason(rig, bundle, tmp_
             (tmp_path / file.name).write_bytes(file.read_bytes())
         spoil(tmp_path)
     node = rig.add(PolicyNode, model=str(tmp_path), engine="torch")
-    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert rig.transition(node, "configure") == TransitionCallbackReturn.FAILURE
     rig.until(lambda: rig.error(NODE, words), "the error")
     assert str(tmp_path) in rig.status[NODE].message

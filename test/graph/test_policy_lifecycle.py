@@ -122,15 +122,15 @@ def test_swapping_models_does_not_add_up_in_memory(rig, bundle):
     node = rig.add(PolicyNode, model=str(bundle), engine="openvino", threads=1)
     used = []
     for _ in range(6):
-        assert node.trigger_configure() == SUCCESS
-        assert node.trigger_cleanup() == SUCCESS
+        assert rig.transition(node, "configure") == SUCCESS
+        assert rig.transition(node, "cleanup") == SUCCESS
         used.append(psutil.Process().memory_info().rss)
     assert used[-1] - used[1] < 20e6, [round(u / 1e6) for u in used]
 
 
 def test_the_rate_may_change_in_motion(rig):
     node = rig.add(functools.partial(PolicyNode, load_standin), rate=2.0)
-    assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+    assert rig.transition(node, "configure") == SUCCESS and rig.transition(node, "activate") == SUCCESS
     rig.until(lambda: rig.value(NODE, "ticks") > 1, "ticks")
     assert set_parameter(rig, NODE, "rate", 200.0).successful
     ticks = rig.value(NODE, "ticks")
@@ -149,7 +149,7 @@ def test_a_prediction_whose_actions_are_all_past_is_not_published(rig):
     chunks = rig.listen(MultiDOFJointTrajectory, "action/chunk")
     rig.add(ObservationNode)
     node = rig.add(functools.partial(PolicyNode, load))
-    assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+    assert rig.transition(node, "configure") == SUCCESS and rig.transition(node, "activate") == SUCCESS
     rig.more(chunks, 3, "chunks")
     begun = len(held[0].windows)
     held[0].hold = threading.Event()
@@ -157,11 +157,12 @@ def test_a_prediction_whose_actions_are_all_past_is_not_published(rig):
     stamp = held[0].windows[-1][-1].stamp
     horizon = int(task_contract("pnp_milk").action_stamps(0)[-1])
     rig.until(lambda: time.time_ns() > stamp + horizon, "the end of its actions")
+    published = len(chunks)  # the same observation may have been predicted from before
     hold, held[0].hold = held[0].hold, None
     hold.set()
     rig.until(lambda: rig.value(NODE, "rejected.chunk_past") == 1, "the count")
     rig.more(chunks, 3, "chunks after it")
-    assert stamp not in {stamp_ns(c) for c in chunks}
+    assert stamp not in {stamp_ns(c) for c in chunks[published:]}
 
 
 @pytest.mark.parametrize("seconds", [1.0, 5.0])
@@ -213,6 +214,6 @@ def test_a_onestep_policy_that_is_slow_is_not_told_to_be_one(rig):
     rig.source()
     rig.add(ObservationNode)
     node = rig.add(functools.partial(PolicyNode, functools.partial(load_standin, seconds=0.1)))
-    assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+    assert rig.transition(node, "configure") == SUCCESS and rig.transition(node, "activate") == SUCCESS
     rig.until(lambda: rig.level(NODE, b"\1", "inference takes"), "the warning")
     assert "onedp_s" not in rig.status[NODE].message and "threads" in rig.status[NODE].message

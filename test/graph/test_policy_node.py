@@ -34,8 +34,8 @@ class Loader:
 
 def active(rig, loader, **parameters):
     node = rig.add(functools.partial(PolicyNode, loader), **parameters)
-    assert node.trigger_configure() == SUCCESS
-    assert node.trigger_activate() == SUCCESS
+    assert rig.transition(node, "configure") == SUCCESS
+    assert rig.transition(node, "activate") == SUCCESS
     return node
 
 
@@ -44,14 +44,18 @@ def test_predicts_from_observations_spaced_by_dt_under_the_stamp_of_the_newest(r
     chunks = rig.listen(MultiDOFJointTrajectory, "action/chunk")
     rig.add(ObservationNode)
     active(rig, loader, seed=5, method="onedp_s")
-    rig.until(lambda: len(chunks) >= 40, "forty chunks")
+
+    def spaced_windows():
+        """Those with a history, by the stamp of their newest observation; several chunks may be of one."""
+        return {w[-1].stamp: w for w in list(loader.predictor.windows) if w[0].stamp != w[1].stamp}
+
+    rig.until(lambda: len(spaced_windows()) >= 25 and len(chunks) >= 40, "forty chunks, many with a history")
     assert loader.asked["seed"] == 5
     assert loader.asked["method"] == "onedp_s"
 
     dt = task_contract("pnp_milk").dt_ns
-    windows = {w[-1].stamp: w for w in loader.predictor.windows}
-    spaced = [w for w in windows.values() if w[0].stamp != w[1].stamp]
-    assert len(spaced) >= 25, "more than the first predictions have a history"
+    windows = spaced_windows()
+    spaced = list(windows.values())
     for window in spaced:
         assert abs(window[1].stamp - window[0].stamp - dt) <= dt // 2
         np.testing.assert_allclose(window[0].state[:3], source.position(window[0].stamp), atol=2e-5)
@@ -76,7 +80,7 @@ def test_warm_up_is_not_counted_and_only_active_it_predicts(rig):
     chunks = rig.listen(MultiDOFJointTrajectory, "action/chunk")
     rig.add(ObservationNode)
     node = rig.add(functools.partial(PolicyNode, loader))
-    assert node.trigger_configure() == SUCCESS
+    assert rig.transition(node, "configure") == SUCCESS
     warmed = len(loader.predictor.windows)
     assert warmed > 0
     rig.until(lambda: rig.value("observation_node", "observations") > 20, "observations")
@@ -85,16 +89,16 @@ def test_warm_up_is_not_counted_and_only_active_it_predicts(rig):
     assert rig.value(NODE, "chunks") == 0
     assert rig.value(NODE, "nfe") == 1
 
-    assert node.trigger_activate() == SUCCESS
+    assert rig.transition(node, "activate") == SUCCESS
     rig.more(chunks, 3, "chunks when active")
-    assert node.trigger_deactivate() == SUCCESS
+    assert rig.transition(node, "deactivate") == SUCCESS
     stopped = len(loader.predictor.windows)
     seen = rig.value("observation_node", "observations")
     rig.until(lambda: rig.value("observation_node", "observations") > seen + 20, "more observations")
     assert len(loader.predictor.windows) == stopped
-    assert node.trigger_cleanup() == SUCCESS
-    assert node.trigger_configure() == SUCCESS
-    assert node.trigger_activate() == SUCCESS
+    assert rig.transition(node, "cleanup") == SUCCESS
+    assert rig.transition(node, "configure") == SUCCESS
+    assert rig.transition(node, "activate") == SUCCESS
     rig.more(chunks, 3, "chunks when configured again")
 
 
@@ -113,7 +117,7 @@ def test_ticks_during_a_prediction_are_skipped_and_counted_never_queued(rig):
     rig.more(chunks, 5, "chunks after it")
     stale, fresh = loader.predictor.windows[begun - 1][-1].stamp, loader.predictor.windows[begun][-1].stamp
     assert fresh - stale > 0.2 * NANOSECONDS, "the next prediction is of the newest observation"
-    assert node.trigger_deactivate() == SUCCESS
+    assert rig.transition(node, "deactivate") == SUCCESS
 
 
 def test_a_slow_policy_still_sees_observations_spaced_by_dt(rig):
@@ -182,9 +186,9 @@ def test_an_engine_that_fails_is_reported_and_tried_again(rig):
 def test_a_policy_of_another_contract_is_refused_and_the_field_named(rig, change, field):
     other = dataclasses.replace(task_contract("pnp_milk"), **change)
     node = rig.add(functools.partial(PolicyNode, lambda path, **_: StandinPredictor(other)))
-    assert node.trigger_configure() == FAILURE
+    assert rig.transition(node, "configure") == FAILURE
     rig.until(lambda: rig.error(NODE, f"'{field}'"), "the error")
-    assert node.trigger_configure() == FAILURE, "it stays unconfigured and may be tried again"
+    assert rig.transition(node, "configure") == FAILURE, "it stays unconfigured and may be tried again"
 
 
 def test_a_policy_that_does_not_load_ends_an_autostarted_node_with_the_reason(rig):

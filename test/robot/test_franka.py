@@ -20,8 +20,6 @@ from onedp_ros.robot.faults import Fault
 from onedp_ros.robot.franka import Franka
 from onedp_ros.robot.settings import MODES
 
-stalls = pytest.mark.stalls("as a real one, the fake robot ends a motion whose 1 ms cycles go unanswered")
-
 LIMITS = SafetyLimits.from_yaml(ROBOT_FILE)
 AT_REST = 0.005  # m/s
 
@@ -55,7 +53,6 @@ def adversary(seconds, rng, start):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@stalls
 def test_adversarial_targets_cause_no_reflex_and_leave_neither_box_nor_speed_limits(cell, mode):
     franka = cell.franka(arm__mode=mode)
     start = pose_of(franka)
@@ -80,7 +77,6 @@ def test_adversarial_targets_cause_no_reflex_and_leave_neither_box_nor_speed_lim
 
 
 @pytest.mark.parametrize("mode", MODES)
-@stalls
 def test_an_arm_that_is_sent_through_the_walls_at_speed_stays_inside(cell, mode):
     franka = cell.franka(arm__mode=mode)
     _, quaternion = start = pose_of(franka)
@@ -108,7 +104,6 @@ def test_an_arm_that_is_sent_through_the_walls_at_speed_stays_inside(cell, mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@stalls
 def test_targets_are_reached_and_the_arm_starts_and_ends_without_a_jerk(cell, mode):
     franka = cell.franka(arm__mode=mode)
     position, quaternion = pose_of(franka)
@@ -128,7 +123,6 @@ def test_targets_are_reached_and_the_arm_starts_and_ends_without_a_jerk(cell, mo
     assert speeds(log)[edges + 1].max() < AT_REST
 
 
-@stalls
 def test_modes_take_turns_without_a_jump(cell):
     for mode in (*MODES, *MODES):
         franka = cell.franka(arm__mode=mode)
@@ -145,7 +139,6 @@ def test_modes_take_turns_without_a_jump(cell):
     assert speeds(log)[np.flatnonzero(np.diff(moving.astype(int))) + 1].max() < AT_REST
 
 
-@stalls
 def test_without_targets_the_arm_slows_down_and_holds_and_goes_on_with_the_next(cell):
     franka = cell.franka()
     sway(franka, 1.0)
@@ -157,7 +150,6 @@ def test_without_targets_the_arm_slows_down_and_holds_and_goes_on_with_the_next(
     assert no_fault(cell.log())
 
 
-@stalls
 def test_following_does_not_begin_with_a_target_that_is_far_away(cell):
     franka = cell.franka()
     position, quaternion = pose_of(franka)
@@ -169,7 +161,6 @@ def test_following_does_not_begin_with_a_target_that_is_far_away(cell):
     assert franka.arm.phase == "following"
 
 
-@stalls
 def test_a_reflex_is_named_and_needs_to_be_recovered_from(cell):
     franka = cell.franka()
     sway(franka, 0.5)
@@ -184,7 +175,6 @@ def test_a_reflex_is_named_and_needs_to_be_recovered_from(cell):
     assert np.linalg.norm(pose_of(franka)[0] - still) > 0.01
 
 
-@stalls
 def test_recover_without_a_fault_stops_and_goes_on(cell):
     franka = cell.franka()
     for _ in range(2):
@@ -196,7 +186,6 @@ def test_recover_without_a_fault_stops_and_goes_on(cell):
     assert no_fault(cell.log())
 
 
-@stalls
 def test_harmless_reflexes_are_recovered_from_when_listed(cell):
     franka = cell.franka(arm__auto_recover=["cartesian_reflex"])
     sway(franka, 0.3)
@@ -208,7 +197,6 @@ def test_harmless_reflexes_are_recovered_from_when_listed(cell):
     until(lambda: franka.fault, "a fault that came back at once", every=franka.watch)
 
 
-@stalls
 def test_the_user_stop_is_named_and_recovery_has_to_wait_for_its_release(cell):
     franka = cell.franka()
     sway(franka, 0.3)
@@ -224,7 +212,6 @@ def test_the_user_stop_is_named_and_recovery_has_to_wait_for_its_release(cell):
 
 
 @pytest.mark.parametrize("part", ["arm", "hand"])
-@stalls
 def test_a_killed_process_brings_the_arm_to_rest_and_is_started_anew(cell, part):
     franka = cell.franka()
     sway(franka, 0.5)
@@ -240,7 +227,6 @@ def test_a_killed_process_brings_the_arm_to_rest_and_is_started_anew(cell, part)
     assert franka.fault is None and franka.arm.phase == "following"
 
 
-@stalls
 def test_when_its_node_is_killed_the_arm_comes_to_rest_by_itself_and_the_next_node_asks(cell, tmp_path):
     script = """
         import sys, time
@@ -277,7 +263,6 @@ def test_when_its_node_is_killed_the_arm_comes_to_rest_by_itself_and_the_next_no
     assert franka.arm.phase == "following"
 
 
-@stalls
 def test_an_end_that_nobody_wanted_is_remembered_until_recover(cell):
     franka = cell.franka()
     franka.close(wanted=False)
@@ -297,7 +282,6 @@ def test_an_end_that_nobody_wanted_is_remembered_until_recover(cell):
     assert last.fault is None
 
 
-@stalls
 def test_an_end_with_a_fault_is_no_accident(cell):
     franka = cell.franka()
     cell.fake.tell("press")
@@ -366,7 +350,6 @@ def test_an_arm_whose_mark_cannot_be_written_is_not_controlled(cell, tmp_path, m
     assert franka.arm.phase == "idle"
 
 
-@stalls
 def test_what_makes_it_give_up_while_it_recovers_is_not_forgotten(cell):
     franka = cell.franka()
     cell.fake.tell("reflex")

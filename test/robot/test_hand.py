@@ -5,8 +5,6 @@ import time
 import pytest
 from fakes import no_fault, pose_of, sway, until
 
-pytestmark = pytest.mark.stalls("as a real one, the fake robot ends a motion whose 1 ms cycles go unanswered")
-
 
 def test_the_hand_grasps_and_opens_and_tells_its_width(cell):
     franka = cell.franka()

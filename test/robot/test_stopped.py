@@ -10,8 +10,6 @@ from fakes import pose_of, sway, until
 
 from onedp_ros.robot.settings import MODES
 
-pytestmark = pytest.mark.stalls("as a real one, the fake robot ends a motion whose 1 ms cycles go unanswered")
-
 
 class Stopped:
     """Stops a process for a while; ``during`` is called again and again meanwhile."""

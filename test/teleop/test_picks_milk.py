@@ -88,7 +88,6 @@ def press(watch, driver, button, state):
     assert watch.spin_until(lambda: watch.values("recorder_node").get("state") == state, 10.0), watch.complaints()
 
 
-@pytest.mark.stalls("a browser and the twin share the machine's cores, and the recording must have its frames")
 def test_a_person_with_a_phone_picks_the_milk_and_the_recording_is_good(alone, browser, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # for the certificate
     cell = Cell(PnpMilk())
