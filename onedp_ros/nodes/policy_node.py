@@ -117,7 +117,10 @@ class PolicyNode(LifecycleNode):
         self._fault = ""
         self._doing: tuple[float, str] | None = None  # since when, and what, while it loads
         self._problem = RecentProblem(self, DiagnosticStatus.ERROR)
-        self._rate, self._inference, self._latency = Rate(), Percentiles(), Percentiles()
+        self._begin_meters()
+
+    def _begin_meters(self) -> None:
+        self._rate, self._inference, self._encoding, self._latency = Rate(), Percentiles(), Percentiles(), Percentiles()
 
     # transitions
 
@@ -151,6 +154,7 @@ class PolicyNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._active_since = time.monotonic()
+        self._begin_meters()
         self._ticker_rate = self._tick_rate()
         self._ticker = self.create_timer(1.0 / self._ticker_rate, self._on_timer)
         return super().on_activate(state)
@@ -301,6 +305,7 @@ class PolicyNode(LifecycleNode):
             return
         seconds = time.perf_counter() - begin
         self._inference.add(1e3 * seconds)
+        self._encoding.add(self._predictor.encode_ms)
         if (late := self._now() - int(self.contract.action_stamps(chunk.stamp)[-1])) > 0:
             self._reject("chunk_past", f"a prediction took {seconds:.1f} s: all its actions are past, by {late / 1e9:.1f} s")
             return
@@ -358,6 +363,7 @@ class PolicyNode(LifecycleNode):
                 "ticks_starved": self._starved,
                 "observations": self._observations,
                 **inference,
+                **self._encoding.values("encoding_ms"),
                 **self._latency.values("chunk_latency_ms"),
                 **counted("rejected", self._rejected),
                 **facts,

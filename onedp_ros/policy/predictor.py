@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ class Predictor:
         engine: name of the engine in use.
         network: ``paper``, ``compact``, or the sizes.
         parity: greatest difference of the engine from eager PyTorch at load, in normalised action units.
+        encode_ms: how long the last prediction took to encode its new frames, ms.
     """
 
     def __init__(self, policy: Sampler, runner: Engine, engine: str, parity: float, seed: int) -> None:
@@ -54,6 +56,7 @@ class Predictor:
         self.nfe: int = policy.nfe
         self.network = policy.config.name
         self.engine, self.parity = engine, parity
+        self.encode_ms = 0.0
         self._runner = runner
         self._frames = {camera: EncodedFrames(camera, runner) for camera in self.contract.cameras}
         self._random = torch.Generator(runner.device)
@@ -75,7 +78,11 @@ class Predictor:
         for window in windows:
             if len(window) != self.contract.n_obs_steps:
                 raise ValueError(f"a window has {len(window)} observations, expected n_obs_steps = {self.contract.n_obs_steps}")
+        begin = time.perf_counter()
         features = [frames.encode(windows) for frames in self._frames.values()]
+        if self._runner.device.type == "cuda":
+            torch.cuda.synchronize(self._runner.device)
+        self.encode_ms = 1e3 * (time.perf_counter() - begin)
         state = torch.from_numpy(np.array([[o.state for o in window] for window in windows], np.float32))
         conditions = self.policy.condition(features, state.to(self._runner.device))
         chunks = [self._sample(c[None], window[-1].stamp) for c, window in zip(conditions, windows, strict=True)]

@@ -189,6 +189,8 @@ class Task:
         evaluation_seeds: episodes with this seed and above are never demonstrated.
         start_labels: names, with units, of what :meth:`Environment.start` returns; the first two are drawn as a place, a third as a
             direction (rad).
+        study_by: the start label that numbers what a study goes through, such as one of ten trajectories; default: a study's starts
+            lie on a grid over the first two.
     """
 
     scene: Callable[[Any], Scene] | None = None
@@ -197,8 +199,11 @@ class Task:
     max_time: float = 20.0
     evaluation_seeds: int = EVALUATION_SEEDS
     start_labels: tuple[str, ...] = ()
+    study_by: str = ""
 
     def __post_init__(self) -> None:
+        if self.study_by and self.study_by not in self.start_labels:
+            raise ValueError(f"study_by is '{self.study_by}', expected one of the start labels, {', '.join(self.start_labels)}")
         if (self.scene is None) == (self.environment is None):
             raise ValueError("a task needs either a scene in the cell or an environment of its own")
 

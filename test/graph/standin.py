@@ -20,7 +20,7 @@ class StandinPredictor:
     ``seconds`` is how long a prediction takes, ``hold`` (an Event) stops it, ``spoil(chunk)`` may change its (1, horizon, 10).
     """
 
-    method, nfe, engine, network, parity = "standin", 1, "none", "none", 0.0
+    method, nfe, engine, network, parity, encode_ms = "standin", 1, "none", "none", 0.0, 0.0
 
     def __init__(self, contract: Contract, seconds: float = 0.0) -> None:
         self.contract, self.seconds = contract, seconds

@@ -119,6 +119,8 @@ def test_options_are_checked_before_anything_is_made(reach: Path, tmp_path: Path
 def test_a_task_has_a_scene_or_an_environment() -> None:
     with pytest.raises(ValueError, match="either a scene"):
         Task()
+    with pytest.raises(ValueError, match="study_by is 'way', expected one of the start labels, x, y"):
+        Task(environment=lambda contract, options: TaughtPush(contract), start_labels=("x", "y"), study_by="way")
 
 
 class Push(PlainEnvironment):
