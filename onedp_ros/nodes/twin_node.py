@@ -42,6 +42,7 @@ from onedp_ros.nodes.lib.targets import TargetPublisher
 from onedp_ros.nodes.lib.twin_cameras import OPTICAL_FRAME, draw_frames
 from onedp_ros.settings import values_and_expected
 from onedp_ros.tasks import TASKS
+from onedp_ros.tasks.base import TaskOptions
 from onedp_ros.twin.cell import FINGER_JOINTS, camera_frames
 from onedp_ros.twin.settings import TwinSettings
 from onedp_ros.twin.stepped import Frame, TimedCell
@@ -72,7 +73,9 @@ class TwinNode(Node):
             name: declare_within(self, name, default, expected, "Option of the task")
             for name, (default, expected) in values_and_expected(task.options()).items()
         }
-        scene = task.scene(task.choose(options))
+        chosen = task.choose(options)
+        assert isinstance(chosen, TaskOptions)
+        scene = task.scene(chosen)
         seeds = IntegerRange(from_value=0, to_value=2**31 - 1, step=1)
         description = "Seed of the next ~/reset; counts up with every reset"
         self.declare_parameter("seed", 100000, ParameterDescriptor(description=description, integer_range=[seeds]))
@@ -94,7 +97,7 @@ class TwinNode(Node):
         self._closing = threading.Event()
         self._epoch = 0
 
-        self._timed = TimedCell(contract, scene, settings, self._on_state, self._on_frame)
+        self._timed = TimedCell(contract, scene, settings, self._on_state, self._on_frame, chosen.variation)
         self._joint_publisher = self.create_publisher(JointState, contract.arm.joint_states_topic, 10)
         self._pose_publisher = self.create_publisher(PoseStamped, contract.arm.pose_topic, 10)
         self._commands = [
@@ -114,7 +117,7 @@ class TwinNode(Node):
         spawn = multiprocessing.get_context("spawn")
         self._frames = spawn.Queue(maxsize=2)
         self._sent = spawn.Array("q", len(topics), lock=False)
-        arguments = (self._frames, dict(contract.cameras), topics, self._sent, scene)
+        arguments = (self._frames, dict(contract.cameras), topics, self._sent, scene, chosen.variation)
         self._cameras = spawn.Process(target=draw_frames, args=arguments, daemon=True)
         self._cameras.start()
 
@@ -173,7 +176,7 @@ class TwinNode(Node):
             self._refused["braking"] += 1
             return
         if self._target is None and (
-            math.dist(position, cell.filter.position) > RESUME_DISTANCE
+            math.dist(position, self._timed.set_point) > RESUME_DISTANCE
             or rotation_angle(quaternion / length, cell.filter.quaternion) > RESUME_ANGLE
         ):
             self._refused["far"] += 1
@@ -278,7 +281,7 @@ class TwinNode(Node):
             self._brake()
             target = None
         if target is None and cell.stopping:
-            self._hold = (cell.filter.position, cell.filter.quaternion)
+            self._hold = (self._timed.set_point, cell.filter.quaternion)
         position, quaternion = self._hold if target is None else target
         self._timed.command(position, quaternion, cell.target_opening if opening is None else opening)
         self._timed.advance()
@@ -299,7 +302,7 @@ class TwinNode(Node):
         assert self._target_publisher is not None
         self._expert_due = self._timed.stamp + self._control_step
         self._timed.cell.stopping = False
-        position, quaternion, opening = self._timed.scene.expert(self._timed.cell)
+        position, quaternion, opening = self._timed.expert()
         self._target, self._target_time, self._opening = (position, quaternion), clock.now(), opening
         stamp = self._epoch + self._timed.stamp
         self._target_publisher.publish(Target(position, quaternion, opening), stamp)
@@ -309,7 +312,7 @@ class TwinNode(Node):
         self._target, self._opening, self._expert_due = None, None, 0
         self._epoch = self._now()
         self._timed.reset(np.random.default_rng(seed))
-        self._hold = (self._timed.cell.position, self._timed.cell.quaternion)
+        self._hold = (self._timed.position, self._timed.cell.quaternion)
         self.set_parameters([rclpy.parameter.Parameter("seed", value=seed + 1)])
 
     def _now(self) -> int:
@@ -320,14 +323,14 @@ class TwinNode(Node):
         joints = JointState(header=header(stamp), name=[*ARM_JOINTS, *FINGER_JOINTS])
         joints.position, joints.velocity = data.qpos[:9].tolist(), data.qvel[:9].tolist()
         self._joint_publisher.publish(joints)
-        self._pose_publisher.publish(pose_message(self._timed.cell.position, self._timed.cell.quaternion, stamp, self._base_frame))
+        self._pose_publisher.publish(pose_message(self._timed.position, self._timed.cell.quaternion, stamp, self._base_frame))
         self._state_rate.tick()
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.stamp < 0:
             return
         try:
-            self._frames.put_nowait((frame.camera, self._epoch + frame.stamp, frame.qpos))
+            self._frames.put_nowait((frame, self._epoch + frame.stamp))
         except queue.Full:
             self._skipped += 1
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onedp_ros.contract import NANOSECONDS, Contract, ContractError, Floats, Image, Observation
-from onedp_ros.settings import check_fields
+from onedp_ros.settings import Choice, check_fields, within
 from onedp_ros.twin.cell import Scene
 from onedp_ros.twin.stepped import SteppedCell
+from onedp_ros.twin.variation import KINDS, NONE
 
 EVALUATION_SEEDS = 100_000
 
@@ -170,11 +171,20 @@ class PlainEnvironment(ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskOptions:
-    """Options of a task: a subclass's fields, each made by :func:`onedp_ros.settings.within` and with a default."""
+class EnvironmentOptions:
+    """Options of a task with an environment of its own: a subclass's fields, each with a default and made by
+    :func:`onedp_ros.settings.within`."""
 
     def __post_init__(self) -> None:
         check_fields(self, "option")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskOptions(EnvironmentOptions):
+    """Options of a task in the cell: a subclass's, and ``variation``, drawn anew at each reset: see
+    :mod:`onedp_ros.twin.variation`."""
+
+    variation: str = within(Choice(KINDS, "what there is besides the nominal cell"), default=NONE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +194,7 @@ class Task:
     Args:
         scene: makes the scene, of the options.
         environment: makes the environment, of a contract and the options.
-        options: what can be chosen about it.
+        options: what can be chosen about it; default: of a scene, :class:`TaskOptions`, of an environment, nothing.
         max_time: s, simulated, that an episode may last.
         evaluation_seeds: episodes with this seed and above are never demonstrated.
         start_labels: names, with units, of what :meth:`Environment.start` returns; the first two are drawn as a place, a third as a
@@ -195,7 +205,7 @@ class Task:
 
     scene: Callable[[Any], Scene] | None = None
     environment: Callable[[Contract, Any], Environment] | None = None
-    options: type[TaskOptions] = TaskOptions
+    options: type[EnvironmentOptions] = TaskOptions
     max_time: float = 20.0
     evaluation_seeds: int = EVALUATION_SEEDS
     start_labels: tuple[str, ...] = ()
@@ -206,6 +216,11 @@ class Task:
             raise ValueError(f"study_by is '{self.study_by}', expected one of the start labels, {', '.join(self.start_labels)}")
         if (self.scene is None) == (self.environment is None):
             raise ValueError("a task needs either a scene in the cell or an environment of its own")
+        if self.environment is not None and self.options is TaskOptions:
+            object.__setattr__(self, "options", EnvironmentOptions)
+        if issubclass(self.options, TaskOptions) != (self.scene is not None):  # only the cell varies
+            kind = EnvironmentOptions if self.scene is None else TaskOptions
+            raise ValueError(f"options is {self.options.__name__}, expected a subclass of {kind.__name__}")
 
     @property
     def robot(self) -> str:
@@ -218,9 +233,10 @@ class Task:
         if self.environment is not None:
             return self.environment(contract, chosen)
         assert self.scene is not None
-        return SteppedCell(contract, self.scene(chosen))
+        assert isinstance(chosen, TaskOptions)
+        return SteppedCell(contract, self.scene(chosen), variation=chosen.variation)
 
-    def choose(self, options: Mapping[str, Any]) -> TaskOptions:
+    def choose(self, options: Mapping[str, Any]) -> EnvironmentOptions:
         """The options, by name; the defaults of others. ValueError for an unknown name or a senseless value."""
         names = [field.name for field in dataclasses.fields(self.options)]
         for name in options:

@@ -2,6 +2,9 @@
 
 The arm follows Cartesian targets through the jerk-limited filter and the impedance law of ``control.servo``, with the limits and
 gains of a robot file; the hand takes real time. Physics steps are 1 ms. Nothing here knows ROS or wall-clock time.
+
+All poses are in the world frame, whose z = 0 is the table's top. The arm's base stands at :attr:`Cell.base`: the origin, unless the
+table's height varies.
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ from onedp_ros.contract import MAX_OPENING, Camera, ContractError
 from onedp_ros.control.servo import TargetFilter, impedance_torque
 from onedp_ros.geometry import quaternion_multiply
 from onedp_ros.twin.settings import TwinSettings
+from onedp_ros.twin.variation import NONE, Variation, add_room
 
 Array = NDArray[np.float64]
 Target = tuple[Array, Array, float]
-"""Tool position (3,) m, quaternion (4,) xyzw in the base frame, and opening (m) between the fingers."""
+"""Tool position (3,) m, quaternion (4,) xyzw in the world frame, and opening (m) between the fingers."""
 
 TIMESTEP = 0.001  # s
 HOME = np.array([0.0, -0.2, 0.0, -2.25, 0.0, 2.05, 0.7853])  # joint angles (rad) with the hand pointing down
@@ -80,11 +84,15 @@ class Cell:
     """The state of the cell and its 1 kHz servo. ``time`` is simulated seconds since :meth:`reset`; while ``stopping``, since
     :meth:`brake`, the arm slows down and stays, whatever its target is."""
 
-    def __init__(self, scene: Scene, settings: TwinSettings | None = None, cameras: Iterable[Camera] = ()) -> None:
-        """``settings``: of the arm (default: those of config/robot/twin.yaml); ``cameras``: that will be drawn."""
+    def __init__(
+        self, scene: Scene, settings: TwinSettings | None = None, cameras: Iterable[Camera] = (), variation: str = NONE
+    ) -> None:
+        """``settings``: of the arm (default: those of config/robot/twin.yaml); ``cameras``: that will be drawn; ``variation``: from
+        one episode to the next, a kind of :mod:`onedp_ros.twin.variation`."""
         self.scene = scene
         self.settings = settings or TwinSettings.from_robot("twin")
         self.model = build_model(scene, cameras)
+        self.variation = Variation(self.model, variation)
         self.data = mujoco.MjData(self.model)
         self._tool = self.model.site("tool").id
         self._hand = self.model.body("hand").id
@@ -95,7 +103,9 @@ class Cell:
         self._scratch = mujoco.MjData(self.model)
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Place the arm at :data:`HOME`, the hand open, and the objects; targets equal the measured pose."""
+        """Place the arm at :data:`HOME`, the hand open, and the objects, in a cell that is varied; targets equal the measured
+        pose."""
+        self.variation.draw(rng)
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:7] = HOME
         self.data.qpos[7:9] = MAX_OPENING / 2
@@ -115,13 +125,18 @@ class Cell:
         return float(self.data.time)
 
     @property
+    def base(self) -> Array:
+        """Where the arm's base stands, (3,) m; its axes are the world's."""
+        return self.model.body("base").pos
+
+    @property
     def position(self) -> Array:
-        """Tool point in the base frame, (3,) m."""
+        """Tool point in the world frame, (3,) m."""
         return self.data.site_xpos[self._tool].copy()
 
     @property
     def quaternion(self) -> Array:
-        """Tool orientation in the base frame, (4,) xyzw."""
+        """Tool orientation in the world frame, (4,) xyzw."""
         wxyz = np.empty(4)
         mujoco.mju_mat2Quat(wxyz, self.data.site_xmat[self._tool])
         return np.array([wxyz[1], wxyz[2], wxyz[3], wxyz[0]])
@@ -132,7 +147,7 @@ class Cell:
         return self.data.qpos[7:9].copy()
 
     def set_target(self, position: Array, quaternion: Array, opening: float) -> None:
-        """Command the tool pose, (3,) m and (4,) xyzw in the base frame, and the opening between the fingers, m."""
+        """Command the tool pose, (3,) m and (4,) xyzw in the world frame, and the opening between the fingers, m."""
         self.target_position, self.target_quaternion = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
         self.target_opening = min(max(float(opening), 0.0), MAX_OPENING)
 
@@ -142,12 +157,12 @@ class Cell:
         self.filter.take_over(self.position, self.quaternion, self._tool_jacobian() @ self.data.qvel[:7])
 
     def _tool_jacobian(self) -> Array:
-        """The tool's Jacobian (6, 7), linear rows first, base frame."""
+        """The tool's Jacobian (6, 7), linear rows first, world frame."""
         mujoco.mj_jacSite(self.model, self.data, self._jacobian[:3], self._jacobian[3:], self._tool)
         return self._jacobian[:, :7]
 
     def push(self, force: Array, torque: Array) -> None:
-        """Disturb the hand with a force (3,) N and torque (3,) Nm in the base frame until the next call."""
+        """Disturb the hand with a force (3,) N and torque (3,) Nm in the world frame until the next call."""
         self.data.xfrc_applied[self._hand] = np.concatenate([force, torque])
 
     def step(self, milliseconds: int) -> None:
@@ -212,14 +227,15 @@ class Cell:
 
 
 class CellRenderer:
-    """Draws cameras of the cell, rgb8, each in its contract's size. Needs its own OpenGL context, so one per process or thread.
+    """Draws cameras of the cell, rgb8, each in its contract's size, as the model's ``variation`` has it. Needs its own OpenGL
+    context, so one per process or thread.
 
     Raises:
         RuntimeError: there is no OpenGL here.
     """
 
-    def __init__(self, model: mujoco.MjModel, cameras: Mapping[str, Camera]) -> None:
-        self._model = model
+    def __init__(self, model: mujoco.MjModel, cameras: Mapping[str, Camera], variation: Variation | None = None) -> None:
+        self._model, self._variation = model, variation or Variation(model)
         self._sizes = {name: (camera.height, camera.width) for name, camera in cameras.items()}
         height, width = (max(sides) for sides in zip((1, 1), *self._sizes.values(), strict=True))
         try:
@@ -238,17 +254,20 @@ class CellRenderer:
         self.close = weakref.finalize(self, _free, self._gl, self._context)
         self.close.atexit = False
 
-    def render(self, data: mujoco.MjData, camera: str) -> NDArray[np.uint8]:
-        """(height, width, 3) uint8."""
+    def render(self, data: mujoco.MjData, camera: str, stamp: int = 0) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8; ``stamp`` (ns): of the exposure, for its noise."""
         height, width = self._sizes[camera]
         view, shape = mujoco.MjvCamera(), mujoco.MjrRect(0, 0, width, height)
         view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, self._model.camera(camera).id
         mujoco.mjv_updateScene(self._model, data, self._options, None, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        picture = self._variation.picture
+        if picture.background is not None:
+            add_room(self._scene, picture.background)
         image = np.empty((height, width, 3), np.uint8)
         self._gl.make_current()
         mujoco.mjr_render(shape, self._scene, self._context)
         mujoco.mjr_readPixels(image, None, shape, self._context)
-        return image[::-1].copy()  # OpenGL's first row is the lowest
+        return picture.take(image[::-1].copy(), camera, stamp)  # OpenGL's first row is the lowest
 
 
 def _free(gl: Any, context: mujoco.MjrContext) -> None:

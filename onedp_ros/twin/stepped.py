@@ -20,8 +20,9 @@ from onedp_ros.contract import (
 )
 from onedp_ros.control.joints import ARM_JOINTS
 from onedp_ros.twin.cameras import CAMERA_HZ, ExposureSchedule
-from onedp_ros.twin.cell import FINGER_JOINTS, Array, Cell, CellRenderer, Scene, check_cameras
+from onedp_ros.twin.cell import FINGER_JOINTS, Array, Cell, CellRenderer, Scene, Target, check_cameras
 from onedp_ros.twin.settings import TwinSettings
+from onedp_ros.twin.variation import NONE
 
 JOINTS = (*ARM_JOINTS, *FINGER_JOINTS)
 STATE_STEP_MS = 5  # joint states and pose at 200 Hz
@@ -32,16 +33,18 @@ NUDGE_CORRELATION = 0.85  # of one control step's push with the next one's
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A camera's exposure: what to draw, and when (ns). Drawn only when somebody looks."""
+    """A camera's exposure: what to draw, when (ns), and the seed of the cell's variation. Drawn only when somebody looks."""
 
     camera: str
     stamp: int
     qpos: Array
+    variation: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What the robot measures, when (ns): joints (9,) of arm (rad) and fingers (m), tool position (3,) m, quaternion (4,) xyzw."""
+    """What the robot measures, when (ns): joints (9,) of arm (rad) and fingers (m), tool position (3,) m, quaternion (4,) xyzw in
+    the base frame."""
 
     stamp: int
     joints: Array
@@ -50,7 +53,7 @@ class State:
 
 
 class TimedCell:
-    """The cell advanced in milliseconds, with the real sensors' schedule.
+    """The cell advanced in milliseconds, with the real sensors' schedule. Poses are in the frame of the arm's base here.
 
     Args:
         contract: of one arm; the cell has its cameras.
@@ -58,6 +61,7 @@ class TimedCell:
         settings: of the arm; default: those of config/robot/twin.yaml.
         on_state: called with the stamp (ns) at 200 Hz while the cell advances, and at a reset.
         on_frame: called at every exposure.
+        variation: of the cell, as of :class:`~onedp_ros.twin.cell.Cell`.
 
     Raises:
         ContractError: the cell has no such arm or cameras, or its cameras expose too far apart or too seldom for the contract.
@@ -70,6 +74,7 @@ class TimedCell:
         settings: TwinSettings | None,
         on_state: Callable[[int], None],
         on_frame: Callable[[Frame], None],
+        variation: str = NONE,
     ) -> None:
         self.contract, self.scene = contract, scene
         if contract.arm.opening_range != (0.0, MAX_OPENING):
@@ -84,7 +89,7 @@ class TimedCell:
             raise ContractError(
                 f"control_hz is {contract.control_hz:g}, but the twin's cameras send {CAMERA_HZ:g} frames a second; lower it"
             )
-        self.cell = Cell(scene, settings, contract.cameras.values())
+        self.cell = Cell(scene, settings, contract.cameras.values(), variation)
         check_cameras(self.cell.model, contract.cameras)
         self._on_state, self._on_frame = on_state, on_frame
         self._elapsed = 0  # ms
@@ -108,7 +113,23 @@ class TimedCell:
     def command(self, position: Array, quaternion: Array, opening: float) -> None:
         """Command a target, (3,) m, clamped to the workspace, and (4,) xyzw, and an opening (m)."""
         safety = self.cell.settings.safety
-        self.cell.set_target(np.clip(position, safety.workspace_min, safety.workspace_max), quaternion, opening)
+        position = np.clip(position, safety.workspace_min, safety.workspace_max)
+        self.cell.set_target(position + self.cell.base, quaternion, opening)
+
+    @property
+    def position(self) -> Array:
+        """Tool point, (3,) m."""
+        return self.cell.position - self.cell.base
+
+    @property
+    def set_point(self) -> Array:
+        """Where the servo leads the tool point at this moment, (3,) m."""
+        return self.cell.filter.position - self.cell.base
+
+    def expert(self) -> Target:
+        """The scripted expert's target in the present state."""
+        position, quaternion, opening = self.scene.expert(self.cell)
+        return position - self.cell.base, quaternion, opening
 
     def advance(self, until: int | None = None) -> None:
         """Advance to the next state sample or exposure, or to ``until`` (ms) when that comes first."""
@@ -134,7 +155,7 @@ class TimedCell:
 
     def _expose(self, index: int) -> None:
         stamp = self._schedule.time(index) * 1_000_000
-        self._on_frame(Frame(self._schedule.camera(index), stamp, self.cell.data.qpos.copy()))
+        self._on_frame(Frame(self._schedule.camera(index), stamp, self.cell.data.qpos.copy(), self.cell.variation.seed))
 
 
 class SteppedCell(TimedCell):
@@ -143,8 +164,8 @@ class SteppedCell(TimedCell):
     What it observes goes through the same :class:`~onedp_ros.contract.ObservationAssembler` as messages do, live and of a bag.
     """
 
-    def __init__(self, contract: Contract, scene: Scene, settings: TwinSettings | None = None) -> None:
-        super().__init__(contract, scene, settings, self._take_state, self._take_frame)
+    def __init__(self, contract: Contract, scene: Scene, settings: TwinSettings | None = None, variation: str = NONE) -> None:
+        super().__init__(contract, scene, settings, self._take_state, self._take_frame, variation)
         self._renderer: CellRenderer | None = None
         self._drawn = mujoco.MjData(self.cell.model)
         self._writer: Any = None
@@ -207,7 +228,7 @@ class SteppedCell(TimedCell):
 
     def expert_action(self) -> NDArray[np.floating[Any]]:
         """The scripted expert's action (action_dim,) in the present state."""
-        return self.contract.arm.encode_action(*self.scene.expert(self.cell))
+        return self.contract.arm.encode_action(*self.expert())
 
     def disturb(self, rng: np.random.Generator) -> None:
         """Push the robot's hand during the next control step, now and then strongly (an Ornstein-Uhlenbeck process)."""
@@ -238,7 +259,7 @@ class SteppedCell(TimedCell):
             self._renderer = None
 
     def _take_state(self, stamp: int) -> None:
-        self._sensed.append(State(stamp, self.cell.data.qpos[:9].copy(), self.cell.position, self.cell.quaternion))
+        self._sensed.append(State(stamp, self.cell.data.qpos[:9].copy(), self.position, self.cell.quaternion))
         self._write_state(stamp)
 
     def _take_frame(self, frame: Frame) -> None:
@@ -253,19 +274,19 @@ class SteppedCell(TimedCell):
             if len(self._images) > KEPT * len(self._frames):
                 del self._images[next(iter(self._images))]
             if self._renderer is None:
-                self._renderer = CellRenderer(self.cell.model, self.contract.cameras)
+                self._renderer = CellRenderer(self.cell.model, self.contract.cameras, self.cell.variation)
             frame = next(f for f in self._frames[camera] if f.stamp == stamp)
             self._drawn.qpos[:] = frame.qpos
             mujoco.mj_kinematics(self.cell.model, self._drawn)
             mujoco.mj_camlight(self.cell.model, self._drawn)
-            self._images[camera, stamp] = self._renderer.render(self._drawn, camera)
+            self._images[camera, stamp] = self._renderer.render(self._drawn, camera, stamp)
         return self._images[camera, stamp]
 
     def _write_state(self, stamp: int) -> None:
         if self._writer is not None:
             data = self.cell.data
             self._writer.add_joint_state(stamp, JOINTS, data.qpos[:9], data.qvel[:9])
-            self._writer.add_pose(stamp, self.cell.position, self.cell.quaternion)
+            self._writer.add_pose(stamp, self.position, self.cell.quaternion)
 
     def _write_frame(self, frame: Frame) -> None:
         if self._writer is not None:

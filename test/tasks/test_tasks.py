@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from onedp_ros.geometry import gripper_down
 from onedp_ros.messages.decode import feed
 from onedp_ros.registry import UnknownNameError
 from onedp_ros.tasks import TASKS, environment_id
-from onedp_ros.tasks.base import PlainEnvironment, Task, read_options
+from onedp_ros.tasks.base import EnvironmentOptions, PlainEnvironment, Task, read_options
 from onedp_ros.tasks.collect import collect
 from onedp_ros.tasks.environment import TaskEnv
 
@@ -110,7 +110,7 @@ def test_options_are_read_from_the_command_line() -> None:
 
 
 def test_options_are_checked_before_anything_is_made(reach: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown option 'depth', expected height"):
+    with pytest.raises(ValueError, match="unknown option 'depth', expected variation, height"):
         collect(tmp_path / "bags", 1, task=str(reach), options={"depth": 1})
     with pytest.raises(ValueError, match=r"option\.height is 9, expected a number from 0\.1 to 0\.4 m"):
         evaluate(Path("none"), task=str(reach), options={"height": 9})
@@ -121,6 +121,26 @@ def test_a_task_has_a_scene_or_an_environment() -> None:
         Task()
     with pytest.raises(ValueError, match="study_by is 'way', expected one of the start labels, x, y"):
         Task(environment=lambda contract, options: TaughtPush(contract), start_labels=("x", "y"), study_by="way")
+
+
+def test_every_task_in_the_cell_can_vary_and_no_other(reach: Path, tmp_path: Path) -> None:
+    environment = TaskEnv(str(reach), variation="strong", height=0.3)
+    one, _ = environment.reset(seed=0)
+    other, _ = environment.reset(seed=1)
+    assert np.abs(one["wrist"].astype(int) - other["wrist"]).mean() > 3, "the table has another colour"
+    environment.close()
+    with pytest.raises(ValueError, match=r"option\.variation is 'wild', expected one of none, mild, strong, half_light"):
+        TaskEnv(str(reach), variation="wild")
+    collect(tmp_path / "bags", 1, task=str(reach), options={"variation": "mild"}, jobs=1)
+    assert read_metadata(tmp_path / "bags" / "episode_000000")["options"] == {"variation": "mild"}
+
+    def make(*_: Any) -> Any:
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="unknown option 'variation', expected none: this task has no options"):
+        Task(environment=make).choose({"variation": "mild"})
+    with pytest.raises(ValueError, match="options is EnvironmentOptions, expected a subclass of TaskOptions"):
+        Task(scene=make, options=EnvironmentOptions)
 
 
 class Push(PlainEnvironment):

@@ -16,19 +16,21 @@ from onedp_ros.contract import Camera
 from onedp_ros.graph.processes import enclave
 from onedp_ros.messages.encode import camera_info, image_message
 from onedp_ros.twin.cell import CellRenderer, Scene, build_model
+from onedp_ros.twin.variation import Variation
 
 RELIABLE = QoSProfile(depth=5)  # a RealSense's, so that RViz and others that ask for it by default get the images
 OPTICAL_FRAME = "{}_camera_color_optical_frame"  # as a RealSense's
 
 
-def draw_frames(frames: Any, cameras: dict[str, Camera], topics: dict[str, str], counts: Any, scene: Scene) -> None:
+def draw_frames(frames: Any, cameras: dict[str, Camera], topics: dict[str, str], counts: Any, scene: Scene, variation: str) -> None:
     """Draw what physics hands over, and publish it. Ends on ``None`` or with its parent.
 
     Args:
-        frames: queue of camera, stamp (ns) and joint positions.
+        frames: queue of :class:`~onedp_ros.twin.stepped.Frame` and its stamp in the graph's time (ns).
         cameras, topics: by the cameras' names.
         counts: array of the frames sent, in the order of ``topics``.
         scene: the task.
+        variation: of the cell.
     """
     ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
@@ -40,14 +42,17 @@ def draw_frames(frames: Any, cameras: dict[str, Camera], topics: dict[str, str],
     import mujoco  # after onedp_ros.twin, which chooses how it draws
 
     model = build_model(scene, cameras.values())
-    data, renderer = mujoco.MjData(model), CellRenderer(model, cameras)
+    varied = Variation(model, variation)
+    data, renderer = mujoco.MjData(model), CellRenderer(model, cameras, varied)
     sent = dict.fromkeys(topics, 0)
     while (item := frames.get()) is not None:
-        camera, stamp, qpos = item
-        data.qpos[:] = qpos
+        frame, stamp = item
+        camera = frame.camera
+        varied.apply(frame.variation)
+        data.qpos[:] = frame.qpos
         mujoco.mj_kinematics(model, data)
         mujoco.mj_camlight(model, data)
-        image = image_message(renderer.render(data, camera), stamp, OPTICAL_FRAME.format(camera))
+        image = image_message(renderer.render(data, camera, frame.stamp), stamp, OPTICAL_FRAME.format(camera))
         info = camera_info(image.height, image.width, float(np.deg2rad(model.camera(camera).fovy[0])))
         info.header = image.header
         publishers[camera].publish(image)
