@@ -19,7 +19,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, help="first seed (default: the task's first one that is no training data)")
     parser.add_argument("--action-steps", type=int, help="actions executed of each chunk (default: the contract's)")
-    parser.add_argument("--lead", type=float, default=0.0, help="how far ahead of the clock chunks are executed, s")
+    parser.add_argument(
+        "--lead",
+        type=float,
+        help="how far ahead of the clock chunks are executed, s (default: 0; with --latency 0.18, as live)",
+    )
+    parser.add_argument(
+        "--latency",
+        help="the world goes on while the policy predicts: for so long, s; measured: as long as it takes here; v100: as on the "
+        "paper's V100 (default: the world waits)",
+    )
     parser.add_argument("--max-time", type=float, help="s, simulated (default: the task's)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the task")
     add_worker_options(parser)
@@ -49,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
         action_steps=args.action_steps,
         lead=args.lead,
+        latency=args.latency,
         max_time=args.max_time,
         options=read_options(args.option),
         jobs=args.jobs,

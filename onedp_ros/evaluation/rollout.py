@@ -23,6 +23,7 @@ from onedp_ros.parallel import Workers, kept
 from onedp_ros.tasks import TASKS
 from onedp_ros.tasks.base import Environment
 from onedp_ros.tasks.drive import drive
+from onedp_ros.tasks.timed_drive import LATENCIES, LEAD, Timing, drive_timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +41,22 @@ class EpisodeResult:
 
 
 def rollout(
-    predictor: Any, environment: Environment, seed: int, action_steps: int, max_time: float, lead_steps: int = 0
+    predictor: Any,
+    environment: Environment,
+    seed: int,
+    action_steps: int,
+    max_time: float,
+    lead_steps: int = 0,
+    timing: Timing | None = None,
 ) -> EpisodeResult:
-    """One episode with ``predictor`` (as of ``policy.predictor``); see :func:`onedp_ros.tasks.drive.drive`."""
+    """One episode with ``predictor`` (as of ``policy.predictor``), in lock step (:func:`onedp_ros.tasks.drive.drive`), or with
+    ``timing`` in continuous time (:func:`onedp_ros.tasks.timed_drive.drive_timed`)."""
     environment.reset(np_random(seed)[0])
     start = environment.start()
-    driving = drive(predictor, environment, action_steps, lead_steps)
+    if timing is None:
+        driving = drive(predictor, environment, action_steps, lead_steps)
+    else:
+        driving = (step.inference_ms for step in drive_timed(predictor, environment, timing))
     times: list[float] = []
     failure = ""
     while not (success := environment.success()) and environment.time < max_time and not failure:
@@ -78,12 +89,12 @@ def _loaded(
 
 
 def _run(
-    loading: tuple[Any, ...], seed: int, action_steps: int, max_time: float, lead_steps: int
+    loading: tuple[Any, ...], seed: int, action_steps: int, max_time: float, lead_steps: int, timing: Timing | None
 ) -> tuple[EpisodeResult, dict[str, Any]]:
     predictor, environment = kept(_loaded, *loading)
     facts = {k: getattr(predictor, k) for k in ("method", "nfe", "engine", "network")}
     predictor.reset(seed)
-    return rollout(predictor, environment, seed, action_steps, max_time, lead_steps), facts
+    return rollout(predictor, environment, seed, action_steps, max_time, lead_steps, timing), facts
 
 
 class _Partial:
@@ -123,7 +134,8 @@ def evaluate(
     episodes: int = 100,
     seed: int | None = None,
     action_steps: int | None = None,
-    lead: float = 0.0,
+    lead: float | None = None,
+    latency: str | float | None = None,
     max_time: float | None = None,
     options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
@@ -137,7 +149,8 @@ def evaluate(
         task: name of a file in config/tasks, or path of a task file.
         seed: of the first episode; default: the task's first seed for evaluations.
         action_steps: executed of each chunk; default: the contract's.
-        lead: how far ahead of the clock chunks are executed, s.
+        lead: how far ahead of the clock chunks are executed, s. Default: 0 in lock step, action_node's in continuous time.
+        latency: of :class:`onedp_ros.tasks.timed_drive.Timing`: the world goes on meanwhile. Default: it waits, in lock step.
         max_time: s, simulated; default: the task's.
         options: of the task, by name.
         jobs, scheduler: of :class:`onedp_ros.parallel.Workers`.
@@ -146,7 +159,7 @@ def evaluate(
 
     Raises:
         UnknownNameError: the contract's task cannot be simulated.
-        ValueError: an unknown option, or more action steps than a chunk has.
+        ValueError: an unknown option, more action steps than a chunk has, or a latency that is none or not of a task in the cell.
         WorkerError: as of :class:`onedp_ros.parallel.Workers`.
     """
     from onedp_ros.policy.checkpoint import load_policy, load_sampler
@@ -156,8 +169,18 @@ def evaluate(
     simulated.choose(options or {})
     seed = simulated.evaluation_seeds if seed is None else seed
     max_time = simulated.max_time if max_time is None else max_time
+    timing = None
+    if latency is not None:
+        if action_steps is not None:
+            raise ValueError(
+                f"action_steps is {action_steps}, but with a latency actions are executed by time; give one or the other"
+            )
+        if simulated.scene is None:
+            raise ValueError(f"task {contract.task} is simulated step by step and waits for the policy; give no latency")
+        timing = Timing(latency, LEAD if lead is None else lead)
+        lead, action_steps = timing.lead, 1
     action_steps = action_steps or contract.n_action_steps
-    lead_steps = round(lead / contract.dt)
+    lead_steps = round((lead or 0.0) / contract.dt)
     most = contract.horizon - contract.n_obs_steps + 1 - lead_steps
     if not 1 <= action_steps <= most:
         raise ValueError(f"action_steps is {action_steps}, expected 1 to {most} with a lead of {lead} s")
@@ -172,6 +195,7 @@ def evaluate(
         "options": dict(options or {}),
         "action_steps": action_steps,
         "lead_steps": lead_steps,
+        "timing": timing and dataclasses.asdict(timing),
         "max_time": max_time,
     }
     begin = time.perf_counter()
@@ -183,7 +207,7 @@ def evaluate(
         workers.check_paths([model])
         finished = _Partial(partial, settings)
         new = [s for s in seeds if s not in finished.done]
-        calls = [(loading, s, action_steps, max_time, lead_steps) for s in new]
+        calls = [(loading, s, action_steps, max_time, lead_steps, timing) for s in new]
         runs = workers.run(_run, calls, [f"the episode of seed {s}" for s in new])
         for s in seeds:
             if s in finished.done:
@@ -202,8 +226,9 @@ def evaluate(
         "options": dict(options or {}),
         "episodes": episodes,
         "seed": seed,
-        "action_steps": action_steps,
-        "lead_s": lead,
+        "action_steps": action_steps if timing is None else None,
+        "lead_s": lead or 0.0,
+        "latency": latency,
         "max_time_s": max_time,
         "success_rate": len(successes) / episodes,
         "ci95": tuple(map(float, binomtest(len(successes), episodes).proportion_ci(method="wilson"))),
@@ -222,9 +247,13 @@ def table(summary: dict[str, Any]) -> str:
     """The summary as lines to print."""
     low, high = summary["ci95"]
     mean = "-" if summary["mean_time_s"] is None else f"{summary['mean_time_s']:.2f} s"
+    executed = f"{summary['action_steps']} actions a chunk"
+    if summary["latency"] is not None:
+        unit = "" if summary["latency"] in LATENCIES else " s"
+        executed = f"in continuous time, latency {summary['latency']}{unit}, {summary['lead_s']} s ahead"
     rows = {
         "policy": "{task}, {method}, NFE {nfe}, {network} network, {engine}".format(**summary),
-        "episodes": f"{summary['episodes']}, seeds from {summary['seed']}, {summary['action_steps']} actions a chunk",
+        "episodes": f"{summary['episodes']}, seeds from {summary['seed']}, {executed}",
         "success": f"{summary['success_rate']:.3f} (95 %: {low:.3f} to {high:.3f}), mean time {mean}",
         "speed": f"inference p50 {summary['inference_ms_p50']:.1f} ms, whole run {summary['wall_s']:.0f} s",
         **{f"failed {count} x": reason for reason, count in summary["failures"].items()},

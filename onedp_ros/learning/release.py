@@ -69,6 +69,8 @@ def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Se
         mean = "-" if r["mean_time_s"] is None else f"{r['mean_time_s']:.1f} s"
         low, high = r["ci95"]
         executed = f"{r['action_steps']} of a chunk, from {r['lead_s']:.2f} s on"
+        if r.get("latency") is not None:
+            executed = f"by time, latency {r['latency']}, {r['lead_s']:.2f} s ahead"
         lines.append(
             f"| {r['method']} | {r['nfe']} | {executed} | {r['success_rate']:.2f} | {low:.2f} to {high:.2f} | {mean} | "
             f"{r['episodes']}, seeds from {r['seed']} |"

@@ -6,7 +6,6 @@ process draws and publishes the camera frames, so that physics never waits for r
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import queue
 import sys
@@ -30,7 +29,6 @@ from onedp_ros.clock import PauseWatch
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.control.chunk import Target
 from onedp_ros.control.joints import ARM_JOINTS
-from onedp_ros.geometry import rotation_angle
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.messages.encode import header, opening_of, pose_message, transform_message
 from onedp_ros.nodes.lib.diagnostics import Diagnostics, Rate, counted, worst
@@ -45,15 +43,13 @@ from onedp_ros.tasks import TASKS
 from onedp_ros.tasks.base import TaskOptions
 from onedp_ros.twin.cell import FINGER_JOINTS, camera_frames
 from onedp_ros.twin.settings import TwinSettings
-from onedp_ros.twin.stepped import Frame, TimedCell
+from onedp_ros.twin.stepped import SETTLING, Frame, TimedCell
 
 LINKS = {"hand": "fr3_hand"}  # MuJoCo's bodies by the names of franka_description
 LONGEST_PAUSE = 3.0  # s: an expert that stood still for longer does not go on by itself
-RESUME_DISTANCE, RESUME_ANGLE = 0.10, 0.5  # m, rad: following begins with a target as near as that to the arm
 STALE_AFTER = 0.25  # s without a target: slow to a stop and hold
 LATE = 0.1  # s that physics may lag behind the clock before it gives the lost time up
 RECENT = 5.0  # s that lost time is shown
-SETTLING = 0.3  # s that an arm that brakes takes to settle
 IGNORED_AFTER_RESET = 0.3  # s after a reset in which targets are not followed: they are meant for where the arm was
 
 
@@ -175,10 +171,7 @@ class TwinNode(Node):
         if clock.now() < self._settled_at or (cell.stopping and not cell.filter.at_rest):
             self._refused["braking"] += 1
             return
-        if self._target is None and (
-            math.dist(position, self._timed.set_point) > RESUME_DISTANCE
-            or rotation_angle(quaternion / length, cell.filter.quaternion) > RESUME_ANGLE
-        ):
+        if self._target is None and not self._timed.may_follow(position, quaternion / length):
             self._refused["far"] += 1
             self._far_at = clock.now()
             return

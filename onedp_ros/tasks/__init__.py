@@ -12,7 +12,9 @@ from onedp_ros.registry import Registry
 if TYPE_CHECKING:
     from onedp_ros.tasks.base import Task
 
-TASKS: Registry[Task] = Registry("simulated task", __name__, "TASK", besides=("base", "collect", "drive", "environment"))
+TASKS: Registry[Task] = Registry(
+    "simulated task", __name__, "TASK", besides=("base", "collect", "drive", "environment", "timed_drive")
+)
 
 
 def environment_id(task: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from onedp_ros.contract import (
     ObservationAssembler,
 )
 from onedp_ros.control.joints import ARM_JOINTS
+from onedp_ros.geometry import rotation_angle
 from onedp_ros.twin.cameras import CAMERA_HZ, ExposureSchedule
 from onedp_ros.twin.cell import FINGER_JOINTS, Array, Cell, CellRenderer, Scene, Target, check_cameras
 from onedp_ros.twin.settings import TwinSettings
@@ -29,6 +31,8 @@ STATE_STEP_MS = 5  # joint states and pose at 200 Hz
 KEPT = 4  # frames of a camera: more than an observation may still show
 NUDGE = np.array([7.0, 7.0, 7.0, 2.0])  # N, and Nm about z: standard deviation of the push of a hand
 NUDGE_CORRELATION = 0.85  # of one control step's push with the next one's
+RESUME_DISTANCE, RESUME_ANGLE = 0.10, 0.5  # m, rad: following begins with a target as near as that to the arm
+SETTLING = 0.3  # s that an arm that brakes takes to settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +135,12 @@ class TimedCell:
         position, quaternion, opening = self.scene.expert(self.cell)
         return position - self.cell.base, quaternion, opening
 
+    def may_follow(self, position: Array, quaternion: Array) -> bool:
+        """Whether an arm that holds may begin to follow a target, (3,) m and (4,) xyzw: one that is near."""
+        reference = self.cell.filter
+        near = math.dist(position, self.set_point) <= RESUME_DISTANCE
+        return near and rotation_angle(quaternion, reference.quaternion) <= RESUME_ANGLE
+
     def advance(self, until: int | None = None) -> None:
         """Advance to the next state sample or exposure, or to ``until`` (ms) when that comes first."""
         sample = (self._elapsed // STATE_STEP_MS + 1) * STATE_STEP_MS
@@ -204,7 +214,14 @@ class SteppedCell(TimedCell):
 
     def observe(self) -> Observation:
         """The newest set. Its images are drawn now."""
-        arm = self.contract.arm
+        self.new_set()
+        assert self._observation is not None, "reset comes first"
+        images = {name: self._draw(name, stamp) for name, stamp in self._observation.image_stamps.items()}
+        return dataclasses.replace(self._observation, images=images)
+
+    def new_set(self) -> bool:
+        """Whether a set has become complete since the last call, or since :meth:`observe`, which then returns it."""
+        arm, before = self.contract.arm, self._observation
         while self._sensed:
             sensed = self._sensed.popleft()
             if isinstance(sensed, Frame):
@@ -214,9 +231,7 @@ class SteppedCell(TimedCell):
                 self._assembler.add_pose(arm.pose_topic, sensed.stamp, sensed.position, sensed.quaternion)
         for observation in self._assembler.pop():
             self._observation = observation
-        assert self._observation is not None, "reset comes first"
-        images = {name: self._draw(name, stamp) for name, stamp in self._observation.image_stamps.items()}
-        return dataclasses.replace(self._observation, images=images)
+        return self._observation is not before
 
     def score(self) -> float:
         """How far the task is accomplished, 0 to 1."""

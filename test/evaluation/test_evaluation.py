@@ -115,6 +115,16 @@ def test_action_steps_must_fit_the_chunk(bundle: Path) -> None:
         evaluate(bundle, task="pnp_milk", action_steps=16)
 
 
+def test_with_a_latency_the_world_goes_on(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["pnp_milk", "--model", str(bundle), "--engine", "torch", "--episodes", "1", "--max-time", "0.5", "--jobs", "1"]
+    assert main([*arguments, "--latency", "v100"]) == 0
+    assert "in continuous time, latency v100, 0.18 s ahead" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="action_steps is 8, but with a latency"):
+        evaluate(bundle, task="pnp_milk", action_steps=8, latency="v100")
+    with pytest.raises(ValueError, match="latency is 'slow', expected measured or v100"):
+        evaluate(bundle, task="pnp_milk", latency="slow")
+
+
 @pytest.mark.real_time
 def test_bench_rows_take_turns_and_count_evaluations() -> None:
     rows = bench.measure("compact", repeats=2, threads=1)

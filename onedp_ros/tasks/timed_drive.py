@@ -1,0 +1,181 @@
+"""A policy that drives the twin's cell in continuous time: while it predicts, the world goes on, as in the live graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from onedp_ros.contract import NANOSECONDS, Observation, ObservationHistory
+from onedp_ros.control.chunk import ActionChunk, ChunkSchedule, Target
+from onedp_ros.control.safety import MeasuredPose, SafetyGate
+from onedp_ros.geometry import rotation_angle
+from onedp_ros.tasks.base import Environment
+from onedp_ros.twin.stepped import SETTLING, SteppedCell
+
+LEAD = 0.18  # s, action_node's default
+TARGET_HZ = 60.0
+MAX_OBSERVATION_AGE = 0.2  # s, policy_node's default: an older observation is not predicted from
+LATENCIES = ("measured", "v100")
+LONGEST_LATENCY, LONGEST_LEAD = 10.0, 0.5  # s
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How time passes.
+
+    Args:
+        latency: of a prediction, from the observation to the chunk, s; ``measured``: as long as each takes here; ``v100``: 9 ms for
+            the observation, then 6.6 ms an evaluation of the network, or 7 ms for the only one: DDPM-100, DDIM-10 and OneDP on a
+            V100 (https://arxiv.org/abs/2410.21257).
+        lead: how far ahead of the clock chunks are sampled, s.
+
+    Raises:
+        ValueError: another word, or a number that is no duration; names what is expected.
+    """
+
+    latency: str | float = "measured"
+    lead: float = LEAD
+
+    def __post_init__(self) -> None:
+        try:
+            seconds = 0.0 if self.latency in LATENCIES else float(self.latency)
+        except ValueError:
+            seconds = math.nan
+        if not 0.0 <= seconds <= LONGEST_LATENCY:
+            raise ValueError(
+                f"latency is '{self.latency}', expected {' or '.join(LATENCIES)}, or seconds from 0 to {LONGEST_LATENCY:g}"
+            )
+        if not 0.0 <= self.lead <= LONGEST_LEAD:
+            raise ValueError(f"lead is {self.lead} s, expected 0 to {LONGEST_LEAD:g} s")
+
+    def seconds(self, nfe: int, took: float) -> float:
+        """The latency of a prediction of ``nfe`` network evaluations that took ``took`` s here."""
+        if self.latency == "measured":
+            return took
+        if self.latency == "v100":
+            return 0.009 + (0.007 if nfe == 1 else 0.0066 * nfe)
+        return float(self.latency)
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedStep:
+    """A target of the stream: its time (``stamp``, ns, simulated), whether a chunk is ``followed`` (else the arm is held), by how
+    much the chunks that came since the target before changed it (``jump`` m, ``turn`` rad), and how long the newest prediction
+    took here (``inference_ms``)."""
+
+    stamp: int
+    target: Target
+    followed: bool
+    jump: float
+    turn: float
+    inference_ms: float
+
+
+def drive_timed(predictor: Any, environment: Environment, timing: Timing) -> Iterator[TimedStep]:
+    """Drive a cell just reset, for ever, as observation_node, policy_node, action_node and twin_node do.
+
+    Observations come as the cameras expose. A prediction begins with the newest one as soon as the one before has ended; its chunk
+    is there after the latency, and is dropped when all of its actions are past by then. Targets go out at :data:`TARGET_HZ`, ahead
+    of the clock, through the same schedule and safety limits as live; without a chunk to follow the arm is held.
+
+    Args:
+        predictor: as of :mod:`onedp_ros.policy.predictor`.
+        environment: a :class:`~onedp_ros.twin.stepped.SteppedCell`.
+        timing: latency and lead.
+
+    Yields:
+        After each target was sent and followed until the next.
+
+    Raises:
+        ContractError: a chunk with NaN or without a rotation.
+        ValueError: an environment that only knows control steps.
+    """
+    if not isinstance(environment, SteppedCell):
+        raise ValueError(
+            f"task {environment.contract.task} is simulated step by step and does not go on meanwhile; leave the latency out"
+        )
+    cell = environment.cell
+    gate = SafetyGate(cell.settings.safety)
+    schedule = ChunkSchedule(timing.lead, gate.limits.stale_after)
+    gate.start(environment.position, cell.quaternion, cell.target_opening)
+    policy = _Policy(predictor, environment, timing)
+    followed, settled_at, moving, tick = False, 0, False, 0
+    while True:
+        now, dt = round(tick * NANOSECONDS / TARGET_HZ), 1.0 / TARGET_HZ
+        expected = schedule.sample(now)
+        for chunk in policy.chunks:
+            if gate.check(chunk, now):
+                schedule.add(chunk, now)
+        policy.chunks.clear()
+        wanted = schedule.sample(now)
+        if wanted is not None:
+            target, followed = gate.limit(wanted, dt), True
+        else:
+            target = gate.stop(dt, MeasuredPose(now, environment.position, cell.quaternion))
+            if moving:
+                cell.brake()
+                settled_at, moving = now + round(SETTLING * NANOSECONDS), False
+        # what twin_node accepts
+        settled = now >= settled_at and not (cell.stopping and not cell.filter.at_rest)
+        if moving or (wanted is not None and settled and environment.may_follow(target.position, target.quaternion)):
+            moving, cell.stopping = True, False
+            environment.command(target.position, target.quaternion, target.opening if followed else cell.target_opening)
+        tick += 1
+        policy.advance(round(tick * 1000 / TARGET_HZ))
+        jump = turn = 0.0
+        if expected is not None and wanted is not None:
+            jump = math.dist(expected.position, wanted.position)
+            turn = rotation_angle(expected.quaternion, wanted.quaternion)
+        yield TimedStep(now, target, wanted is not None, jump, turn, policy.inference_ms)
+
+
+class _Policy:
+    """policy_node beside a cell that goes on. ``chunks`` are those that came and have not been taken away."""
+
+    def __init__(self, predictor: Any, cell: SteppedCell, timing: Timing) -> None:
+        self._predictor, self._cell, self._timing = predictor, cell, timing
+        self._history = ObservationHistory(cell.contract)
+        self._newest: Observation | None = None
+        self._running: tuple[int, ActionChunk] | None = None  # when it ends, ns, and what will come
+        self.chunks: list[ActionChunk] = []
+        self.inference_ms = 0.0
+        self._newest = cell.observe()
+        self._start()
+
+    def advance(self, until: int) -> None:
+        """Let the world go on until then (ms)."""
+        while self._cell.stamp < until * 1_000_000:
+            ends = [until] if self._running is None else [until, -(-self._running[0] // 1_000_000)]
+            self._cell.advance(min(ends))
+            if self._cell.new_set():
+                if self._newest is not None:
+                    self._history.add_distant(self._newest)
+                self._newest = self._cell.observe()
+            if self._running is not None and self._running[0] <= self._cell.stamp:
+                end, chunk = self._running
+                self._running = None
+                if end <= chunk.stamps[-1]:
+                    self.chunks.append(chunk)
+            self._start()
+
+    def _start(self) -> None:
+        """Begin a prediction, if none runs and there is a new observation."""
+        if self._running is not None or self._newest is None:
+            return
+        observation, self._newest = self._newest, None
+        if self._cell.stamp - observation.stamp > MAX_OBSERVATION_AGE * NANOSECONDS:
+            self._history.add_distant(observation)
+            return
+        self._history.add(observation)
+        window = self._history.window()
+        assert window is not None
+        begin = time.perf_counter()
+        actions = self._predictor.predict([window])[0]
+        took = time.perf_counter() - begin
+        self.inference_ms = 1e3 * took
+        chunk = ActionChunk.from_actions(self._cell.contract, observation.stamp, actions)
+        latency = self._timing.seconds(self._predictor.nfe, took)
+        self._running = self._cell.stamp + round(latency * NANOSECONDS), chunk
