@@ -6,9 +6,7 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,60 +17,8 @@ from onedp_ros.graph.supervisor import Supervisor
 from onedp_ros.resources import default_task
 
 if TYPE_CHECKING:
+    from onedp_ros.evaluation.live_episode import RecordedTopics
     from onedp_ros.graph.client import GraphWatch
-
-START_TIME = 120.0  # s for loading, warm-up and engine checks
-RECORD_DEPTH = 60  # messages between two looks: 0.3 s of the robot's states
-SETTLE = 0.6  # s after a reset, so that no observation of the old scene is left
-
-
-class EpisodeMessages:
-    """The messages of one episode by topic as they came, with their arrival (ns): read after the run, to cost little in it."""
-
-    def __init__(self, node: Any, task: str) -> None:
-        from sensor_msgs.msg import Image
-        from trajectory_msgs.msg import MultiDOFJointTrajectory
-
-        from onedp_ros.contract import task_contract
-        from onedp_ros.messages.encode import MESSAGES
-
-        contract = task_contract(task)
-        self.topics: dict[str, Any] = {
-            **{camera.topic: Image for camera in contract.cameras.values()},
-            **{topic: MESSAGES[name] for topic, name in {**contract.state_topics, **contract.action_topics}.items()},
-            "action/chunk": MultiDOFJointTrajectory,
-        }
-        self._node = node
-        self.messages: dict[str, list[tuple[int, bytes]]] = {}
-        self._subscribers: list[Any] = []
-        self._done = False
-
-    def begin(self) -> None:
-        """Begin, or begin anew; nothing when there is a recording already."""
-        if self._done:
-            return
-        from onedp_ros.nodes.lib.polled import PolledSubscriber
-
-        if not self._subscribers:
-            for topic, kind in self.topics.items():
-                keep = partial(self._keep, topic)
-                self._subscribers.append(PolledSubscriber(self._node, kind, topic, RECORD_DEPTH, keep, raw=True))
-        self.poll()
-        self.messages = {topic: [] for topic in self.topics}
-
-    def _keep(self, topic: str, message: bytes, arrival: int) -> None:
-        self.messages.setdefault(topic, []).append((arrival, message))
-
-    def poll(self) -> None:
-        for subscriber in self._subscribers:
-            subscriber.poll()
-
-    def end(self) -> None:
-        self._done = True
-        self.poll()
-        for subscriber in self._subscribers:
-            subscriber.destroy()
-        self._subscribers = []
 
 
 def run(
@@ -87,18 +33,15 @@ def run(
     os.environ.update(graph_environment(os.environ, "localhost"))
     results: list[dict[str, Any]] = []
     with Supervisor(processes, logs=out / "logs") as supervisor:
+        from onedp_ros.evaluation.live_episode import RecordedTopics, wait_for_policy
         from onedp_ros.graph.client import GraphWatch
 
         demo = GraphWatch("demo", supervisor.check, keep=True)
-        recording = EpisodeMessages(demo.node, task)
-        demo.meanwhile = recording.poll
         try:
             print(f"starting the graph: {', '.join(supervisor.children)}", flush=True)
-            if not demo.spin_until(lambda: float(demo.values("policy_node").get("policy_hz", 0)) > 0, START_TIME):
-                raise RuntimeError(
-                    f"the policy did not start within {START_TIME:.0f} s: {demo.complaints()}; logs are in {out}/logs"
-                )
-            demo.spin_for(1.0)
+            wait_for_policy(demo, out / "logs")
+            recording = RecordedTopics(demo.node, _recorded(task))
+            demo.meanwhile = recording.poll
             begin = {name: len(demo.history[name]) - 1 for name in demo.history}
             for episode in range(episodes):
                 results.append(_episode(demo, recording, episode, episodes, results, max_time))
@@ -113,30 +56,39 @@ def run(
     return summary
 
 
-def _episode(
-    demo: GraphWatch, recording: EpisodeMessages, episode: int, episodes: int, results: list[dict[str, Any]], max_time: float
-) -> dict[str, Any]:
-    from std_srvs.srv import SetBool, Trigger
+def _recorded(task: str) -> dict[str, Any]:
+    """What is recorded of an episode: messages by topic."""
+    from sensor_msgs.msg import Image
+    from trajectory_msgs.msg import MultiDOFJointTrajectory
 
-    demo.call(SetBool, "action_node/enable", SetBool.Request(data=False))
-    answer = demo.call(Trigger, "twin_node/reset")
-    if not answer.success:
-        raise RuntimeError(f"the twin was not reset: {answer.message}")
+    from onedp_ros.contract import task_contract
+    from onedp_ros.messages.encode import MESSAGES
+
+    contract = task_contract(task)
+    return {
+        **{camera.topic: Image for camera in contract.cameras.values()},
+        **{topic: MESSAGES[name] for topic, name in {**contract.state_topics, **contract.action_topics}.items()},
+        "action/chunk": MultiDOFJointTrajectory,
+    }
+
+
+def _episode(
+    demo: GraphWatch, recording: RecordedTopics, episode: int, episodes: int, results: list[dict[str, Any]], max_time: float
+) -> dict[str, Any]:
+    from onedp_ros.evaluation.live_episode import reset_twin, run_episode
+
+    reset_twin(demo)
     recording.begin()
-    demo.spin_for(SETTLE)
-    demo.call(SetBool, "action_node/enable", SetBool.Request(data=True))
-    begin = time.monotonic()
     line = 0.0
-    while True:
-        verdict = demo.call(Trigger, "twin_node/success")
-        now = time.monotonic() - begin
-        over = verdict.success or now > max_time
+
+    def progress(now: float, success: bool, over: bool) -> None:
+        nonlocal line
         if over or now - line > 0.5:
             line = now
-            _print_line(demo, episode, episodes, now, sum(r["success"] for r in results) + verdict.success, over)
-        if over:
-            return {"success": verdict.success, "time_s": round(now, 2), "failure": "" if verdict.success else verdict.message}
-        demo.spin_for(0.15)
+            _print_line(demo, episode, episodes, now, sum(r["success"] for r in results) + success, over)
+
+    outcome = run_episode(demo, max_time, progress)
+    return {"success": outcome.success, "time_s": outcome.time, "failure": outcome.failure}
 
 
 def _print_line(demo: GraphWatch, episode: int, episodes: int, now: float, successes: int, over: bool) -> None:
@@ -188,7 +140,7 @@ def _summary(demo: GraphWatch, begin: dict[str, int], results: list[dict[str, An
     }
 
 
-def _write_pictures(recording: EpisodeMessages, task: str, summary: dict[str, Any], out: Path) -> None:
+def _write_pictures(recording: RecordedTopics, task: str, summary: dict[str, Any], out: Path) -> None:
     """``episode.mp4`` and ``timeline.png`` of the recorded episode."""
     from rclpy.serialization import deserialize_message
 
@@ -198,7 +150,7 @@ def _write_pictures(recording: EpisodeMessages, task: str, summary: dict[str, An
 
     contract = task_contract(task)
     arm = contract.arm
-    read = {t: [(at, deserialize_message(m, recording.topics[t])) for at, m in ms] for t, ms in recording.messages.items()}
+    read = {t: [(at, deserialize_message(m, recording.kinds[t])) for at, m in ms] for t, ms in recording.messages.items()}
     frames = {n: [(stamp_ns(m), decode_image(m, c.topic)) for _, m in read[c.topic]] for n, c in contract.cameras.items()}
     write_video(frames, out / "episode.mp4")
     plot_timeline(
