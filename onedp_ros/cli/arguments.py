@@ -55,5 +55,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="replay buffer made by 'onedp convert' (default out/<task>/data.zarr)")
     parser.add_argument("--config", type=Path, help="network and settings (default: config/train/compact.yaml)")
     parser.add_argument("--steps", type=int, help="gradient steps, in place of the configured ones")
+    parser.add_argument(
+        "--color-jitter", type=float, help="change the images' colours at random, 0 (not at all) to 1, in place of the configured"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where a run in --out was interrupted")
     parser.add_argument("--threads", type=int, help="CPU threads")

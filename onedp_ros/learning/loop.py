@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from onedp_ros.contract import Contract
 from onedp_ros.files import write_atomically
+from onedp_ros.learning.color_jitter import jitter_batch
 from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.learning.state import STATE, load_state, save_state
 from onedp_ros.policy.checkpoint import save_policy
@@ -149,7 +150,8 @@ class Loop:
         with closing(stream), bar:
             while step < end:
                 random.manual_seed(((settings.seed * 1_000_003 + step) << 10) + rank)
-                values = trainee.update(step, (next(stream).to(self.device) for _ in range(count)), random)
+                batches = (jitter_batch(next(stream).to(self.device), settings.color_jitter, random) for _ in range(count))
+                values = trainee.update(step, batches, random)
                 ema.step(policy.parameters())
                 step += 1
                 bar.update()

@@ -153,4 +153,6 @@ def prepare(args: argparse.Namespace, *sections: str) -> tuple[Path, Path, dict[
     settings = read_section(config, *sections)
     if args.steps:
         settings["steps"] = args.steps
+    if args.color_jitter is not None:
+        settings["color_jitter"] = args.color_jitter
     return args.data or task_folder(args.task) / "data.zarr", config, settings

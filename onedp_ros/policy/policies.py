@@ -20,8 +20,9 @@ from onedp_ros.policy.networks import ImageEncoder, NetworkConfig, UNet
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Training windows. ``images``: uint8 (B, n_obs, H, W, 3) by camera, whole or cropped; ``state`` (B, n_obs, state);
-    ``action`` (B, horizon, action), index ``n_obs - 1`` being the action of the newest observation's step. Not normalised."""
+    """Training windows. ``images``: (B, n_obs, H, W, 3) by camera, uint8 or float of 0 to 255, whole or cropped; ``state``
+    (B, n_obs, state); ``action`` (B, horizon, action), index ``n_obs - 1`` being the action of the newest observation's step. Not
+    normalised."""
 
     images: Mapping[str, Tensor]
     state: Tensor

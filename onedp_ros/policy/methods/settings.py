@@ -9,7 +9,8 @@ from typing import ClassVar
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
     """What every training has. ``batch_size`` is that of all processes together; ``noise_samples`` are drawn for each encoded
-    window, since encoding costs most. ValueError names a setting out of its range."""
+    window, since encoding costs most; ``color_jitter``: how far the images' colours are changed at random, 0 (not at all) to 1.
+    ValueError names a setting out of its range."""
 
     steps: int
     batch_size: int = 64
@@ -21,6 +22,7 @@ class TrainingSettings:
     mixed_precision: str = "no"
     save_every: int = 1000
     seed: int = 0
+    color_jitter: float = 0.0
 
     positive: ClassVar[tuple[str, ...]] = ("steps", "batch_size", "noise_samples", "max_grad_norm", "save_every")
 
@@ -31,6 +33,8 @@ class TrainingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"mixed_precision is '{self.mixed_precision}', expected 'no' or 'bf16'")
+        if not 0 <= self.color_jitter <= 1:
+            raise ValueError(f"color_jitter is {self.color_jitter}, expected 0 (the images as they are) to 1")
 
 
 @dataclasses.dataclass(frozen=True)
