@@ -22,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--format", default="zarr", choices=("zarr", "lerobot"), help="zarr: to train here (default); lerobot: v3.0"
     )
-    parser.add_argument("--task", help="task, or task file; default: the contract noted in the recordings")
+    parser.add_argument(
+        "--task",
+        help="task, or task file; recordings of other tasks with such a contract are taken too; default: the noted contract",
+    )
     parser.add_argument("--keep-unsuccessful", action="store_true", help="also episodes noted as not successful")
     add_worker_options(parser, "--workers")
     parser.add_argument(

@@ -295,11 +295,11 @@ class Contract:
         data["crop"] = list(self.crop)
         return data
 
-    def require_same(self, other: Contract, ours: str, theirs: str) -> None:
-        """ContractError that names the first field in which ``other`` (called ``theirs``) differs."""
+    def require_same(self, other: Contract, ours: str, theirs: str, any_task: bool = False) -> None:
+        """ContractError that names the first field in which ``other`` (called ``theirs``) differs; ``any_task``: save its name."""
         mine, its = self.to_dict(), other.to_dict()
         for name, value in mine.items():
-            if its[name] != value:
+            if its[name] != value and not (any_task and name == "task"):
                 found, against = value, its[name]
                 if name in ("state", "action") and len(found) == len(against):
                     found, against = next((a, b) for a, b in zip(found, against, strict=True) if a != b)

@@ -86,7 +86,8 @@ def convert(
     """Recordings -> data set ``out`` ("zarr" or "lerobot"), which appears whole or not at all.
 
     ``sources`` are bags, folders of bags, robomimic HDF5 files, replay buffers (zarr) and LeRobot data sets. What is damaged or
-    holds no step is left out and named in ``skipped`` of the report. Without ``contract`` the first one noted is used. What an
+    holds no step is left out and named in ``skipped`` of the report. Recordings of other tasks join those of ``contract`` if all
+    else in their contracts is the same. Without ``contract`` the first one noted is used, and all must be of it. What an
     interrupted conversion left in ``<out>.partial`` is gone on with by ``resume``; the result is the same. In ``kinesthetic`` bags
     the arm was led by hand: each action is what was measured one step later.
 
@@ -211,7 +212,7 @@ def _agree_on_contract(
 
     The others come into ``skipped``.
     """
-    named_by = "the task file"
+    named_by, given = "the task file", contract is not None
     agreed = []
     for source in sources:
         if noted := source.notes.get("contract"):
@@ -222,7 +223,7 @@ def _agree_on_contract(
                 continue
             if contract is None:
                 contract, named_by = theirs, source.name
-            contract.require_same(theirs, named_by, source.name)
+            contract.require_same(theirs, named_by, source.name, any_task=given)
         agreed.append(source)
     if contract is None:
         raise ConvertError("no recording names its contract; give the task file with --task")

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from onedp_ros.tasks.base import Task
 
 TASKS: Registry[Task] = Registry(
-    "simulated task", __name__, "TASK", besides=("base", "collect", "drive", "environment", "timed_drive")
+    "simulated task",
+    __name__,
+    "TASK",
+    besides=("base", "collect", "drive", "environment", "pick_and_place", "timed_drive"),
 )
 
 

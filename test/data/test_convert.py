@@ -28,6 +28,7 @@ from onedp_ros.data.bags.writer import EpisodeWriter
 from onedp_ros.data.convert import ConvertError, convert
 from onedp_ros.data.episodes import grid_segments, read_episodes
 from onedp_ros.geometry import gripper_down, rotation_angle
+from onedp_ros.learning.dataset import WindowDataset
 from onedp_ros.messages.decode import feed
 
 
@@ -139,6 +140,19 @@ def test_bag_of_another_contract_is_refused_by_field(record: Record, contract: C
     with pytest.raises(ContractError, match=r"a and .*b differ in 'slop'"):
         convert(bags, tmp_path / "data.zarr", progress=False)
     assert not (tmp_path / "data.zarr").exists()
+
+
+def test_recordings_of_several_tasks_make_one_data_set_of_the_task_that_is_named(
+    record: Record, contract: Contract, tmp_path: Path
+) -> None:
+    other = dataclasses.replace(contract, task="another")
+    bags = [record("a", 0.5), record("b", 0.5, under=other)]
+    with pytest.raises(ContractError, match=r"a and .*b differ in 'task': 'pnp_milk' against 'another'"):
+        convert(bags, tmp_path / "data.zarr", progress=False)
+    convert(bags[1:], tmp_path / "b.zarr", progress=False, workers=1)
+    report = convert([bags[0], tmp_path / "b.zarr"], tmp_path / "data.zarr", contract, progress=False, workers=1)
+    dataset = WindowDataset(tmp_path / "data.zarr", contract)
+    assert report.episodes == len(dataset.episode_ends) == 2 and dataset.contract == contract
 
 
 def test_damaged_and_failed_episodes_are_left_out_and_named(

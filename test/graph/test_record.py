@@ -8,7 +8,7 @@ from onedp_ros.contract import task_contract
 from onedp_ros.data.bags.reader import read_metadata
 from onedp_ros.data.episodes import read_episodes
 from onedp_ros.graph.processes import record_graph
-from onedp_ros.tasks.pnp_milk import BOX
+from onedp_ros.tasks.pick_and_place import BOX
 
 SEED = 3
 

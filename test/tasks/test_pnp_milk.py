@@ -5,7 +5,8 @@ import pytest
 
 from onedp_ros.contract import task_contract
 from onedp_ros.tasks import TASKS
-from onedp_ros.tasks.pnp_milk import AREA_CENTRE, AREA_SIZE, BOX, Options, PnpMilk, carton, in_box
+from onedp_ros.tasks.pick_and_place import AREA_CENTRE, AREA_SIZE, BOX
+from onedp_ros.tasks.pnp_milk import Options, PnpMilk
 from onedp_ros.twin.cell import Cell
 from onedp_ros.twin.stepped import SteppedCell
 
@@ -19,7 +20,7 @@ def test_carton_starts_in_the_area() -> None:
     for seed in range(50):
         cell.reset(np.random.default_rng(seed))
         starts.append(scene.start(cell))
-        assert carton(cell)[2] < 1e-6  # upright
+        assert scene.pose(cell)[2] < 1e-6  # upright
     spread = np.array(starts)
     assert np.all(np.abs(spread[:, :2] - AREA_CENTRE) <= AREA_SIZE / 2)
     assert np.all(np.abs(spread[:, 2]) <= np.deg2rad(30) + 1e-9)
@@ -54,7 +55,7 @@ def test_success_needs_release_and_the_box() -> None:
     assert not scene.success(cell)
     scene.place(cell, np.array([*BOX, 0.045]), 0.3)
     cell.step(500)
-    assert in_box(cell) and scene.success(cell)
+    assert scene.in_box(cell) and scene.success(cell)
     scene.place(cell, np.array([BOX[0], BOX[1] + 0.12, 0.036]), 0.0)
     cell.step(500)
     assert not scene.success(cell)

@@ -23,7 +23,8 @@ from onedp_ros.graph.processes import graph_environment, record_graph
 from onedp_ros.graph.supervisor import Supervisor
 from onedp_ros.messages.decode import pose_arrays
 from onedp_ros.resources import resource
-from onedp_ros.tasks.pnp_milk import BOX, GRASP_HEIGHT, PnpMilk, carton, grasp_yaw
+from onedp_ros.tasks.pick_and_place import BOX
+from onedp_ros.tasks.pnp_milk import CARTON, PnpMilk
 from onedp_ros.teleop.session import Motion
 from onedp_ros.twin.cell import Cell
 
@@ -90,10 +91,11 @@ def press(watch, driver, button, state):
 
 def test_a_person_with_a_phone_picks_the_milk_and_the_recording_is_good(alone, browser, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # for the certificate
-    cell = Cell(PnpMilk())
+    scene = PnpMilk()
+    cell = Cell(scene)
     cell.reset(np.random.default_rng(SEED))
-    milk, yaw, _ = carton(cell)
-    grasp, turned = above(milk, GRASP_HEIGHT), grasp_yaw(yaw)
+    milk, yaw, _ = scene.pose(cell)
+    grasp, turned = above(milk, CARTON.grasp_height), CARTON.grasp_yaw(yaw)
     box = np.array([*BOX, 0.0])
 
     processes = record_graph("pnp_milk", device="phone", operator="Ada", out=tmp_path / "bags", port=free_port(), twin_seed=SEED)
