@@ -83,5 +83,5 @@ def test_the_turn_of_the_carton_is_an_option() -> None:
     assert environment.start()[2] == pytest.approx(0.0, abs=1e-9)
     with pytest.raises(ValueError, match=r"option\.max_yaw is 180, expected a number from 0 to 3\.14159 rad"):
         TASKS.get("pnp_milk").make(CONTRACT, max_yaw=180)
-    with pytest.raises(ValueError, match="unknown option 'max_roll', expected max_yaw"):
+    with pytest.raises(ValueError, match="unknown option 'max_roll', expected variation, max_yaw"):
         TASKS.get("pnp_milk").make(CONTRACT, max_roll=1)
