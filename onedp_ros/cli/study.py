@@ -25,6 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, help="of each task and method (default: one for each cell of the grid of starts)")
     parser.add_argument("--out", type=Path, default=Path("out/study"), help="folder of the rounds and tables (default out/study)")
     parser.add_argument("--tables", type=Path, metavar="DIR", help="run nothing: make the tables of a study's folder again")
+    parser.add_argument(
+        "--latency",
+        help="not in real time: the simulated world goes on while the policy predicts, for so long, s (0,0.1: each in turn); v100: "
+        "as on the paper's V100; measured: as long as it takes here",
+    )
+    parser.add_argument("--jobs", type=int, help="processes, with --latency (default: one a core; measured: 1)")
     add_options(parser, {name: POLICY[name] for name in ("engine", "model")})
     args = parser.parse_args(argv)
     if args.tables is not None:
@@ -34,11 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from onedp_ros.evaluation.study.folder import StudyFolder
     from onedp_ros.evaluation.study.plan import plan, settings
     from onedp_ros.evaluation.study.run import run
-    from onedp_ros.evaluation.study.series import REAL_TIME
+    from onedp_ros.evaluation.study.series import REAL_TIME, latency_mode
     from onedp_ros.policy.engines import AUTO, ENGINES
     from onedp_ros.resources import named_file
 
     signal.signal(signal.SIGTERM, on_terminate)
+    if args.jobs is not None and args.latency is None:
+        parser.error("--jobs is for --latency; in real time one round runs after the other")
+    latencies = [] if args.latency is None else args.latency.split(",")
+    jobs = 1 if args.jobs is None and "measured" in latencies else args.jobs
+    try:
+        modes = list(dict.fromkeys(map(latency_mode, latencies))) or [REAL_TIME]
+    except ValueError as error:
+        parser.error(f"--{error}")
     try:
         if args.engine != AUTO:
             ENGINES.check(args.engine)
@@ -47,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UnknownNameError, FileNotFoundError) as error:
         parser.error(str(error))
     try:
-        series = plan(args.task, args.method, [REAL_TIME], args.rounds, Path(args.model) if args.model else None)
+        series = plan(args.task, args.method, modes, args.rounds, Path(args.model) if args.model else None)
     except UnknownNameError as error:
         parser.error(str(error))
     folder = StudyFolder(args.out, settings(series, processor(), args.engine))
     try:
-        run(folder, series, args.engine)
+        run(folder, series, args.engine, jobs)
     except KeyboardInterrupt:
         print(f"\nstopped; the rounds that are over are in {args.out}, and the same command goes on with the others", flush=True)
         raise

@@ -48,10 +48,13 @@ def rollout(
     max_time: float,
     lead_steps: int = 0,
     timing: Timing | None = None,
+    writer: Any = None,
 ) -> EpisodeResult:
     """One episode with ``predictor`` (as of ``policy.predictor``), in lock step (:func:`onedp_ros.tasks.drive.drive`), or with
-    ``timing`` in continuous time (:func:`onedp_ros.tasks.timed_drive.drive_timed`)."""
+    ``timing`` in continuous time (:func:`onedp_ros.tasks.timed_drive.drive_timed`). ``writer``: as of ``environment.record``."""
     environment.reset(np_random(seed)[0])
+    if writer is not None:
+        environment.record(writer)
     start = environment.start()
     if timing is None:
         driving = drive(predictor, environment, action_steps, lead_steps)
@@ -71,9 +74,11 @@ def rollout(
 
 
 @contextmanager
-def _loaded(
+def loaded(
     model: Path, digests: str, method: str | None, engine: str, options: Mapping[str, Any], contract: Contract
 ) -> Iterator[tuple[Any, Environment]]:
+    """A policy, on one thread, and the environment that it is for; ``options`` are the task's. ValueError when the checkpoint has
+    other ``digests``."""
     from onedp_ros.policy.checkpoint import load_sampler
     from onedp_ros.policy.predictor import load_predictor
 
@@ -91,7 +96,7 @@ def _loaded(
 def _run(
     loading: tuple[Any, ...], seed: int, action_steps: int, max_time: float, lead_steps: int, timing: Timing | None
 ) -> tuple[EpisodeResult, dict[str, Any]]:
-    predictor, environment = kept(_loaded, *loading)
+    predictor, environment = kept(loaded, *loading)
     facts = {k: getattr(predictor, k) for k in ("method", "nfe", "engine", "network")}
     predictor.reset(seed)
     return rollout(predictor, environment, seed, action_steps, max_time, lead_steps, timing), facts

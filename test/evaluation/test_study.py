@@ -13,12 +13,12 @@ import torch
 
 from onedp_ros.cli import main
 from onedp_ros.config import ConfigError
-from onedp_ros.contract import Normalizer, task_contract
+from onedp_ros.contract import Contract, Normalizer, task_contract
 from onedp_ros.evaluation.study import folder as folder_module
 from onedp_ros.evaluation.study import live, run
 from onedp_ros.evaluation.study.folder import StudyFolder, program, read_rounds
 from onedp_ros.evaluation.study.plan import METHODS, plan, settings
-from onedp_ros.evaluation.study.series import Series
+from onedp_ros.evaluation.study.series import Series, latency_mode
 from onedp_ros.evaluation.study.starts import FIRST_SEED, Grid, Start, find_starts
 from onedp_ros.evaluation.study.tables import difference, figures, wilson
 from onedp_ros.policy.checkpoint import save_policy
@@ -48,6 +48,15 @@ def record(of: Series, number: int, success: bool, time: float, **others: Any) -
 
 def made(path: Path, *of: Series, machine: dict[str, Any] = MACHINE, engine: str = "auto") -> StudyFolder:
     return StudyFolder(path, settings(of or [series()], machine, engine))
+
+
+def untrained(path: Path, contract: Contract) -> Path:
+    """A policy that leads the hand to the middle of the area, high above it."""
+    torch.manual_seed(0)
+    offset, scale = [0.5, 0, 0.3, 1, 0, 0, 0, -1, 0, 0.04], [*[0.01] * 3, *[0.05] * 6, 0.01]
+    normalizer = Normalizer(*(np.array(v, np.float32) for v in (np.zeros(9), np.ones(9), offset, scale)))
+    save_policy(path, Policy(contract, NetworkConfig(16, (16, 32)), normalizer, "onedp_s"), {})
+    return path
 
 
 def test_starts_lie_in_the_middle_of_their_cells_and_no_demonstration_used_them() -> None:
@@ -186,7 +195,7 @@ def test_tables_and_pictures_from_the_files_alone(tmp_path: Path, capsys: pytest
         study.write(record(teacher, number, a, 10.0 + number))
         study.write(record(ours, number, b, 5.0 + number))
         for of in slow:
-            study.write(record(of, number, of.mode.endswith("0") or number < 2, 9.0))
+            study.write(record(of, number, of.latency == 0.0 or number < 2, 9.0))
     study.close()
     assert main(["study", "--tables", str(tmp_path)]) == 0
     page = (tmp_path / "tables.md").read_text()
@@ -196,6 +205,8 @@ def test_tables_and_pictures_from_the_files_alone(tmp_path: Path, capsys: pytest
     assert "| dp_ddim10 | 11.50 s (2 rounds) |" in page and "| onedp_s | 6.50 s, 0.57 x (2 rounds) |" in page
     assert "| pnp_milk | onedp_s | torch | compact | 1 | 4.0 | 6.0 | 10.0 | 15.0 | 20.0 | 60.0 | 60.0 | 4 | 2.0 |" in page
     assert "| pnp_milk | onedp_s | never grasped | 1 |" in page
+    low, high = wilson(2, 4)
+    assert f"| 300 | 2 of 4: 0.50 ({low:.2f} to {high:.2f}) | 2 of 4: 0.50 ({low:.2f} to {high:.2f}) |" in page
     found = json.loads((tmp_path / "tables.json").read_text())
     assert found["real_time"]["pnp_milk"]["onedp_s"]["time_ratio"] == pytest.approx(6.5 / 11.5)
     assert found == json.loads(json.dumps(figures(read_rounds(tmp_path))))
@@ -219,6 +230,8 @@ def test_tables_of_another_folder_are_refused(tmp_path: Path, capsys: pytest.Cap
         (["--method", "onedp"], "unknown method 'onedp', expected one of"),
         (["--method", "dp_ddim"], "unknown method 'dp_ddim', expected dp_ddimN"),
         (["--engine", "steam"], "unknown engine 'steam', expected one of"),
+        (["--latency", "0.1,slow"], "--latency is 'slow', expected measured or v100, or seconds from 0 to 10"),
+        (["--jobs", "2"], "--jobs is for --latency; in real time one round runs after the other"),
     ],
 )
 def test_what_cannot_be_studied_is_a_usage_error(arguments: list[str], told: str, tmp_path: Path, capsys: Any) -> None:
@@ -235,9 +248,23 @@ def test_policies_are_checked_before_anything_runs(tmp_path: Path) -> None:
         plan(["pnp_milk"], [], ["real_time"], model=Path("x"))
     with pytest.raises(ValueError, match="2001 rounds of pnp_milk: expected from 1 to 2000"):
         plan(["pnp_milk"], ["onedp_s"], ["real_time"], 2001)
-    other = dataclasses.replace(CONTRACT, task="pnp_tea")
-    torch.manual_seed(0)
-    normalizer = Normalizer(*(np.array(v, np.float32) for v in (np.zeros(9), np.ones(9), np.zeros(10), np.ones(10))))
-    save_policy(tmp_path, Policy(other, NetworkConfig(16, (16, 32)), normalizer, "onedp_s"), {})
+    untrained(tmp_path, dataclasses.replace(CONTRACT, task="pnp_tea"))
     with pytest.raises(ValueError, match="pnp_tea"):
         plan(["pnp_milk"], ["onedp_s"], ["real_time"], model=tmp_path)
+
+
+def test_with_a_latency_the_simulated_world_goes_on(tmp_path: Path) -> None:
+    model = untrained(tmp_path / "model", CONTRACT)
+    (slow,) = plan(["pnp_milk"], ["onedp_s"], [latency_mode("0.3")], 2, model)
+    slow = dataclasses.replace(slow, max_time=0.7)
+    assert slow.mode == "latency_0.300" and slow.latency == 0.3 and latency_mode("v100") == "latency_v100"
+    study = made(tmp_path / "study", slow)
+    run.run(study, [slow], "torch", jobs=1)
+    first, second = study.done("latency_0.300", "pnp_milk", "onedp_s").values()
+    for number, record in enumerate((first, second)):
+        assert not record["success"] and record["failure"] == "never grasped" and record["time_s"] >= 0.7
+        assert record["seed"] == slow.grid.starts[number].seed and record["latency_s"] == 0.3
+        assert record["engine"] == "torch" and record["inference_ms_p50"] > 0
+        assert study.file("latency_0.300", "pnp_milk", "onedp_s", number).with_suffix(".mp4").stat().st_size > 2000
+    run.run(study, [slow], "torch", jobs=1)
+    assert study.done("latency_0.300", "pnp_milk", "onedp_s")[0] == first, "it was not run again"

@@ -25,7 +25,11 @@ SETTINGS = "study.json"
 PACKAGES = ("mujoco", "numpy", "torch", "openvino")
 PARTS = (  # of the package, which decide how a round goes
     *("contract", "control", "geometry.py", "messages", "nodes", "policy", "tasks", "twin"),
-    *("evaluation/live_episode.py", "evaluation/study/live.py", "evaluation/study/starts.py"),
+    *(
+        "evaluation/live_episode.py",
+        "evaluation/rollout.py",
+        *(f"evaluation/study/{name}.py" for name in ("live", "starts", "stepped")),
+    ),
 )
 GROWING = ("policies", "tasks")  # settings that further runs add to
 

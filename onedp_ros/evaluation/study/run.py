@@ -11,12 +11,17 @@ from typing import Any
 from onedp_ros.config import ConfigError
 from onedp_ros.evaluation.study.folder import StudyFolder
 from onedp_ros.evaluation.study.series import REAL_TIME, Series
+from onedp_ros.parallel import Workers
 
 TRIES = 3  # of a round whose graph falls apart
 
 
-def run(folder: StudyFolder, plan: Sequence[Series], engine: str) -> None:
+def run(folder: StudyFolder, plan: Sequence[Series], engine: str, jobs: int | None = None) -> None:
     """Run what is missing in ``folder``; each round is written when it is over.
+
+    Args:
+        engine: as of :func:`~onedp_ros.graph.processes.task_graph`.
+        jobs: processes for the rounds that are not in real time; default: one a core.
 
     Raises:
         ConfigError: an engine other than that of the rounds that are there.
@@ -24,31 +29,39 @@ def run(folder: StudyFolder, plan: Sequence[Series], engine: str) -> None:
     """
     missing = [[i for i in range(len(s.grid.starts)) if i not in folder.done(s.mode, s.task, s.method)] for s in plan]
     progress = _Progress(sum(map(len, missing)), sum(len(s.grid.starts) for s in plan))
-    for series, numbers in zip(plan, missing, strict=True):
-        failed = 0
-        while numbers:
-            try:
-                with closing(_rounds(folder, series, numbers, engine)) as records:
-                    for record in records:
-                        _check_engine(folder, series, record["engine"])
-                        folder.write(record)
-                        numbers, failed = numbers[1:], 0
-                        progress.over(series, record)
-            except RuntimeError as error:
-                failed += 1
-                if failed == TRIES:
-                    raise RuntimeError(f"{series.name}, round {numbers[0] + 1}, failed {TRIES} times: {error}") from error
-                print(f"{series.name}, round {numbers[0] + 1}, is run again: {error}", file=sys.stderr, flush=True)
+    with Workers(1 if all(series.mode == REAL_TIME for series in plan) else jobs) as workers:
+        for series, numbers in zip(plan, missing, strict=True):
+            failed = 0
+            while numbers:
+                try:
+                    with closing(_rounds(folder, series, numbers, engine, workers)) as records:
+                        for record in records:
+                            _check_engine(folder, series, record["engine"])
+                            folder.write(record)
+                            numbers, failed = numbers[1:], 0
+                            progress.over(series, record)
+                except RuntimeError as error:
+                    failed += 1
+                    if failed == TRIES:
+                        raise RuntimeError(f"{series.name}, round {numbers[0] + 1}, failed {TRIES} times: {error}") from error
+                    print(f"{series.name}, round {numbers[0] + 1}, is run again: {error}", file=sys.stderr, flush=True)
 
 
-def _rounds(folder: StudyFolder, series: Series, numbers: Sequence[int], engine: str) -> Generator[dict[str, Any], None, None]:
+def _rounds(
+    folder: StudyFolder, series: Series, numbers: Sequence[int], engine: str, workers: Workers
+) -> Generator[dict[str, Any], None, None]:
     """Records of rounds, each when it is over."""
     videos = folder.file(series.mode, series.task, series.method, 0).parent
-    from onedp_ros.evaluation.study.live import live_rounds
+    if series.mode == REAL_TIME:
+        from onedp_ros.evaluation.study.live import live_rounds
 
-    logs = folder.path / "logs" / series.task / series.method
-    print(f"{series.name}: starting the graph, {len(numbers)} rounds", flush=True)
-    return live_rounds(series, numbers, engine=engine, logs=logs, videos=videos)
+        print(f"{series.name}: starting the graph, {len(numbers)} rounds", flush=True)
+        logs = folder.path / "logs" / series.task / series.method
+        yield from live_rounds(series, numbers, engine=engine, logs=logs, videos=videos)
+    else:
+        from onedp_ros.evaluation.study.stepped import stepped_rounds
+
+        yield from stepped_rounds(series, numbers, engine=engine, workers=workers, videos=videos)
 
 
 def _check_engine(folder: StudyFolder, series: Series, engine: str) -> None:

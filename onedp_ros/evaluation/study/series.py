@@ -9,8 +9,9 @@ from typing import Any
 
 from onedp_ros.contract import Contract
 from onedp_ros.evaluation.study.starts import Grid
+from onedp_ros.tasks.timed_drive import LATENCIES, Timing
 
-REAL_TIME = "real_time"
+REAL_TIME, LATENCY = "real_time", "latency_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Series:
     max_time: float
 
     @property
+    def latency(self) -> str | float:
+        """What a prediction takes in simulated time, as of :class:`~onedp_ros.tasks.timed_drive.Timing`."""
+        seconds = latency_of(self.mode)
+        return self.mode.removeprefix(LATENCY) if seconds is None else seconds
+
+    @property
     def task(self) -> str:
         """Its name."""
         return self.contract.task
@@ -62,9 +69,15 @@ class Series:
         }
 
 
+def latency_mode(latency: str) -> str:
+    """The mode of a latency as the command line gives it. ValueError for one that there is not."""
+    Timing(latency)
+    return LATENCY + (latency if latency in LATENCIES else f"{float(latency):.3f}")
+
+
 def latency_of(mode: str) -> float | None:
     """The latency of a mode, s; None in real time, and where it is another one for each method."""
     try:
-        return float(mode.removeprefix("latency_"))
+        return float(mode.removeprefix(LATENCY))
     except ValueError:
         return None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from onedp_ros.evaluation.study.series import REAL_TIME
+from onedp_ros.evaluation.study.series import REAL_TIME, latency_of
 
 Record = Mapping[str, Any]
 Grouped = dict[str, dict[str, dict[str, dict[int, Record]]]]
@@ -76,7 +76,7 @@ def _task_figures(methods: Mapping[str, Mapping[int, Record]]) -> dict[str, Any]
             values = [r[key] for r in records if r.get(key) is not None]
             entry[key] = float(np.median(values)) if values else None
         for key in ("holds", "time_lost_s"):
-            entry[key] = sum(r.get(key) or 0 for r in records)
+            entry[key] = sum(r[key] for r in records) if all(key in r for r in records) else None
         entry |= {key: records[-1].get(key, "") for key in ("engine", "network", "nfe")}
         found[name] = entry
     return found
@@ -100,12 +100,15 @@ def markdown(settings: Record, found: Mapping[str, Any], pictures: Sequence[str]
         + f"; program {settings['program']}.",
     ]
     for mode, tasks in found.items():
+        if latency_of(mode) is not None:
+            continue
         lines += ["", f"## {_title(mode)}"]
         lines += _table("Table 3: success, 95 % interval (Wilson)", tasks, _success)
         lines += _table("Difference to the first method, 95 % interval (Newcombe)", tasks, _difference)
         lines += _table("Table 4: mean completion time of the rounds that all methods solved", tasks, _time)
         lines += _speed(tasks)
         lines += _failures(tasks)
+    lines += _latencies(found)
     for picture in pictures:
         lines += ["", f"![{picture.removesuffix('.png')}]({picture})"]
     return "\n".join(lines) + "\n"
@@ -151,10 +154,27 @@ def _speed(tasks: Mapping[str, Any]) -> list[str]:
             if e["inference_ms_p50"] is not None and e["encoding_ms_p50"] is not None:
                 generation = e["inference_ms_p50"] - e["encoding_ms_p50"]
             times = [e["encoding_ms_p50"], generation, e["inference_ms_p50"], e["inference_ms_p99"], e["chunk_latency_ms_p50"]]
-            told = [_number(e["policy_hz"]), _number(e["target_hz"]), str(e["holds"]), f"{e['time_lost_s']:.1f}"]
+            told = [
+                _number(e["policy_hz"]),
+                _number(e["target_hz"]),
+                "" if e["holds"] is None else str(e["holds"]),
+                _number(e["time_lost_s"]),
+            ]
             rows.append([task, method, e["engine"], e["network"], str(e["nfe"]), *map(_number, times), *told])
     title = "Table 5: one prediction, ms, and the rates, Hz; medians of the rounds"
     return ["", f"### {title}", "", *_rows([*head, "predictions", "targets", "holds", "lost by physics, s"], rows)]
+
+
+def _latencies(found: Mapping[str, Any]) -> list[str]:
+    """Success against latency, where it is the same for all methods."""
+    latencies = sorted((value, mode) for mode in found if (value := latency_of(mode)) is not None)
+    lines = ["", "## Success against the latency of a prediction"] if latencies else []
+    for task in sorted({task for _, mode in latencies for task in found[mode]}):
+        here = [(f"{1e3 * value:.0f}", found[mode][task]) for value, mode in latencies if task in found[mode]]
+        methods = ordered({method: None for _, entries in here for method in entries})
+        rows = [[value, *(_success(entries[m]) if m in entries else "" for m in methods)] for value, entries in here]
+        lines += ["", f"### {task}", "", *_rows(["latency, ms", *methods], rows)]
+    return lines
 
 
 def _failures(tasks: Mapping[str, Any]) -> list[str]:
