@@ -61,16 +61,17 @@ def test_real_robots_wait_to_be_enabled(robot, tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", ["task.launch.py", "pnp_milk.launch.py"])
+@pytest.mark.parametrize("name", ["task.launch.py", "pnp_milk.launch.py", "coffee.launch.py"])
 def test_starts_what_onedp_run_starts(name, tmp_path, monkeypatch):
     monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE", raising=False)
     monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)
     context = LaunchContext()
     given = {"model": str(tmp_path), "method": "onedp_d", "enabled": "false"}
-    context.launch_configurations.update(given | ({"task": "pnp_milk"} if name == "task.launch.py" else {}))
+    task = "pnp_milk" if name == "task.launch.py" else name.removesuffix(".launch.py")
+    context.launch_configurations.update(given | ({"task": task} if name == "task.launch.py" else {}))
     found = expand(description(name), context)
     nodes = [e for e in found if isinstance(e, Node)]
-    expected = task_graph("pnp_milk", robot="twin", method="onedp_d", model=tmp_path, enabled=False)
+    expected = task_graph(task, robot="twin", method="onedp_d", model=tmp_path, enabled=False)
     assert [n.node_executable for n in nodes] == [p.executable for p in expected]
     assert [n._Node__node_name for n in nodes] == [p.name for p in expected]
     assert [n._ExecuteLocal__respawn for n in nodes] == [p.respawn for p in expected]

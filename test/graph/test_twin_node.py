@@ -287,10 +287,10 @@ def test_compressed_frames_make_sets_and_broken_ones_are_named(rig):
 
 def test_a_task_without_a_scene_and_no_task_at_all_are_refused(rig, tmp_path):
     """A task of a real cell never becomes another task's scene."""
-    coffee = tmp_path / "coffee.yaml"
-    coffee.write_text(resource("config", "tasks", "pnp_milk.yaml").read_text().replace("task: pnp_milk", "task: coffee"))
-    with pytest.raises(UnknownNameError, match=r"unknown simulated task 'coffee', expected one of .*pnp_milk"):
-        rig.add(TwinNode, task=str(coffee))
+    tea = tmp_path / "tea.yaml"
+    tea.write_text(resource("config", "tasks", "pnp_milk.yaml").read_text().replace("task: pnp_milk", "task: tea"))
+    with pytest.raises(UnknownNameError, match=r"unknown simulated task 'tea', expected one of .*pnp_milk"):
+        rig.add(TwinNode, task=str(tea))
     for make in (TwinNode, ObservationNode):
         with pytest.raises(
             ValueError, match=r"parameter task is empty; give the name of a file in config/tasks, which has .*pnp_milk"

@@ -77,22 +77,22 @@ def test_ids_follow_from_the_names_of_files() -> None:
 
 def test_a_contract_whose_task_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
     """A task for a real cell only never becomes another task's scene."""
-    coffee = str(contract_file(tmp_path, task="coffee"))
-    expected = r"unknown simulated task 'coffee', expected one of .*pnp_milk; to add one, write the file onedp_ros/tasks/coffee\.py"
+    tea = str(contract_file(tmp_path, task="tea"))
+    expected = r"unknown simulated task 'tea', expected one of .*pnp_milk; to add one, write the file onedp_ros/tasks/tea\.py"
     with pytest.raises(UnknownNameError, match=expected):
-        collect(tmp_path / "bags", 1, task=coffee)
+        collect(tmp_path / "bags", 1, task=tea)
     with pytest.raises(UnknownNameError, match=expected):
-        evaluate(Path("none"), task=coffee)
+        evaluate(Path("none"), task=tea)
     with pytest.raises(UnknownNameError, match=expected):
-        main([coffee])
+        main([tea])
     with pytest.raises(UnknownNameError, match=expected):
-        TaskEnv(coffee)
+        TaskEnv(tea)
     assert not (tmp_path / "bags").exists()
 
 
 def test_an_unknown_task_file_lists_those_that_there_are() -> None:
-    with pytest.raises(FileNotFoundError, match=r"coffee\.yaml is not in config/tasks, which has .*pnp_milk"):
-        collect(Path("none"), 1, task="coffee")
+    with pytest.raises(FileNotFoundError, match=r"tea\.yaml is not in config/tasks, which has .*pnp_milk"):
+        collect(Path("none"), 1, task="tea")
 
 
 def test_a_camera_that_the_twin_cannot_place_is_named(reach: Path, tmp_path: Path) -> None:
