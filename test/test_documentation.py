@@ -23,6 +23,7 @@ from onedp_ros.tasks import TASKS
 from onedp_ros.tasks.base import Task
 from onedp_ros.teleop.devices import DEVICES
 from onedp_ros.teleop.devices.base import Device
+from onedp_ros.twin.variation import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -114,6 +115,11 @@ def test_every_setting_of_a_robot_file_is_in_the_reference() -> None:
     for name, kind in SECTIONS.items():
         rows = re.findall(r"^\| (`.*?) \|", sections[name], re.MULTILINE)
         assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(expected_values(kind)), name
+
+
+def test_every_kind_of_variation_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "variation.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(KINDS)
 
 
 def test_pages_that_messages_name_exist() -> None:

@@ -90,6 +90,8 @@ STRENGTHS = {
         mass=1.6,
     ),
 }
+# For demonstrations, which compress badly with noise; training adds its own.
+STRENGTHS |= {f"{name}_noiseless": dataclasses.replace(strength, noise=0.0) for name, strength in STRENGTHS.items()}
 CASES: Mapping[str, Callable[[mujoco.MjModel, Rng], None]] = {
     "half_light": lambda model, rng: _scale_light(model, 0.5),
     "grey_table": lambda model, rng: _paint_table(model, 0.5),
@@ -114,9 +116,10 @@ class Picture:
         """A drawn image (height, width, 3) as the camera gives it at a stamp (ns)."""
         if camera not in self.curves:
             return image
-        rng = np.random.default_rng([self.seed, zlib.crc32(camera.encode()), stamp % 2**63])
         exposed = self.curves[camera][image, np.arange(3)]
-        exposed += np.float32(self.noise) * rng.standard_normal(image.shape, np.float32)
+        if self.noise > 0:
+            rng = np.random.default_rng([self.seed, zlib.crc32(camera.encode()), stamp % 2**63])
+            exposed += np.float32(self.noise) * rng.standard_normal(image.shape, np.float32)
         return np.clip(np.rint(exposed), 0, 255).astype(np.uint8)
 
 

@@ -40,7 +40,7 @@ def test_an_episode_starts_as_without_variation_and_looks_different() -> None:
         expected = first(nominal, 7)
         start = nominal.start()
         assert nominal.cell.variation.seed is None
-    for kind in (*STRENGTHS, *CASES):
+    for kind in ("mild", "strong", *CASES):
         with stepped(kind) as varied:
             observation = first(varied, 7)
             assert varied.start() == start, kind
@@ -95,7 +95,19 @@ def test_noise_differs_from_frame_to_frame() -> None:
     assert np.array_equal(one, variation.picture.take(image, "front", 0)), "of a stamp it is the same"
 
 
-@pytest.mark.parametrize("kind", list(STRENGTHS))
+def test_without_noise_all_else_is_the_same() -> None:
+    models, images = [], []
+    for kind in ("mild", "mild_noiseless"):
+        models.append(build_model(PnpMilk()))
+        variation = Variation(models[-1], kind)
+        variation.apply(3)
+        images.append(variation.picture.take(np.full((60, 80, 3), 128, np.uint8), "front", 0).astype(float))
+    for name in ("cam_pos", "geom_rgba", "light_diffuse", "body_mass"):
+        assert np.array_equal(getattr(models[0], name), getattr(models[1], name))
+    assert np.allclose(images[0].mean((0, 1)), images[1].mean((0, 1)), atol=1) and np.ptp(images[1], axis=(0, 1)).max() == 0
+
+
+@pytest.mark.parametrize("kind", ["mild", "strong"])
 def test_draws_keep_their_bounds_and_use_them(kind: str) -> None:
     nominal, model, strength = build_model(PnpMilk()), build_model(PnpMilk()), STRENGTHS[kind]
     variation, drawn = Variation(model, kind), []
@@ -126,7 +138,7 @@ def test_draws_keep_their_bounds_and_use_them(kind: str) -> None:
     }
     for name, bound in bounds.items():
         assert most[name] <= bound + 1e-6, name
-        assert most[name] > (0.9 if name != "table" else 0.3) * bound, name
+        assert most[name] >= (0.9 if name != "table" else 0.3) * bound, name
 
 
 def test_half_the_light_gives_half_the_picture() -> None:
