@@ -40,6 +40,7 @@ def _draw_starts(tasks: Mapping[str, Any], grids: Mapping[str, Record], path: Pa
     figure, axes = plt.subplots(
         len(tasks), columns, figsize=(width, sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
     )
+    colours = plt.get_cmap("viridis_r").with_extremes(over=FAILURE)
     for row, (task, methods) in zip(axes, tasks.items(), strict=True):
         grid = grids[task]
         shape = (grid["rows"], grid["columns"])
@@ -48,25 +49,18 @@ def _draw_starts(tasks: Mapping[str, Any], grids: Mapping[str, Record], path: Pa
         times = times[np.isfinite(times)]
         low, high = (times.min(), times.max()) if len(times) else (0.0, 1.0)
         (left, right), (bottom, top) = grid["bounds"] or ((0.5, shape[1] + 0.5), (0.0, 1.0))
-        extent = (left, right, bottom, top)
+        x, y = np.linspace(left, right, 2 * shape[1] + 1), np.linspace(bottom, top, 2 * shape[0] + 1)
         picture = None
         for axis, (name, (time, failed, texts)) in zip(row, cells.items(), strict=False):
-            shown = np.ma.masked_invalid(np.where(failed, np.nan, time))
-            picture = axis.imshow(
-                shown, origin="lower", extent=extent, aspect="auto", cmap="viridis_r", vmin=low, vmax=max(high, low + 1e-3)
+            values = np.ma.masked_invalid(np.where(failed, 2 * high + 1, time))
+            picture = axis.pcolormesh(
+                x[::2], y[::2], values, cmap=colours, vmin=low, vmax=max(high, low + 1e-3), edgecolors="white", linewidth=1
             )
-            axis.imshow(
-                np.ma.masked_where(~failed, np.ones(shape)),
-                origin="lower",
-                extent=extent,
-                aspect="auto",
-                cmap=matplotlib.colors.ListedColormap([FAILURE]),
-            )
-            x = np.linspace(left, right, 2 * shape[1] + 1)[1::2]
-            y = np.linspace(bottom, top, 2 * shape[0] + 1)[1::2]
             for (r, c), text in np.ndenumerate(texts):
                 dark = failed[r, c] or (np.isfinite(time[r, c]) and time[r, c] > (low + high) / 2)
-                axis.text(x[c], y[r], text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+                axis.text(
+                    x[2 * c + 1], y[2 * r + 1], text, ha="center", va="center", fontsize=8, color="white" if dark else "black"
+                )
             axis.set_title(f"{task}, {name}", fontsize=10)
             axis.set_xlabel(grid["labels"][0], fontsize=9)
             if len(grid["labels"]) > 1:
@@ -114,9 +108,10 @@ def _draw_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, ...]]]]
     """Success against latency, a panel a task."""
     figure, axes = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 4), squeeze=False, layout="constrained")
     for axis, (task, methods) in zip(axes[0], curves.items(), strict=True):
-        for name in ordered(methods):
+        for i, name in enumerate(ordered(methods)):
             latency, rate, low, high = np.array(methods[name]).T
-            axis.errorbar(latency, rate, yerr=[rate - low, high - rate], marker="o", markersize=4, capsize=3, label=name)
+            beside = 0.01 * i * max(latency)  # so that equal ones are seen
+            axis.errorbar(latency + beside, rate, yerr=[rate - low, high - rate], marker="o", markersize=4, capsize=3, label=name)
         axis.set(title=task, xlabel="latency of a prediction (ms)", ylabel="success (95 % interval)", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

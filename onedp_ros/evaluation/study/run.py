@@ -13,6 +13,7 @@ from onedp_ros.evaluation.study.folder import StudyFolder
 from onedp_ros.evaluation.study.series import REAL_TIME, Series
 from onedp_ros.parallel import Workers
 
+OVERLOADED = 0.1  # s that physics may lose in a round
 TRIES = 3  # of a round whose graph falls apart
 
 
@@ -86,6 +87,8 @@ class _Progress:
         left = (time.monotonic() - self._begin) / self._done * (self._missing - self._done)
         result = f"success after {record['time_s']:.1f} s" if record["success"] else f"failed, {record['failure']}"
         rates = f", policy {record['policy_hz']:.1f} Hz, targets {record['target_hz']:.1f} Hz" if series.mode == REAL_TIME else ""
+        if record.get("time_lost_s", 0.0) > OVERLOADED:
+            rates += f", not quite real time: physics lost {record['time_lost_s']:.1f} s, other programs take the processor"
         number = self._total - self._missing + self._done
         print(
             f"[{number}/{self._total}] {series.name}, round {record['round'] + 1}: {result}{rates}; {_duration(left)} left",
