@@ -69,6 +69,12 @@ def read_task(task: str) -> Mapping[str, Any]:
     return data
 
 
+def policy_task(task: str) -> str:
+    """The task whose policies do a task. Errors as of :func:`read_task`."""
+    data = read_task(task)
+    return str(data.get("policy") or data["task"])
+
+
 def task_folder(task: str) -> Path:
     """Where what is made for a task lies unless something else is asked for: ``out/<task>``."""
     return Path("out") / read_task(task)["task"]

@@ -87,7 +87,10 @@ def _check_count(name: str, value: object, most: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Contract:
-    """The agreement between a task's data, its policies and the nodes. Frozen; read from ``config/tasks/<task>.yaml``."""
+    """The agreement between a task's data, its policies and the nodes. Frozen; read from ``config/tasks/<task>.yaml``.
+
+    ``policy`` names the task whose policies do this one; empty: its own.
+    """
 
     task: str
     base_frame: str
@@ -100,10 +103,13 @@ class Contract:
     crop: tuple[int, int]
     state: tuple[Feature, ...]
     action: tuple[Feature, ...]
+    policy: str = ""
 
     def __post_init__(self) -> None:
         try:
             check_name("task", self.task)
+            if self.policy != "":
+                check_name("policy", self.policy)
             for name in self.cameras:
                 check_name("camera", name)
         except ValueError as error:
@@ -276,7 +282,7 @@ class Contract:
         if unknown := sorted(set(data) - fields, key=str):
             raise ContractError(f"contract has unknown fields {shown(unknown)}; known are {sorted(fields)}")
         data = data if data.get("cameras") else {"crop": [], **data}
-        if missing := sorted(fields - set(data)):
+        if missing := sorted(fields - {"policy"} - set(data)):
             raise ContractError(f"contract lacks the fields {missing}")
         values = dict(data)
         if not isinstance(data["crop"], Sequence) or isinstance(data["crop"], str):
@@ -293,20 +299,36 @@ class Contract:
         data = dataclasses.asdict(self)
         data |= {name: [feature.to_dict() for feature in getattr(self, name)] for name in ("state", "action")}
         data["crop"] = list(self.crop)
+        if not self.policy:
+            del data["policy"]
         return data
 
     def require_same(self, other: Contract, ours: str, theirs: str, any_task: bool = False) -> None:
         """ContractError that names the first field in which ``other`` (called ``theirs``) differs; ``any_task``: save its name."""
         mine, its = self.to_dict(), other.to_dict()
-        for name, value in mine.items():
-            if its[name] != value and not (any_task and name == "task"):
-                found, against = value, its[name]
+        for name in {**mine, **its}:
+            found, against = mine.get(name, ""), its.get(name, "")
+            if found != against and not (any_task and name == "task"):
                 if name in ("state", "action") and len(found) == len(against):
                     found, against = next((a, b) for a, b in zip(found, against, strict=True) if a != b)
                 raise ContractError(
                     f"{ours} and {theirs} differ in '{name}': {found!r} against {against!r}; use the task file the data and the "
                     f"checkpoint were made with, or make them again"
                 )
+
+    @property
+    def policy_task(self) -> str:
+        """The task whose policies do this one."""
+        return self.policy or self.task
+
+    def require_policy(self, policy: Contract, name: str) -> None:
+        """ContractError unless a policy of the contract ``policy``, called ``name``, can do this task."""
+        if policy.task != self.policy_task:
+            raise ContractError(
+                f"{name} is a policy of the task {policy.task}, but {self.task} is done with one of {self.policy_task}; give such "
+                f"a policy, or the task file of {policy.task}"
+            )
+        dataclasses.replace(self, task=self.policy_task, policy="").require_same(policy, "the task", name)
 
     def action_stamps(self, stamp: int) -> NDArray[np.int64]:
         """Times (ns) that a chunk's (horizon,) actions are meant for: ``stamp + (i - (n_obs_steps - 1)) * dt``."""

@@ -48,7 +48,7 @@ def replay(bag: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What ``onedp replay`` does with a bag. Returns the report."""
     contract = recorded_contract(bag, args.task)
     recording = read_recording(bag, contract, args.image_transport)
-    policy = choose_policy(args, recording.outputs.policy, contract.task)
+    policy = choose_policy(args, recording.outputs.policy, contract.policy_task)
     reference = recording.outputs.sets
     if args.graph:
         from onedp_ros.evaluation.replay_live import replay_in_graph

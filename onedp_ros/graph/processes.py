@@ -17,7 +17,7 @@ from typing import Any
 from onedp_ros.graph.shm import PROFILES
 from onedp_ros.policy.engines import AUTO, ENGINES
 from onedp_ros.policy.methods import split_name
-from onedp_ros.resources import named_file, read_task, resource
+from onedp_ros.resources import named_file, policy_task, read_task, resource
 from onedp_ros.robot import MODES
 from onedp_ros.teleop.devices import DEVICES
 
@@ -298,7 +298,7 @@ def _arm_process(common: Mapping[str, Any], robot: str, twin_seed: int, franka: 
 
 
 def _check_released(task: str) -> None:
-    name = read_task(task)["task"]
+    name = policy_task(task)
     try:
         resource("models", name)
     except FileNotFoundError as error:

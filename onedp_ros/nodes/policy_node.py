@@ -190,10 +190,10 @@ class PolicyNode(LifecycleNode):
         if not model and self._load is load_bundle:
             if not options["method"]:
                 raise ValueError("parameters 'model' and 'method' are empty; give the directory of a policy, or a released method")
-            model = self._used["model"] = find_bundle(self.contract.task, options["method"], progress)
+            model = self._used["model"] = find_bundle(self.contract.policy_task, options["method"], progress)
         options["method"] = options["method"] or None
         predictor = self._load(model, contract=self.contract, progress=progress, **options)
-        self.contract.require_same(predictor.contract, "the task", model)
+        self.contract.require_policy(predictor.contract, model)
         progress("warming up")
         contract, rng = self.contract, np.random.default_rng(0)
         for _ in range(WARM_UP):

@@ -25,7 +25,7 @@ from onedp_ros.files import write_atomically
 from onedp_ros.policy.methods import find_method
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy, Sampler
-from onedp_ros.resources import read_task, resource
+from onedp_ros.resources import names_of_files, policy_task, resource
 
 FORMAT = 3
 """1: the digest covers the weights only. 2: config.json has a digest of its own content, in which is that of the weights.
@@ -184,15 +184,15 @@ def find_released(task: str, method: str) -> Path:
     """The released checkpoint, ``models/<task>/<weights>``, that serves a method.
 
     Args:
-        task: its name, or the path of its file.
+        task: its name, or the path of its file, which may name another task's policies.
         method: its name.
 
     Raises:
         UnknownNameError: no such method.
         FileNotFoundError: nothing was released for it.
     """
-    if task.endswith((".yaml", ".yml")):
-        task = read_task(task)["task"]
+    if task.endswith((".yaml", ".yml")) or task in names_of_files("tasks"):
+        task = policy_task(task)
     try:
         return resource("models", task, find_method(method).weights)
     except FileNotFoundError as error:
@@ -220,7 +220,7 @@ def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract 
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedCheckpointError(f"{path / CONFIG}: {error}; fetch or save the checkpoint again") from error
     if contract is not None:
-        contract.require_same(its_contract, "the task", str(path))
+        contract.require_policy(its_contract, str(path))
     if method is not None and method != made.method.name:
         other = find_method(method)
         if other.weights != made.method.weights:

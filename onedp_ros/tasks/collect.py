@@ -72,7 +72,7 @@ def demonstrate(
     try:
         if recovery and policy is not None:
             predictor = kept(_loaded, policy, (policy / "config.json").stat().st_mtime_ns)
-            contract.require_same(predictor.contract, "the task", str(policy))
+            contract.require_policy(predictor.contract, str(policy))
             take_over(environment, predictor, seed, rng, POLICY_TIME * task.max_time)
         else:
             environment.reset(rng, recovery)
