@@ -28,10 +28,11 @@ class Thing:
     """An object to be picked up. Its body is called ``name``; the fingers close along the body's y axis.
 
     Args:
-        add_geoms: adds its geoms to the body, whose origin is ``half_height`` (m) over the lowest point.
+        add_geoms: adds its geoms to the body, whose origin is ``half_height`` (m) over the lowest point. A function of a module,
+            so that scenes can be sent to the process that draws.
         half_width, half_length: m, half its size along y and x at the height of the fingers. If they are equal, it can be grasped
             along x as well.
-        grasp_height: m, tool point above the origin in a grasp, at least 4 cm below the top: so deep is the hand.
+        grasp_height: m, tool point above the origin in a grasp, at most 4 cm below the top: so much room is under the palm.
         release: m, tool height over the table when letting go.
     """
 

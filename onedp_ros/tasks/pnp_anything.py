@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import mujoco
@@ -43,17 +44,17 @@ def _prism(sides: int, apothem: float, z: float, colour: list[float], mass: floa
         yield _block(apothem * math.tan(math.pi / sides), apothem, z, colour, mass / pairs, yaw=i * math.pi / pairs)
 
 
+def _add_geoms(geoms: Sequence[Geom], body: Any) -> None:
+    for kind, size, place, yaw, mass, colour in geoms:
+        touched = {"mass": mass, **GRIP} if mass else SEEN
+        turned = [math.cos(yaw / 2), 0, 0, math.sin(yaw / 2)]
+        body.add_geom(type=kind, size=size, pos=place, quat=turned, rgba=[*colour, 1], **touched)
+
+
 def _thing(name: str, width: float, length: float, height: float, grasp: float, *geoms: Geom) -> Thing:
     """A thing ``width`` and ``length`` (m) wide where it is held, ``height`` tall, held ``grasp`` above the table."""
-
-    def add_geoms(body: Any) -> None:
-        for kind, size, place, yaw, mass, colour in geoms:
-            touched = {"mass": mass, **GRIP} if mass else SEEN
-            turned = [math.cos(yaw / 2), 0, 0, math.sin(yaw / 2)]
-            body.add_geom(type=kind, size=size, pos=place, quat=turned, rgba=[*colour, 1], **touched)
-
     release = max(grasp + 0.016, LEAST_RELEASE)
-    return Thing(name, add_geoms, width / 2, length / 2, height / 2, grasp - height / 2, release)
+    return Thing(name, partial(_add_geoms, geoms), width / 2, length / 2, height / 2, grasp - height / 2, release)
 
 
 _ORANGE, _WHITE, _GREEN, _GOLD, _YELLOW = [0.95, 0.5, 0.05], [0.95] * 3, [0.1, 0.5, 0.2], [0.85, 0.65, 0.15], [0.95, 0.85, 0.2]

@@ -1,6 +1,7 @@
 """A task is one file: one that a test brings along is collected, driven and shown like those of the package."""
 
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from onedp_ros.tasks import TASKS, environment_id
 from onedp_ros.tasks.base import EnvironmentOptions, PlainEnvironment, Task, read_options
 from onedp_ros.tasks.collect import collect
 from onedp_ros.tasks.environment import TaskEnv
+from onedp_ros.twin.cell import build_model
 
 
 def test_a_new_task_is_collected(reach: Path, tmp_path: Path) -> None:
@@ -114,6 +116,16 @@ def test_options_are_checked_before_anything_is_made(reach: Path, tmp_path: Path
         collect(tmp_path / "bags", 1, task=str(reach), options={"depth": 1})
     with pytest.raises(ValueError, match=r"option\.height is 9, expected a number from 0\.1 to 0\.4 m"):
         evaluate(Path("none"), task=str(reach), options={"height": 9})
+
+
+@pytest.mark.parametrize("name", TASKS.names())
+def test_a_scene_can_be_sent_to_the_process_that_draws_it(name: str) -> None:
+    task = TASKS.get(name)
+    if task.scene is not None:
+        scene = task.scene(task.choose({}))
+        build_model(scene)
+        sent = ForkingPickler.loads(ForkingPickler.dumps(scene))
+        assert build_model(sent).nbody == build_model(scene).nbody
 
 
 def test_a_task_has_a_scene_or_an_environment() -> None:
