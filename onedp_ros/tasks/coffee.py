@@ -15,12 +15,8 @@ APOTHEM, HALF_HEIGHT = 0.020, 0.025  # m, of the pod: an octagonal prism, which 
 GRASP_HEIGHT = 0.012  # m, tool point above the pod's centre
 HOLDER, SEAT = np.array([0.50, -0.22]), 0.030  # m, the holder's axis and floor
 CLEARANCE = 0.0020  # m, between the pod's corners and the holder's wall
-SIDES, WALL, DEPTH, CHAMFER = (
-    12,
-    0.003,
-    0.014,
-    0.010,
-)  # of the holder's ring: boxes; thickness, straight part, length of the mouth (m)
+SIDES, WALL = 12, 0.003  # boxes around the holder's ring, and their thickness (m)
+DEPTH, CHAMFER = 0.014, 0.010  # m, the ring's straight part, and the length of the mouth's slope above it
 MOUTH = DEPTH + CHAMFER / np.sqrt(2)  # m, height of the ring
 RADIUS = APOTHEM / np.cos(np.pi / 8) + CLEARANCE  # m, from the axis to the wall
 HINGE = np.array([HOLDER[0] - 0.070, SEAT + 2 * HALF_HEIGHT + 0.010])  # m, x and z of the lid's hinge, whose axis is along y
