@@ -1,4 +1,5 @@
-"""What things cost on this machine: engines and methods, frames over DDS, the arm's loop, the recorder, a node's start."""
+"""What things cost on this machine: engines and methods, frames over DDS, the arm's loop, the recorder, a node's start; and how
+smooth a policy's targets are."""
 
 from __future__ import annotations
 
@@ -20,9 +21,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--robot-ip", default="", help="with --servo: a real robot, which MOVES")
     parser.add_argument("--recorder", action="store_true", help="the recorder instead, with two noisy cameras")
     parser.add_argument("--start", action="store_true", help="the start of policy_node instead, the first one and the next")
+    parser.add_argument("--smooth", action="store_true", help="hand-overs between a policy's chunks instead, in the twin")
+    parser.add_argument("--model", type=Path, help="with --smooth: directory of the policy")
+    parser.add_argument("--method", help="with --smooth: another one of the same weights")
+    parser.add_argument("--engine", default="auto", help="with --smooth: inference engine (default auto)")
+    parser.add_argument("--episodes", type=int, default=20, help="with --smooth: a row (20)")
+    parser.add_argument("--latency", default="v100", help="with --smooth: of a prediction, s, or v100: as on the paper's V100")
+    parser.add_argument("--delays", type=_seconds, help="with --smooth: added to the latency, s (0,0.05,0.1,0.2,0.3)")
+    parser.add_argument("--jobs", type=int, help="with --smooth: processes; default: one a core")
     parser.add_argument("--out", type=Path, default=Path(), help="with --recorder: a folder on the disk that is to be tried (here)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of the recorder, or of each row of the servo, 60 at most")
-    parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside it")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="write the figures here, and a picture beside it; with --smooth, run again, an interrupted one goes on",
+    )
     args = parser.parse_args(argv)
     if args.servo:
         return _write(*_servo(args.seconds, args.robot_ip), args.json)
@@ -30,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _write(*_recorder(args.seconds, args.out), args.json)
     if args.start:
         return _write(*_start(min(args.repeats, 10)), args.json)
+    if args.smooth:
+        if args.model is None:
+            parser.error("--smooth needs --model, the directory of a policy")
+        return _write(*_smooth(args), args.json)
     networks = ["paper", "compact"] if args.network == "both" else [args.network]
     return _write(*_inference(networks, args.repeats, args.threads, not args.no_frames), args.json)
 
@@ -66,6 +83,26 @@ def _start(repeats: int) -> Outcome:
 
     result = start.run(repeats=repeats)
     return result, start.table(result), None
+
+
+def _smooth(args: argparse.Namespace) -> Outcome:
+    from onedp_ros.bench import smooth
+
+    result = smooth.run(
+        args.model,
+        method=args.method,
+        engine=args.engine,
+        episodes=args.episodes,
+        latency=args.latency,
+        delays=args.delays or smooth.DELAYS,
+        jobs=args.jobs,
+        partial=args.json and args.json.with_name(args.json.name + ".partial"),
+    )
+    return result, smooth.table(result), smooth.plot
+
+
+def _seconds(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def _write(result: dict[str, Any], text: str, plot: Callable[[dict[str, Any], Path], None] | None, path: Path | None) -> int:

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the world goes on while the policy predicts: for so long, s; measured: as long as it takes here; v100: as on the "
         "paper's V100 (default: the world waits)",
     )
+    parser.add_argument("--handover", help="with --latency: from chunk to chunk as action_node's parameter of that name")
     parser.add_argument("--max-time", type=float, help="s, simulated (default: the task's)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the task")
     add_worker_options(parser)
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action_steps=args.action_steps,
         lead=args.lead,
         latency=args.latency,
+        handover=args.handover,
         max_time=args.max_time,
         options=read_options(args.option),
         jobs=args.jobs,

@@ -1,4 +1,4 @@
-"""Action chunks and the schedule that samples them by time."""
+"""Action chunks, and what they plan for an instant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from onedp_ros.contract import NANOSECONDS, Contract, Floats
+from onedp_ros.contract import Contract, Floats
 from onedp_ros.geometry import slerp
 
 
@@ -48,35 +48,3 @@ class ActionChunk:
             quaternion=slerp(self.quaternions[i], self.quaternions[j], a),
             opening=float((1 - a) * self.openings[i] + a * self.openings[j]),
         )
-
-
-class ChunkSchedule:
-    """Holds the newest chunk and samples the current target from it.
-
-    Samples by time, at ``now + lead``, never by counting: actions whose time has passed are skipped without further ado.
-
-    Args:
-        lead: how far ahead of the clock to sample, s; covers the latency to the arm and the arm's lag behind its targets. May be
-            changed at any time.
-        stale_after: time after its arrival at which a chunk is no longer followed, s.
-    """
-
-    def __init__(self, lead: float, stale_after: float) -> None:
-        self.lead, self._stale_after = lead, round(stale_after * NANOSECONDS)
-        self.chunk: ActionChunk | None = None
-        self._arrived = 0
-
-    def add(self, chunk: ActionChunk, now: int) -> None:
-        """Follow ``chunk``, which arrived at ``now`` (ns), from now on."""
-        self.chunk, self._arrived = chunk, now
-
-    def clear(self) -> None:
-        """Follow no chunk until the next one arrives."""
-        self.chunk = None
-
-    def sample(self, now: int) -> Target | None:
-        """The target for ``now`` (ns); None when stale: no chunk, none for ``stale_after``, or the last one has run out."""
-        if self.chunk is None or not 0 <= now - self._arrived <= self._stale_after:
-            return None
-        time = now + round(self.lead * NANOSECONDS)
-        return self.chunk.at(time) if time <= self.chunk.stamps[-1] else None

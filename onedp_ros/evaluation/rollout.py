@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from onedp_ros.contract import Contract, ContractError, task_contract
+from onedp_ros.control.handover import DEFAULT
 from onedp_ros.files import write_atomically
 from onedp_ros.parallel import Workers, kept
 from onedp_ros.tasks import TASKS
@@ -141,6 +142,7 @@ def evaluate(
     action_steps: int | None = None,
     lead: float | None = None,
     latency: str | float | None = None,
+    handover: str | None = None,
     max_time: float | None = None,
     options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
@@ -156,6 +158,7 @@ def evaluate(
         action_steps: executed of each chunk; default: the contract's.
         lead: how far ahead of the clock chunks are executed, s. Default: 0 in lock step, action_node's in continuous time.
         latency: of :class:`onedp_ros.tasks.timed_drive.Timing`: the world goes on meanwhile. Default: it waits, in lock step.
+        handover: from chunk to chunk, where there is a latency; default: action_node's.
         max_time: s, simulated; default: the task's.
         options: of the task, by name.
         jobs, scheduler: of :class:`onedp_ros.parallel.Workers`.
@@ -182,8 +185,10 @@ def evaluate(
             )
         if simulated.scene is None:
             raise ValueError(f"task {contract.task} is simulated step by step and waits for the policy; give no latency")
-        timing = Timing(latency, LEAD if lead is None else lead)
+        timing = Timing(latency, LEAD if lead is None else lead, handover or DEFAULT)
         lead, action_steps = timing.lead, 1
+    elif handover is not None:
+        raise ValueError(f"handover is '{handover}', but in lock step there is none; give a latency, too")
     action_steps = action_steps or contract.n_action_steps
     lead_steps = round((lead or 0.0) / contract.dt)
     most = contract.horizon - contract.n_obs_steps + 1 - lead_steps
@@ -234,6 +239,7 @@ def evaluate(
         "action_steps": action_steps if timing is None else None,
         "lead_s": lead or 0.0,
         "latency": latency,
+        "handover": timing and timing.handover,
         "max_time_s": max_time,
         "success_rate": len(successes) / episodes,
         "ci95": tuple(map(float, binomtest(len(successes), episodes).proportion_ci(method="wilson"))),
@@ -255,7 +261,7 @@ def table(summary: dict[str, Any]) -> str:
     executed = f"{summary['action_steps']} actions a chunk"
     if summary["latency"] is not None:
         unit = "" if summary["latency"] in LATENCIES else " s"
-        executed = f"in continuous time, latency {summary['latency']}{unit}, {summary['lead_s']} s ahead"
+        executed = f"in continuous time, latency {summary['latency']}{unit}, {summary['lead_s']} s ahead, {summary['handover']}"
     rows = {
         "policy": "{task}, {method}, NFE {nfe}, {network} network, {engine}".format(**summary),
         "episodes": f"{summary['episodes']}, seeds from {summary['seed']}, {executed}",

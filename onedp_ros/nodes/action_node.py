@@ -23,9 +23,11 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 from onedp_ros import clock
 from onedp_ros.clock import SHORTEST_PAUSE, PauseWatch
 from onedp_ros.contract import NANOSECONDS, ContractError
-from onedp_ros.control.chunk import ChunkSchedule, Target
+from onedp_ros.control.chunk import Target
+from onedp_ros.control.handover import DEFAULT, describe_handovers
 from onedp_ros.control.limits import LONGEST_STOP, SafetyLimits
 from onedp_ros.control.safety import MeasuredPose, SafetyGate, jump, pose_fault
+from onedp_ros.control.schedule import ChunkSchedule
 from onedp_ros.messages.decode import chunk_from_message, pose_arrays, stamp_ns
 from onedp_ros.nodes.lib.diagnostics import DiagnosticReport, Diagnostics, Percentiles, Rate, RecentProblem, counted, worst
 from onedp_ros.nodes.lib.input_watch import POSE_TIMEOUT, InputWatch
@@ -56,11 +58,12 @@ class ActionNode(Node):
         path, speed = declare_robot_file(self, "twin"), declare_speed(self)
         target_rate = declare(self, "target_rate", 50.0, "Least targets a second; a fresh chunk gives one at once", 20.0, 1000.0)
         self._lead = declare_dynamic(self, "lead", 0.18, "How far ahead of the clock chunks are sampled, s", 0.0, 0.5)
+        self._handover = declare(self, "handover", DEFAULT, f"From one chunk to the next: {describe_handovers()}")
         self._enable_pending = declare(self, "enabled", False, "Enable at start, as soon as the measured pose is known")
 
         self._limits = SafetyLimits.from_yaml(path).slowed(speed)
         self._gate = SafetyGate(self._limits)
-        self._schedule = ChunkSchedule(self._lead(), self._limits.stale_after)
+        self._schedule = ChunkSchedule(self._lead(), self._limits.stale_after, self._handover)
         self._pose: MeasuredPose | None = None
         self._pose_frame = ""
         self._jumped_at = float("-inf")
@@ -176,7 +179,7 @@ class ActionNode(Node):
         if not self._gate.check(chunk, now):
             self._problem.report(f"action/chunk rejected, so far: {dict(self._gate.rejected)}; see policy_node")
             return
-        self._schedule.add(chunk, now)
+        self._schedule.add(chunk, now, self._gate.target)
         if self._enabled:
             self._timer.reset()
             self._send()
@@ -326,6 +329,7 @@ class ActionNode(Node):
             {
                 "state": self._state,
                 "enabled": self._enabled,
+                "handover": self._handover,
                 "target_hz": round(self._rate.hz(), 2),
                 "targets": self._targets,
                 "chunks": self._chunks,

@@ -6,12 +6,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from onedp_ros.contract import NANOSECONDS, Observation, ObservationHistory
-from onedp_ros.control.chunk import ActionChunk, ChunkSchedule, Target
+from onedp_ros.contract import NANOSECONDS, ContractError, Observation, ObservationHistory
+from onedp_ros.control.chunk import ActionChunk, Target
+from onedp_ros.control.handover import DEFAULT, HANDOVERS
 from onedp_ros.control.safety import MeasuredPose, SafetyGate
-from onedp_ros.geometry import rotation_angle
+from onedp_ros.control.schedule import ChunkSchedule
 from onedp_ros.tasks.base import Environment
 from onedp_ros.twin.stepped import SETTLING, SteppedCell
 
@@ -31,6 +33,7 @@ class Timing:
             the observation, then 6.6 ms an evaluation of the network, or 7 ms for the only one: DDPM-100, DDIM-10 and OneDP on a
             V100 (https://arxiv.org/abs/2410.21257).
         lead: how far ahead of the clock chunks are sampled, s.
+        handover: from chunk to chunk, one of :data:`onedp_ros.control.handover.HANDOVERS`.
 
     Raises:
         ValueError: another word, or a number that is no duration; names what is expected.
@@ -38,6 +41,7 @@ class Timing:
 
     latency: str | float = "measured"
     lead: float = LEAD
+    handover: str = DEFAULT
 
     def __post_init__(self) -> None:
         try:
@@ -50,6 +54,8 @@ class Timing:
             )
         if not 0.0 <= self.lead <= LONGEST_LEAD:
             raise ValueError(f"lead is {self.lead} s, expected 0 to {LONGEST_LEAD:g} s")
+        if self.handover not in HANDOVERS:
+            raise ValueError(f"handover is '{self.handover}', expected {' or '.join(HANDOVERS)}")
 
     def seconds(self, nfe: int, took: float) -> float:
         """The latency of a prediction of ``nfe`` network evaluations that took ``took`` s here."""
@@ -62,15 +68,13 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class TimedStep:
-    """A target of the stream: its time (``stamp``, ns, simulated), whether a chunk is ``followed`` (else the arm is held), by how
-    much the chunks that came since the target before changed it (``jump`` m, ``turn`` rad), and how long the newest prediction
-    took here (``inference_ms``)."""
+    """A target of the stream: its time (``stamp``, ns, simulated), whether chunks are ``followed`` (else the arm is held), what the
+    ``newest`` of them alone plans for that time, and how long the newest prediction took here (``inference_ms``)."""
 
     stamp: int
     target: Target
     followed: bool
-    jump: float
-    turn: float
+    newest: Target
     inference_ms: float
 
 
@@ -78,8 +82,9 @@ def drive_timed(predictor: Any, environment: Environment, timing: Timing) -> Ite
     """Drive a cell just reset, for ever, as observation_node, policy_node, action_node and twin_node do.
 
     Observations come as the cameras expose. A prediction begins with the newest one as soon as the one before has ended; its chunk
-    is there after the latency, and is dropped when all of its actions are past by then. Targets go out at :data:`TARGET_HZ`, ahead
-    of the clock, through the same schedule and safety limits as live; without a chunk to follow the arm is held.
+    is there after the latency, and is dropped when it holds NaN or no rotation, or when all of its actions are past by then.
+    Targets go out at :data:`TARGET_HZ`, ahead of the clock, through the same schedule and safety limits as live; without a chunk to
+    follow the arm is held.
 
     Args:
         predictor: as of :mod:`onedp_ros.policy.predictor`.
@@ -90,7 +95,6 @@ def drive_timed(predictor: Any, environment: Environment, timing: Timing) -> Ite
         After each target was sent and followed until the next.
 
     Raises:
-        ContractError: a chunk with NaN or without a rotation.
         ValueError: an environment that only knows control steps.
     """
     if not isinstance(environment, SteppedCell):
@@ -99,16 +103,15 @@ def drive_timed(predictor: Any, environment: Environment, timing: Timing) -> Ite
         )
     cell = environment.cell
     gate = SafetyGate(cell.settings.safety)
-    schedule = ChunkSchedule(timing.lead, gate.limits.stale_after)
+    schedule = ChunkSchedule(timing.lead, gate.limits.stale_after, timing.handover)
     gate.start(environment.position, cell.quaternion, cell.target_opening)
     policy = _Policy(predictor, environment, timing)
     followed, settled_at, moving, tick = False, 0, False, 0
     while True:
         now, dt = round(tick * NANOSECONDS / TARGET_HZ), 1.0 / TARGET_HZ
-        expected = schedule.sample(now)
         for chunk in policy.chunks:
             if gate.check(chunk, now):
-                schedule.add(chunk, now)
+                schedule.add(chunk, now, gate.target)
         policy.chunks.clear()
         wanted = schedule.sample(now)
         if wanted is not None:
@@ -125,11 +128,9 @@ def drive_timed(predictor: Any, environment: Environment, timing: Timing) -> Ite
             environment.command(target.position, target.quaternion, target.opening if followed else cell.target_opening)
         tick += 1
         policy.advance(round(tick * 1000 / TARGET_HZ))
-        jump = turn = 0.0
-        if expected is not None and wanted is not None:
-            jump = math.dist(expected.position, wanted.position)
-            turn = rotation_angle(expected.quaternion, wanted.quaternion)
-        yield TimedStep(now, target, wanted is not None, jump, turn, policy.inference_ms)
+        last = schedule.chunk
+        newest = target if wanted is None or last is None else last.at(now + round(timing.lead * NANOSECONDS))
+        yield TimedStep(now, target, wanted is not None, newest, policy.inference_ms)
 
 
 class _Policy:
@@ -139,7 +140,7 @@ class _Policy:
         self._predictor, self._cell, self._timing = predictor, cell, timing
         self._history = ObservationHistory(cell.contract)
         self._newest: Observation | None = None
-        self._running: tuple[int, ActionChunk] | None = None  # when it ends, ns, and what will come
+        self._running: tuple[int, ActionChunk | None] | None = None  # when it ends, ns, and what will come
         self.chunks: list[ActionChunk] = []
         self.inference_ms = 0.0
         self._newest = cell.observe()
@@ -157,7 +158,7 @@ class _Policy:
             if self._running is not None and self._running[0] <= self._cell.stamp:
                 end, chunk = self._running
                 self._running = None
-                if end <= chunk.stamps[-1]:
+                if chunk is not None and end <= chunk.stamps[-1]:
                     self.chunks.append(chunk)
             self._start()
 
@@ -176,6 +177,8 @@ class _Policy:
         actions = self._predictor.predict([window])[0]
         took = time.perf_counter() - begin
         self.inference_ms = 1e3 * took
-        chunk = ActionChunk.from_actions(self._cell.contract, observation.stamp, actions)
+        chunk = None
+        with suppress(ContractError):
+            chunk = ActionChunk.from_actions(self._cell.contract, observation.stamp, actions)
         latency = self._timing.seconds(self._predictor.nfe, took)
         self._running = self._cell.stamp + round(latency * NANOSECONDS), chunk

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onedp_ros.contract import ContractError, task_contract
-from onedp_ros.control.chunk import ActionChunk, ChunkSchedule
+from onedp_ros.control.chunk import ActionChunk
 from onedp_ros.geometry import gripper_down, rotation_angle
 
 CONTRACT = task_contract("pnp_milk")
@@ -45,39 +45,6 @@ def test_stays_on_the_path_and_holds_its_ends(after_ms):
     along = np.clip(after_ms / 1000, -0.05, 0.7)
     np.testing.assert_allclose(target.position, [0.5 + 0.2 * along, 0, 0.3], atol=1e-5)
     assert np.linalg.norm(target.quaternion) == pytest.approx(1.0)
-
-
-def test_schedule_samples_ahead_by_lead_and_drops_what_has_passed():
-    schedule = ChunkSchedule(lead=0.02, stale_after=0.25)
-    assert schedule.sample(STAMP) is None
-    schedule.add(chunk_along_x(), STAMP + 30 * MS)
-    target = schedule.sample(STAMP + 30 * MS)
-    assert target is not None
-    assert target.position[0] == pytest.approx(0.5 + 0.2 * 0.05, abs=1e-6)
-
-
-def test_schedule_follows_the_newest_chunk():
-    schedule = ChunkSchedule(lead=0.0, stale_after=0.25)
-    schedule.add(chunk_along_x(), STAMP)
-    schedule.add(chunk_along_x(STAMP + 100 * MS, speed=-0.2), STAMP + 120 * MS)
-    target = schedule.sample(STAMP + 150 * MS)
-    assert target is not None
-    assert target.position[0] == pytest.approx(0.5 - 0.2 * 0.05, abs=1e-6)
-
-
-def test_schedule_is_stale_after_the_time_without_a_chunk_and_when_time_runs_back():
-    schedule = ChunkSchedule(lead=0.0, stale_after=0.25)
-    schedule.add(chunk_along_x(), STAMP)
-    assert schedule.sample(STAMP + 250 * MS) is not None
-    assert schedule.sample(STAMP + 251 * MS) is None
-    assert schedule.sample(STAMP - 1) is None
-
-
-def test_schedule_is_stale_when_the_chunk_has_run_out():
-    schedule = ChunkSchedule(lead=0.0, stale_after=5.0)
-    schedule.add(chunk_along_x(), STAMP)
-    assert schedule.sample(STAMP + 700 * MS) is not None
-    assert schedule.sample(STAMP + 701 * MS) is None
 
 
 @pytest.mark.parametrize("spoil", [np.nan, np.inf])

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onedp_ros.control.chunk import ActionChunk, ChunkSchedule, Target
+from onedp_ros.control.chunk import ActionChunk, Target
+from onedp_ros.control.handover import HANDOVERS
 from onedp_ros.control.limits import SafetyLimits
 from onedp_ros.control.safety import LONGEST_STEP, MeasuredPose, SafetyGate, jump
+from onedp_ros.control.schedule import ChunkSchedule
 from onedp_ros.control.servo import ServoLimits, TargetFilter
 from onedp_ros.geometry import gripper_down, rotation_angle
 from onedp_ros.resources import resource
@@ -231,10 +233,11 @@ def arrivals(draw):
     return values, spacing, draw(st.integers(-200, 700)), draw(st.integers(0, 400))
 
 
-@given(st.lists(arrivals(), min_size=1, max_size=8), st.integers(0, 30))
+@pytest.mark.parametrize("handover", HANDOVERS)
+@given(sequence=st.lists(arrivals(), min_size=1, max_size=8), dt_ms=st.integers(0, 30))
 @settings(max_examples=60, deadline=None)
-def test_whatever_comes_every_target_is_safe(sequence, dt_ms):
-    gate, schedule, now, dt = started(), ChunkSchedule(0.0, LIMITS.stale_after), STAMP, dt_ms / 1000
+def test_whatever_comes_every_target_is_safe(handover, sequence, dt_ms):
+    gate, schedule, now, dt = started(), ChunkSchedule(0.0, LIMITS.stale_after, handover), STAMP, dt_ms / 1000
     last = gate.target
     low, high = np.array(LIMITS.workspace_min), np.array(LIMITS.workspace_max)
     for values, spacing, age, duration in sequence:
@@ -242,7 +245,7 @@ def test_whatever_comes_every_target_is_safe(sequence, dt_ms):
         stamps = stamp + (np.arange(len(values), dtype=np.int64) - 1) * spacing * MS
         arrived = ActionChunk(stamp, stamps, values[:, :3], values[:, 3:7], values[:, 7])
         if gate.check(arrived, now):
-            schedule.add(arrived, now)
+            schedule.add(arrived, now, gate.target)
         for _ in range(1 + duration // max(dt_ms, 20)):
             wanted = schedule.sample(now)
             target = gate.stop(dt) if wanted is None else gate.limit(wanted, dt)
