@@ -83,7 +83,11 @@ class Loop:
 
     def __init__(self, settings: TrainingSettings, data: str | Path, out: str | Path, contract: Contract | None = None) -> None:
         self.settings, self.data, self.out = settings, Path(data), Path(out)
-        self.accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with="tensorboard", project_dir=self.out)
+        precision = settings.mixed_precision
+        if precision == "bf16" and not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            log.warning("this processor has no bf16 (AVX-512): training in float32, which is several times faster here")
+            precision = "no"
+        self.accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=self.out)
         # Gradients of the processes are averaged, so the result is that of one process with the whole batch.
         self.batch_size, rest = divmod(settings.batch_size, self.processes)
         if rest:
