@@ -34,15 +34,24 @@ NUDGE_CORRELATION = 0.85  # of one control step's push with the next one's
 RESUME_DISTANCE, RESUME_ANGLE = 0.10, 0.5  # m, rad: following begins with a target as near as that to the arm
 SETTLING = 0.3  # s that an arm that brakes takes to settle
 
+DRAWN = int(mujoco.mjtState.mjSTATE_QPOS | mujoco.mjtState.mjSTATE_MOCAP_POS | mujoco.mjtState.mjSTATE_MOCAP_QUAT)
+
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A camera's exposure: what to draw, when (ns), and the seed of the cell's variation. Drawn only when somebody looks."""
+    """A camera's exposure: when (ns), where joints and mocap bodies were, and the seed of the cell's variation. Drawn only when
+    somebody looks."""
 
     camera: str
     stamp: int
-    qpos: Array
+    places: Array
     variation: int | None
+
+    def show(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        """Put everything in ``data`` where it was."""
+        mujoco.mj_setState(model, data, self.places, DRAWN)
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_camlight(model, data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +173,10 @@ class TimedCell:
         return self.scene.failure(self.cell)
 
     def _expose(self, index: int) -> None:
-        stamp = self._schedule.time(index) * 1_000_000
-        self._on_frame(Frame(self._schedule.camera(index), stamp, self.cell.data.qpos.copy(), self.cell.variation.seed))
+        stamp, model = self._schedule.time(index) * 1_000_000, self.cell.model
+        places = np.empty(mujoco.mj_stateSize(model, DRAWN))
+        mujoco.mj_getState(model, self.cell.data, places, DRAWN)
+        self._on_frame(Frame(self._schedule.camera(index), stamp, places, self.cell.variation.seed))
 
 
 class SteppedCell(TimedCell):
@@ -291,9 +302,7 @@ class SteppedCell(TimedCell):
             if self._renderer is None:
                 self._renderer = CellRenderer(self.cell.model, self.contract.cameras, self.cell.variation)
             frame = next(f for f in self._frames[camera] if f.stamp == stamp)
-            self._drawn.qpos[:] = frame.qpos
-            mujoco.mj_kinematics(self.cell.model, self._drawn)
-            mujoco.mj_camlight(self.cell.model, self._drawn)
+            frame.show(self.cell.model, self._drawn)
             self._images[camera, stamp] = self._renderer.render(self._drawn, camera, stamp)
         return self._images[camera, stamp]
 

@@ -229,6 +229,28 @@ def test_images_show_the_carton_move(stepped: SteppedCell) -> None:
     assert np.abs(first.images["front"].astype(int) - stepped.observe().images["front"]).max() > 60
 
 
+class Pointed(Watched):
+    """A red disc, a mocap body, that a reset puts left or right."""
+
+    def add_to(self, spec: mujoco.MjSpec) -> None:
+        disc = spec.worldbody.add_body(name="disc", mocap=True)
+        disc.add_geom(type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[0.03, 0.001, 0], rgba=[1, 0, 0, 1], contype=0, conaffinity=0)
+
+    def reset(self, cell: Cell, rng: np.random.Generator) -> None:
+        cell.data.mocap_pos[0] = [0.5, rng.choice([-0.2, 0.2]), 0.001]
+
+
+def test_mocap_bodies_are_drawn_where_they_are() -> None:
+    stepped = SteppedCell(CONTRACT, Pointed())
+    for seed in range(4):
+        stepped.reset(np.random.default_rng(seed))
+        image = stepped.observe().images["front"].astype(int)
+        red = np.argwhere(image[..., 0] - image[..., 1:].max(axis=-1) > 80)
+        assert len(red) > 20
+        assert (red[:, 1].mean() > 80) == (stepped.cell.data.mocap_pos[0, 1] > 0), "the front camera faces the arm: left is right"
+    stepped.close()
+
+
 def test_a_disturbance_pushes_the_hand_off_its_way(stepped: SteppedCell) -> None:
     ways = []
     for disturbed in (False, True):

@@ -78,9 +78,7 @@ def test_another_process_draws_the_same_pictures_from_a_frames_seed(kind: str) -
     renderer = CellRenderer(model, CONTRACT.cameras, variation)
     for frame in frames:
         variation.apply(frame.variation)
-        data.qpos[:] = frame.qpos
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_camlight(model, data)
+        frame.show(model, data)
         assert np.array_equal(renderer.render(data, frame.camera, frame.stamp), observation.images[frame.camera])
     renderer.close()
 

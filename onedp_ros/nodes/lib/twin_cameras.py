@@ -49,9 +49,7 @@ def draw_frames(frames: Any, cameras: dict[str, Camera], topics: dict[str, str],
         frame, stamp = item
         camera = frame.camera
         varied.apply(frame.variation)
-        data.qpos[:] = frame.qpos
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_camlight(model, data)
+        frame.show(model, data)
         image = image_message(renderer.render(data, camera, frame.stamp), stamp, OPTICAL_FRAME.format(camera))
         info = camera_info(image.height, image.width, float(np.deg2rad(model.camera(camera).fovy[0])))
         info.header = image.header
