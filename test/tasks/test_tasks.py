@@ -141,7 +141,7 @@ def test_every_task_in_the_cell_can_vary_and_no_other(reach: Path, tmp_path: Pat
     other, _ = environment.reset(seed=1)
     assert np.abs(one["wrist"].astype(int) - other["wrist"]).mean() > 3, "the table has another colour"
     environment.close()
-    with pytest.raises(ValueError, match=r"option\.variation is 'wild', expected one of none, mild, strong, half_light"):
+    with pytest.raises(ValueError, match=r"option\.variation is 'wild', expected one of none, mild, strong, mild_noiseless"):
         TaskEnv(str(reach), variation="wild")
     collect(tmp_path / "bags", 1, task=str(reach), options={"variation": "mild"}, jobs=1)
     assert read_metadata(tmp_path / "bags" / "episode_000000")["options"] == {"variation": "mild"}
