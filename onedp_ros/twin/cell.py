@@ -95,7 +95,8 @@ class Cell:
         self.variation = Variation(self.model, variation)
         self.data = mujoco.MjData(self.model)
         self._tool = self.model.site("tool").id
-        self._hand = self.model.body("hand").id
+        self._hand, self._base = self.model.body("hand").id, self.model.body("base").id
+        self._fingers = {self.model.body("left_finger").id, self.model.body("right_finger").id}
         self._jacobian, self._mass = np.zeros((6, self.model.nv)), np.zeros((self.model.nv, self.model.nv))
         self.filter = TargetFilter(self.settings.servo)
         self._gains = self.settings.impedance
@@ -127,7 +128,7 @@ class Cell:
     @property
     def base(self) -> Array:
         """Where the arm's base stands, (3,) m; its axes are the world's."""
-        return self.model.body("base").pos
+        return self.model.body_pos[self._base]
 
     @property
     def position(self) -> Array:
@@ -192,11 +193,10 @@ class Cell:
 
     def touching(self, body: str) -> int:
         """How many of the two fingers touch the named body."""
-        fingers = {self.model.body("left_finger").id, self.model.body("right_finger").id}
         other = self.model.body(body).id
         bodies = self.model.geom_bodyid[self.data.contact.geom]
         pairs = bodies[np.any(bodies == other, axis=1)] if len(bodies) else bodies
-        return len(fingers.intersection(pairs.flatten().tolist()))
+        return len(self._fingers.intersection(pairs.flatten().tolist()))
 
     def inverse_kinematics(self, position: Array, quaternion: Array) -> Array:
         """Joint angles (7,) rad that reach a tool pose, by damped least squares from home.

@@ -19,7 +19,6 @@ from onedp_ros.control.safety import SafetyLimits
 from onedp_ros.geometry import gripper_down
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.messages.encode import header, pose_message
-from onedp_ros.nodes.action_node import ActionNode
 from onedp_ros.nodes.observation_node import ObservationNode
 from onedp_ros.nodes.twin_node import TwinNode
 from onedp_ros.registry import UnknownNameError
@@ -224,8 +223,7 @@ def test_disabled_in_motion_and_at_the_end_of_action_node_the_arm_brakes(rig, tw
 def test_when_the_policy_dies_or_falls_silent_the_arm_brakes(rig, twin):
     for publisher in (twin.target, twin.gripper):
         rig.node.destroy_publisher(publisher)
-    rig.add(ActionNode)
-    with Driving(rig, twin.poses) as driving:
+    with Process("action_node"), Driving(rig, twin.poses) as driving:
         driving.drive()
         check_stop(driving, driving.fall_silent, ROBOT.linear_deceleration, after=ROBOT.stale_after)
         driving.drive()
