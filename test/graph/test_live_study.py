@@ -19,7 +19,7 @@ def test_a_round_begins_at_its_start_and_tells_how_it_went(
     assert (first["round"], first["seed"], first["cell"]) == (3, series.grid.starts[3].seed, 3)
     assert (second["round"], second["seed"]) == (1, series.grid.starts[1].seed)
     for record in (first, second):
-        assert not record["success"] and record["failure"] == "never grasped" and record["time_s"] > 1.5
+        assert not record["success"] and record["failure"] in ("never grasped", "missed grasp") and record["time_s"] > 1.5
         assert "twin_node reports" in record["reports"]
         assert (record["engine"], record["nfe"]) == ("torch", 1)
         assert 0 < record["encoding_ms_p50"] < record["inference_ms_p50"] <= record["inference_ms_p99"]
