@@ -85,3 +85,4 @@ def test_each_moves_by_its_own_policy_and_changes_of_one_leave_the_other(rig, bu
         until(lambda: at("b", "c"), "the second hand where its new policy wants it")
         assert at("a", "a") and facts("/a/policy_node")["model"] == str(bundles["a"])
         until(lambda: rig.value("/a/policy_node", "chunks") > chunks + 20, "the first going on")
+        assert rig.value("/a/action_node", "holds") == 0 or facts("/a/action_node")["enabled"] == "True"
