@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", help=f"whose loss is learned: {describe_methods()} (default: the teacher's)")
     parser.add_argument("--out", type=Path, help="directory for the checkpoint, logs and train.json (default out/<task>/teacher)")
     parser.add_argument("--init", type=Path, help="checkpoint to begin with, such as a released teacher")
+    parser.add_argument("--encoders", type=Path, help="checkpoint of any task, whose image encoders to begin with")
     parser.add_argument("--learning-rate", type=float, help="in place of the configured one")
     args = parser.parse_args(argv)
 
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, config, settings = prepare(args, method.name, "train")
     if args.init:
         settings["init"] = str(args.init)
+    if args.encoders:
+        settings["encoders"] = str(args.encoders)
     if args.learning_rate:
         settings["learning_rate"] = args.learning_rate
     network = NetworkConfig.from_dict(read_section(config, "network"))

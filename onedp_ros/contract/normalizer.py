@@ -56,6 +56,19 @@ class Normalizer:
                     )
         return cls(**{name: np.asarray(data[name], dtype=np.float32) for name in names})
 
+    def including(self, other: Normalizer) -> Normalizer:
+        """The normaliser of both ranges; where this one's holds the other's already, unchanged to the bit."""
+
+        def span(offset: Floats, scale: Floats, more_offset: Floats, more_scale: Floats) -> tuple[Floats, Floats]:
+            low, high = np.minimum(offset - scale, more_offset - more_scale), np.maximum(offset + scale, more_offset + more_scale)
+            held = (high - low) / 2 <= scale * (1 + 1e-5)
+            return np.where(held, offset, (low + high) / 2), np.where(held, scale, (high - low) / 2)
+
+        return Normalizer(
+            *span(self.state_offset, self.state_scale, other.state_offset, other.state_scale),
+            *span(self.action_offset, self.action_scale, other.action_offset, other.action_scale),
+        )
+
     def to_dict(self) -> dict[str, list[float]]:
         """Plain data for JSON; float32 values survive the trip exactly."""
         return {f.name: [float(v) for v in getattr(self, f.name)] for f in dataclasses.fields(self)}

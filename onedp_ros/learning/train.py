@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from onedp_ros.config import read_yaml
 from onedp_ros.contract import Contract
 from onedp_ros.learning.loop import Loop, Trainee
-from onedp_ros.policy.checkpoint import load_policy, read_config
+from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config
 from onedp_ros.policy.methods import find_method
 from onedp_ros.policy.methods.base import TrainedMethod
 from onedp_ros.policy.methods.settings import PretrainingSettings
@@ -25,6 +25,7 @@ from onedp_ros.policy.policies import Batch, Policy
 from onedp_ros.resources import resource, task_folder
 
 METHOD = "dp_ddpm100"
+log = logging.getLogger(__name__)
 
 
 class Pretraining(Trainee):
@@ -120,7 +121,8 @@ def train(
         What train.json holds: gradient steps and wall-clock (s), those of the checkpoint begun with included, loss, and so on.
 
     Raises:
-        CheckpointError, ContractError: ``settings.init`` is damaged, of another network, method or contract.
+        CheckpointError, ContractError: ``settings.init`` is damaged, of another network, method or contract, or
+            ``settings.encoders`` damaged or of other encoders.
         ValueError: a method that is not trained on demonstrations.
     """
     trained_method(method)
@@ -128,11 +130,35 @@ def train(
     earlier: dict[str, Any] = {}
     if settings.init:
         earlier = read_config(settings.init)["training"]
-        policy = load_policy(settings.init, method, loop.dataset.contract, network).train()
+        begun = load_policy(settings.init, method, loop.dataset.contract, network)
+        policy = Policy(loop.dataset.contract, network, begun.normalizer.including(loop.dataset.normalizer()), method)
+        policy.load_state_dict(begun.state_dict())
     else:
         policy = Policy(loop.dataset.contract, network, loop.dataset.normalizer(), method)
+    if settings.encoders:
+        take_encoders(policy, settings.encoders)
     made_of = {"network": network.to_dict(), "method": method}
     return loop.run(Pretraining(policy, settings, loop, earlier), made_of, "train.json", resume, stop_at)
+
+
+def take_encoders(policy: Policy, checkpoint: str | Path) -> None:
+    """Give the policy the image encoders of a checkpoint of any task, for the cameras of the same names.
+
+    Raises:
+        CheckpointError: it is damaged, or has no such camera, or its encoders are of another size.
+    """
+    given = load_policy(checkpoint)
+    shared = [name for name in policy.encoders if name in given.encoders]
+    if not shared:
+        cameras = f"{checkpoint} sees {sorted(given.encoders)}, this task {sorted(policy.encoders)}"
+        raise IncompatibleCheckpointError(f"{cameras}: no encoder to begin with; name the cameras alike in the task file")
+    for field in ("encoder_width", "keypoints", "features"):
+        ours, theirs = getattr(policy.config, field), getattr(given.config, field)
+        if ours != theirs:
+            raise IncompatibleCheckpointError(f"{checkpoint}: network {field} is {theirs}, expected {ours}; change the network")
+    for name in shared:
+        policy.encoders[name].load_state_dict(given.encoders[name].state_dict())
+    log.info("the encoders of %s begin as those of %s", ", ".join(shared), checkpoint)
 
 
 def read_section(path: str | Path, *names: str) -> dict[str, Any]:

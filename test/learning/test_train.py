@@ -154,6 +154,39 @@ def test_training_goes_on_from_a_checkpoint_and_counts_its_steps(replay, teacher
         train(replay, tmp_path / "other", dataclasses.replace(SMALL, unet_channels=(8, 16, 16)), config)
 
 
+def test_the_normaliser_of_a_checkpoint_is_widened_to_the_new_data(replay, teacher, tmp_path, small_contract):
+    begun = load_policy(teacher).normalizer
+    action = np.random.default_rng(0).random((40, small_contract.action_dim), dtype=np.float32)
+    action[:, 1] += 5.0
+    wide = write_replay(tmp_path / "wide.zarr", small_contract, [40], **{"data/action": action})
+    train(wide, tmp_path / "tuned", SMALL, dataclasses.replace(CONFIG, steps=2, init=str(teacher)))
+    found = load_policy(tmp_path / "tuned").normalizer
+    low, high = found.action_offset - found.action_scale, found.action_offset + found.action_scale
+    assert high[1] == pytest.approx(action[:, 1].max(), abs=1e-4)
+    assert low[1] == pytest.approx((begun.action_offset - begun.action_scale)[1], abs=1e-4)
+    for others in ([0], [3, 4, 5, 6, 7, 8, 9]):  # ranges that hold the new data's already
+        assert np.array_equal(found.action_scale[others], begun.action_scale[others])
+
+
+def test_a_task_of_another_contract_begins_with_the_image_encoders_alone(replay, teacher, tmp_path, small_contract):
+    cameras = {"front": small_contract.cameras["front"], "side": small_contract.cameras["wrist"]}
+    other = dataclasses.replace(small_contract, cameras=cameras, control_hz=10.0)
+    data = write_replay(tmp_path / "other.zarr", other, [20])
+    config = dataclasses.replace(CONFIG, steps=2, learning_rate=1e-12, encoders=str(teacher))
+    assert train(data, tmp_path / "t", SMALL, config)["gradient_steps"] == 2
+    before, after = weights(teacher), weights(tmp_path / "t")
+    same = {n: torch.allclose(t, before[n], rtol=0, atol=1e-6) for n, t in after.items() if n in before and t.ndim > 1}
+    assert all(same[n] for n in same if n.startswith("encoders.front")) and any(n.startswith("encoders.front") for n in same)
+    assert not any(same[n] for n in same if n.startswith("unet"))
+    foreign = write_replay(tmp_path / "foreign.zarr", dataclasses.replace(other, cameras={"side": cameras["side"]}), [20])
+    with pytest.raises(IncompatibleCheckpointError, match=r"sees \['front', 'wrist'\], this task \['side'\]"):
+        train(foreign, tmp_path / "t2", SMALL, config)
+    with pytest.raises(IncompatibleCheckpointError, match="features is 64, expected 32"):
+        train(data, tmp_path / "t3", dataclasses.replace(SMALL, features=32), config)
+    with pytest.raises(ValueError, match="both init"):
+        dataclasses.replace(config, init=str(teacher))
+
+
 @pytest.mark.parametrize("method", ["onedp_s", "onedp_d"])
 def test_distillation_resumes_to_the_same_bits_and_reports_its_cost(replay, teacher, tmp_path, method):
     whole = distill(teacher, replay, method, tmp_path / "whole", DISTILL)

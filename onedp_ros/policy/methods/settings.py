@@ -49,6 +49,13 @@ class PretrainingSettings(TrainingSettings):
     mixed_precision: str = "bf16"
     save_every: int = 5000
     init: str = ""
-    """Checkpoint whose weights and normaliser to begin with; empty: none."""
+    """Checkpoint whose weights and normaliser to begin with; empty: none. The normaliser is widened to the data's range."""
+    encoders: str = ""
+    """Checkpoint, of any task, whose image encoders to begin with, for the cameras that both have; empty: none."""
 
     positive: ClassVar[tuple[str, ...]] = (*TrainingSettings.positive, "accumulation", "learning_rate")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init and self.encoders:
+            raise ValueError(f"both init ({self.init}) and encoders ({self.encoders}) are given: init has encoders of its own")
