@@ -81,7 +81,11 @@ def task_folder(task: str) -> Path:
 
 
 def default_task() -> str:
-    """The first task of which ``models/`` has a policy; FileNotFoundError when there is none."""
-    for path in sorted(resource("models").glob("*/*/config.json")):
+    """The task of the demo and the benchmarks: the one of which ``models/`` has golden predictions.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for path in sorted(resource("models").glob("*/golden/actions.safetensors")):
         return path.parents[1].name
-    raise FileNotFoundError("models/ has no policy of any task; fetch the released ones, or train one")
+    raise FileNotFoundError("models/ has no golden predictions of any task; fetch the released ones")
