@@ -125,10 +125,14 @@ class Coffee(Scene):
         cell.data.joint("lid").qpos[:], cell.data.joint("lid").qvel[:] = angle, 0
 
     def watch(self, cell: Cell) -> None:
-        if not self._lifted:
+        if self._lifted:
+            return
+        high = cell.data.body("pod").xpos[2] > HALF_HEIGHT + 0.02
+        low = cell.fingers.sum() < 2 * APOTHEM - 0.006 and cell.position[2] < 3 * HALF_HEIGHT
+        if high or low:  # searching the contacts costs most
             held = cell.touching("pod") == 2
-            self._lifted = bool(held and cell.data.body("pod").xpos[2] > HALF_HEIGHT + 0.02)
-            self._missed |= bool(not held and cell.fingers.sum() < 2 * APOTHEM - 0.006 and cell.position[2] < 3 * HALF_HEIGHT)
+            self._lifted = bool(held and high)
+            self._missed |= bool(not held and low)
 
     def success(self, cell: Cell) -> bool:
         """The pod is in the holder, at rest, no finger touches it, and the lid is closed."""

@@ -105,11 +105,11 @@ class PickAndPlace(Scene):
         cell.hold(opening)
 
     def watch(self, cell: Cell) -> None:
-        touching = cell.touching(self.thing.name)
-        if not self._lifted:
-            self._lifted = bool(cell.data.body(self.thing.name).xpos[2] > 0.08 and touching == 2)
-        if not self._missed:
-            self._missed = bool(cell.fingers.sum() < 2 * self.thing.half_width - 0.008 and touching < 2)
+        # Searching the contacts costs most, and is seldom needed.
+        if not self._lifted and cell.data.body(self.thing.name).xpos[2] > 0.08:
+            self._lifted = cell.touching(self.thing.name) == 2
+        if not self._missed and cell.fingers.sum() < 2 * self.thing.half_width - 0.008:
+            self._missed = cell.touching(self.thing.name) < 2
 
     def place(self, cell: Cell, position: Array, yaw: float) -> None:
         """Put the object at (3,) m, upright, turned by yaw (rad)."""
