@@ -130,7 +130,8 @@ def train(
     earlier: dict[str, Any] = {}
     if settings.init:
         earlier = read_config(settings.init)["training"]
-        begun = load_policy(settings.init, method, loop.dataset.contract, network)
+        begun = load_policy(settings.init, method, network=network)
+        loop.dataset.contract.require_same(begun.contract, "the data", settings.init, any_task=True)
         policy = Policy(loop.dataset.contract, network, begun.normalizer.including(loop.dataset.normalizer()), method)
         policy.load_state_dict(begun.state_dict())
     else:
