@@ -1,9 +1,10 @@
-"""The simulated cell: a Franka FR3 with its hand on a table, cameras, and a task's objects, in MuJoCo.
+"""The simulated cell in MuJoCo: a Franka FR3 with its hand on a table, cameras, and the task's objects.
 
-The arm follows Cartesian targets through the jerk-limited filter and the impedance law of ``control.servo``, with the limits and
-gains of a robot file; the hand takes real time. Physics steps are 1 ms. Nothing here knows ROS or wall-clock time.
+The arm tracks Cartesian targets through the jerk-limited filter and the impedance controller of ``control.servo``, with the limits
+and gains of a robot file; the hand opens and closes at the real one's speed. Physics steps are 1 ms. Nothing here depends on ROS or
+the wall clock.
 
-All poses are in the world frame, whose z = 0 is the table's top. The arm's base stands at :attr:`Cell.base`: the origin, unless the
+All poses are in the world frame, with z = 0 at the table top. The arm's base is at :attr:`Cell.base`: the origin, unless the
 table's height varies.
 """
 
@@ -28,43 +29,43 @@ from onedp_ros.twin.variation import NONE, Variation, add_room
 
 Array = NDArray[np.float64]
 Target = tuple[Array, Array, float]
-"""Tool position (3,) m, quaternion (4,) xyzw in the world frame, and opening (m) between the fingers."""
+"""Tool position (3,) m and quaternion (4,) xyzw in the world frame, and gripper opening (m)."""
 
 TIMESTEP = 0.001  # s
 HOME = np.array([0.0, -0.2, 0.0, -2.25, 0.0, 2.05, 0.7853])  # joint angles (rad) with the hand pointing down
 FINGER_JOINTS = ("fr3_finger_joint1", "fr3_finger_joint2")
 HAND_SPEED = 0.1  # m/s of opening, both fingers together
-TOOL_OFFSET = 0.1034  # m from the hand's flange to the point between the fingertips
+TOOL_OFFSET = 0.1034  # m from the hand's flange to the tool center point, between the fingertips
 FOVY = 42.5  # degrees: colour sensor of RealSense D415 and D435 in 4:3 modes
 
 
 class Scene(ABC):
-    """A task in the cell: its objects, when it is done, and how it is demonstrated. One belongs to one cell, and may remember what
-    happened since its last :meth:`reset`."""
+    """A task in the cell: its objects, its success criterion and its scripted expert. A scene belongs to one cell, and may keep
+    state since its last :meth:`reset`."""
 
     @abstractmethod
     def add_to(self, spec: mujoco.MjSpec) -> None:
-        """Add the task's bodies to the world, and cameras, if it needs others than the cell's ``front`` and ``wrist``."""
+        """Add the task's bodies to the world, and any cameras it needs besides the cell's ``front`` and ``wrist``."""
 
     @abstractmethod
     def reset(self, cell: Cell, rng: np.random.Generator) -> None:
-        """Place the objects at random and forget the last episode. The arm is at home, its hand open."""
+        """Place the objects at random and clear the state of the last episode. The arm is at home with its hand open."""
 
     def off_path(self, cell: Cell, rng: np.random.Generator) -> None:
-        """After :meth:`reset`, put arm, hand and objects where a policy's mistakes lead, for demonstrations of recovery; call
-        :meth:`Cell.hold` at the end. Default: all stays where it is."""
+        """After :meth:`reset`, put arm, hand and objects in a state that a policy's mistakes lead to, for recovery demonstrations;
+        call :meth:`Cell.hold` at the end. Default: change nothing."""
         return
 
     def watch(self, cell: Cell) -> None:
-        """Called every few milliseconds of an episode: remember what its last state does not tell. Default: nothing."""
+        """Called every few milliseconds of an episode, to record what its final state does not show. Default: do nothing."""
         return
 
     @abstractmethod
     def success(self, cell: Cell) -> bool:
-        """Whether the task is accomplished in the present state."""
+        """Whether the task is accomplished in the current state."""
 
     def score(self, cell: Cell) -> float:
-        """How far the task is accomplished, 0 to 1. Default: whether it is."""
+        """Progress on the task, 0 to 1. Default: 1 on success, else 0."""
         return float(self.success(cell))
 
     @abstractmethod
@@ -73,22 +74,22 @@ class Scene(ABC):
 
     @abstractmethod
     def expert(self, cell: Cell) -> Target:
-        """The target that the scripted expert commands in the present state."""
+        """The target that the scripted expert commands in the current state."""
 
     def start(self, cell: Cell) -> tuple[float, ...]:
-        """What tells one start from another, right after :meth:`reset`; named by ``start_labels`` of the task."""
+        """The episode's initial conditions, right after :meth:`reset`; the task's ``start_labels`` name them."""
         return ()
 
 
 class Cell:
-    """The state of the cell and its 1 kHz servo. ``time`` is simulated seconds since :meth:`reset`; while ``stopping``, since
-    :meth:`brake`, the arm slows down and stays, whatever its target is."""
+    """The state of the cell and its 1 kHz servo. ``time`` is simulated seconds since :meth:`reset`. While ``stopping`` (set by
+    :meth:`brake`) the arm decelerates and holds, whatever its target."""
 
     def __init__(
         self, scene: Scene, settings: TwinSettings | None = None, cameras: Iterable[Camera] = (), variation: str = NONE
     ) -> None:
-        """``settings``: of the arm (default: those of config/robot/twin.yaml); ``cameras``: that will be drawn; ``variation``: from
-        one episode to the next, a kind of :mod:`onedp_ros.twin.variation`."""
+        """``settings``: the arm's (default: config/robot/twin.yaml); ``cameras``: those to be rendered; ``variation``: how episodes
+        differ, a kind of :mod:`onedp_ros.twin.variation`."""
         self.scene = scene
         self.settings = settings or TwinSettings.from_robot("twin")
         self.model = build_model(scene, cameras)
@@ -104,8 +105,7 @@ class Cell:
         self._scratch = mujoco.MjData(self.model)
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Place the arm at :data:`HOME`, the hand open, and the objects, in a cell that is varied; targets equal the measured
-        pose."""
+        """Draw a variation, place the arm at :data:`HOME` with its hand open, and the objects; targets equal the measured pose."""
         self.variation.draw(rng)
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:7] = HOME
@@ -114,7 +114,7 @@ class Cell:
         self.hold(MAX_OPENING)
 
     def hold(self, opening: float) -> None:
-        """Make the measured pose the target, at rest, with the hand at ``opening`` (m)."""
+        """Hold the measured pose, at rest, with the hand at ``opening`` (m)."""
         mujoco.mj_forward(self.model, self.data)
         self.target_position, self.target_quaternion = self.position, self.quaternion
         self.filter.reset(self.target_position, self.target_quaternion)
@@ -127,12 +127,12 @@ class Cell:
 
     @property
     def base(self) -> Array:
-        """Where the arm's base stands, (3,) m; its axes are the world's."""
+        """Position of the arm's base, (3,) m; its axes are the world's."""
         return self.model.body_pos[self._base]
 
     @property
     def position(self) -> Array:
-        """Tool point in the world frame, (3,) m."""
+        """Tool center point in the world frame, (3,) m."""
         return self.data.site_xpos[self._tool].copy()
 
     @property
@@ -148,12 +148,12 @@ class Cell:
         return self.data.qpos[7:9].copy()
 
     def set_target(self, position: Array, quaternion: Array, opening: float) -> None:
-        """Command the tool pose, (3,) m and (4,) xyzw in the world frame, and the opening between the fingers, m."""
+        """Command a tool pose, (3,) m and (4,) xyzw in the world frame, and a gripper opening, m."""
         self.target_position, self.target_quaternion = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
         self.target_opening = min(max(float(opening), 0.0), MAX_OPENING)
 
     def brake(self) -> None:
-        """Slow down from where the arm is, as fast as the servo may, and stay."""
+        """Decelerate from the measured state as fast as the servo's limits allow, and hold."""
         self.stopping = True
         self.filter.take_over(self.position, self.quaternion, self._tool_jacobian() @ self.data.qvel[:7])
 
@@ -189,7 +189,7 @@ class Cell:
             )
             data.ctrl[0] = 255.0 * self._opening / MAX_OPENING
             mujoco.mj_step(model, data)
-        mujoco.mj_kinematics(model, data)  # poses of the state that was reached, not of the last one
+        mujoco.mj_kinematics(model, data)  # poses of the new state: mj_step leaves the previous one's
 
     def touching(self, body: str) -> int:
         """How many of the two fingers touch the named body."""
@@ -199,7 +199,7 @@ class Cell:
         return len(self._fingers.intersection(pairs.flatten().tolist()))
 
     def inverse_kinematics(self, position: Array, quaternion: Array) -> Array:
-        """Joint angles (7,) rad that reach a tool pose, by damped least squares from home.
+        """Joint angles (7,) rad that reach a tool pose, by damped least squares from the home pose.
 
         Raises:
             ValueError: the pose is out of reach (error above 2 mm after 200 iterations).
@@ -227,11 +227,11 @@ class Cell:
 
 
 class CellRenderer:
-    """Draws cameras of the cell, rgb8, each in its contract's size, as the model's ``variation`` has it. Needs its own OpenGL
-    context, so one per process or thread.
+    """Renders the cell's cameras, rgb8, each at its contract's size, under the model's current ``variation``. Owns an OpenGL
+    context, so use one per process or thread.
 
     Raises:
-        RuntimeError: there is no OpenGL here.
+        RuntimeError: OpenGL is not available.
     """
 
     def __init__(self, model: mujoco.MjModel, cameras: Mapping[str, Camera], variation: Variation | None = None) -> None:
@@ -239,13 +239,13 @@ class CellRenderer:
         self._sizes = {name: (camera.height, camera.width) for name, camera in cameras.items()}
         height, width = (max(sides) for sides in zip((1, 1), *self._sizes.values(), strict=True))
         try:
-            # Not a mujoco.Renderer for each size: closing one of several frees its parts in another's context (MuJoCo 3.9).
+            # Not a mujoco.Renderer for each size: closing one of several frees its resources in another's context (MuJoCo 3.9).
             self._gl = mujoco.GLContext(width, height)
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except (mujoco.FatalError, AttributeError, ImportError, RuntimeError) as error:
             raise RuntimeError(
-                f"cannot draw without OpenGL ({error}); install libegl1 and libegl-mesa0 (make venv does), import onedp_ros "
+                f"cannot render without OpenGL ({error}); install libegl1 and libegl-mesa0 (make venv does), import onedp_ros "
                 "before mujoco, or set MUJOCO_GL=egl"
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -255,7 +255,7 @@ class CellRenderer:
         self.close.atexit = False
 
     def render(self, data: mujoco.MjData, camera: str, stamp: int = 0) -> NDArray[np.uint8]:
-        """(height, width, 3) uint8; ``stamp`` (ns): of the exposure, for its noise."""
+        """The camera's image, (height, width, 3) uint8; ``stamp`` (ns) of the exposure seeds its noise."""
         height, width = self._sizes[camera]
         view, shape = mujoco.MjvCamera(), mujoco.MjrRect(0, 0, width, height)
         view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, self._model.camera(camera).id
@@ -267,7 +267,7 @@ class CellRenderer:
         self._gl.make_current()
         mujoco.mjr_render(shape, self._scene, self._context)
         mujoco.mjr_readPixels(image, None, shape, self._context)
-        return picture.take(image[::-1].copy(), camera, stamp)  # OpenGL's first row is the lowest
+        return picture.take(image[::-1].copy(), camera, stamp)  # OpenGL's first row is the bottom one
 
 
 def _free(gl: Any, context: mujoco.MjrContext) -> None:
@@ -277,18 +277,18 @@ def _free(gl: Any, context: mujoco.MjrContext) -> None:
 
 
 def check_cameras(model: mujoco.MjModel, cameras: Iterable[str]) -> None:
-    """ContractError for a camera that the cell does not have; names those that it has."""
+    """Raise ContractError for a camera that the cell does not have; the message lists those that it has."""
     mounted = sorted(model.camera(i).name for i in range(model.ncam))
     for name in cameras:
         if name not in mounted:
             raise ContractError(
-                f"the twin has no camera '{name}', it has {', '.join(mounted)}; use their names in the task file, or add a camera "
-                f"in add_to() of the task's scene"
+                f"the twin has no camera '{name}', only {', '.join(mounted)}; use one of these in the task file, or add the camera "
+                f"in the scene's add_to()"
             )
 
 
 def assets() -> Path:
-    """Where the franky-sim wheel keeps MuJoCo Menagerie's FR3. FileNotFoundError with the remedy when it is not installed."""
+    """Folder of MuJoCo Menagerie's FR3 in the franky-sim wheel. FileNotFoundError if that is not installed."""
     spec = importlib.util.find_spec("franky_sim")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the FR3 model is missing: pip install --no-deps franky-sim==1.0.4 (make venv does it)")
@@ -307,9 +307,9 @@ def looking(position: Any, at: Any, up: Any = (0.0, 0.0, 1.0)) -> Array:
 
 
 def camera_frames(model: mujoco.MjModel) -> dict[str, tuple[str, Array, Array]]:
-    """Where the cameras are fixed: name -> body, position (3,) m and orientation (4,) xyzw of the optical frame in that body's.
+    """Camera mounts: name -> body, and position (3,) m and orientation (4,) xyzw of the optical frame in that body's frame.
 
-    Optical frames are REP 103's: z forward, x right, y down. MuJoCo's cameras look along -z with y up.
+    Optical frames follow REP 103: z forward, x right, y down. MuJoCo's cameras look along -z with y up.
     """
     frames = {}
     for camera in map(model.camera, range(model.ncam)):
@@ -320,7 +320,7 @@ def camera_frames(model: mujoco.MjModel) -> dict[str, tuple[str, Array, Array]]:
 
 
 def build_model(scene: Scene, cameras: Iterable[Camera] = ()) -> mujoco.MjModel:
-    """Arm, table, lights, cameras and the task's objects, compiled; pictures may be as large as these ``cameras``'."""
+    """Compile the model: arm, table, lights, cameras and the task's objects. The framebuffer fits the images of ``cameras``."""
     geom = mujoco.mjtGeom
     spec = mujoco.MjSpec.from_file(str(assets() / "fr3.xml"))
     spec.meshdir = str(assets() / "meshes")
@@ -328,7 +328,7 @@ def build_model(scene: Scene, cameras: Iterable[Camera] = ()) -> mujoco.MjModel:
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.option.impratio = 10
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
-    spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_MULTICCD)  # its contacts differ between MuJoCo versions
+    spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_MULTICCD)  # it makes contacts differ between MuJoCo versions
     for body in spec.bodies:
         if body.name != "world":
             body.gravcomp = 1
@@ -340,7 +340,7 @@ def build_model(scene: Scene, cameras: Iterable[Camera] = ()) -> mujoco.MjModel:
     for shape in list(spec.geoms):
         if shape.classname.name.startswith("fingertip_pad"):
             shape.friction, shape.condim, shape.solref = [1.2, 0.02, 0.001], 4, [0.004, 1]
-        if shape.classname.name == "visual":  # drawing the collision hulls instead takes 85 times fewer faces
+        if shape.classname.name == "visual":  # rendering the collision hulls instead takes 85 times fewer faces
             spec.delete(shape)
         else:
             shape.group, shape.rgba = 2, [0.92, 0.93, 0.94, 1]

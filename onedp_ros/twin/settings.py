@@ -1,4 +1,4 @@
-"""What the twin's arm takes from a robot file, as the real servo does."""
+"""The settings that the twin's arm takes from a robot file, as the real servo does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onedp_ros.settings import from_file
 
 @dataclasses.dataclass(frozen=True)
 class TwinSettings:
-    """Limits of the servo's motion, gains of its spring, and the workspace in ``safety`` that targets are clamped to."""
+    """The servo's motion limits, its impedance gains, and ``safety``, with the workspace that targets are clamped to."""
 
     servo: ServoLimits
     impedance: ImpedanceGains
@@ -21,7 +21,7 @@ class TwinSettings:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TwinSettings:
-        """The sections of a robot file. ValueError names file, section and field."""
+        """Read the sections of a robot file. ValueError names file, section and field."""
         example = "config/robot/twin.yaml"
         return cls(
             from_file(ServoLimits, path, "servo", example),
@@ -31,6 +31,5 @@ class TwinSettings:
 
     @classmethod
     def from_robot(cls, robot: str) -> TwinSettings:
-        """Of a file in config/robot, by its name, or of another, by its path. Errors as of :meth:`from_yaml`, and
-        FileNotFoundError."""
+        """Read a robot file: the name of one in config/robot, or a path. Errors of :meth:`from_yaml`, and FileNotFoundError."""
         return cls.from_yaml(named_file("robot", robot))

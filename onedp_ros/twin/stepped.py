@@ -1,4 +1,4 @@
-"""The cell in simulated time: the same scene, cameras and stamps as the live twin, as fast as a policy can follow."""
+"""The cell in simulated time: the same scene, cameras and stamps as the live twin, as fast as the policy runs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from onedp_ros.twin.variation import NONE
 
 JOINTS = (*ARM_JOINTS, *FINGER_JOINTS)
 STATE_STEP_MS = 5  # joint states and pose at 200 Hz
-KEPT = 4  # frames of a camera: more than an observation may still show
-NUDGE = np.array([7.0, 7.0, 7.0, 2.0])  # N, and Nm about z: standard deviation of the push of a hand
-NUDGE_CORRELATION = 0.85  # of one control step's push with the next one's
-RESUME_DISTANCE, RESUME_ANGLE = 0.10, 0.5  # m, rad: following begins with a target as near as that to the arm
-SETTLING = 0.3  # s that an arm that brakes takes to settle
+KEPT = 4  # frames kept per camera: more than the next observation can refer to
+NUDGE = np.array([7.0, 7.0, 7.0, 2.0])  # N, and Nm about z: standard deviation of the disturbance
+NUDGE_CORRELATION = 0.85  # between the disturbances of consecutive control steps
+RESUME_DISTANCE, RESUME_ANGLE = 0.10, 0.5  # m, rad: a holding arm resumes only with a target this close to it
+SETTLING = 0.3  # s that a braking arm takes to settle
 
 DRAWN = int(mujoco.mjtState.mjSTATE_QPOS | mujoco.mjtState.mjSTATE_MOCAP_POS | mujoco.mjtState.mjSTATE_MOCAP_QUAT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A camera's exposure: when (ns), where joints and mocap bodies were, and the seed of the cell's variation. Drawn only when
-    somebody looks."""
+    """A camera's exposure: its stamp (ns), the positions of joints and mocap bodies then, and the seed of the cell's variation. It
+    is rendered only on demand."""
 
     camera: str
     stamp: int
@@ -48,7 +48,7 @@ class Frame:
     variation: int | None
 
     def show(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        """Put everything in ``data`` where it was."""
+        """Restore the scene at the exposure in ``data``."""
         mujoco.mj_setState(model, data, self.places, DRAWN)
         mujoco.mj_kinematics(model, data)
         mujoco.mj_camlight(model, data)
@@ -56,8 +56,8 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What the robot measures, when (ns): joints (9,) of arm (rad) and fingers (m), tool position (3,) m, quaternion (4,) xyzw in
-    the base frame."""
+    """A measurement of the robot: stamp (ns), joints (9,) of arm (rad) and fingers (m), tool position (3,) m and quaternion (4,)
+    xyzw in the base frame."""
 
     stamp: int
     joints: Array
@@ -66,18 +66,18 @@ class State:
 
 
 class TimedCell:
-    """The cell advanced in milliseconds, with the real sensors' schedule. Poses are in the frame of the arm's base here.
+    """The cell, advanced in milliseconds on the schedule of the real sensors. Poses here are in the arm's base frame.
 
     Args:
-        contract: of one arm; the cell has its cameras.
+        contract: of one arm, with cameras that the cell has.
         scene: the task.
-        settings: of the arm; default: those of config/robot/twin.yaml.
-        on_state: called with the stamp (ns) at 200 Hz while the cell advances, and at a reset.
+        settings: the arm's; default: config/robot/twin.yaml.
+        on_state: called with the stamp (ns) at 200 Hz while the cell advances, and on reset.
         on_frame: called at every exposure.
-        variation: of the cell, as of :class:`~onedp_ros.twin.cell.Cell`.
+        variation: see :class:`~onedp_ros.twin.cell.Cell`.
 
     Raises:
-        ContractError: the cell has no such arm or cameras, or its cameras expose too far apart or too seldom for the contract.
+        ContractError: the cell has no such arm or cameras, or its cameras expose too far apart or too slowly for the contract.
     """
 
     def __init__(
@@ -99,14 +99,12 @@ class TimedCell:
         if apart > contract.slop:
             raise ContractError(f"slop is {contract.slop} s, but the twin's {count} cameras expose up to {apart} s apart; raise it")
         if count and contract.control_hz > CAMERA_HZ:
-            raise ContractError(
-                f"control_hz is {contract.control_hz:g}, but the twin's cameras send {CAMERA_HZ:g} frames a second; lower it"
-            )
+            raise ContractError(f"control_hz is {contract.control_hz:g}, but the twin's cameras run at {CAMERA_HZ:g} Hz; lower it")
         self.cell = Cell(scene, settings, contract.cameras.values(), variation)
         check_cameras(self.cell.model, contract.cameras)
         self._on_state, self._on_frame = on_state, on_frame
         self._elapsed = 0  # ms
-        self._frame = 1  # the next one's number
+        self._frame = 1  # the next frame's number
 
     @property
     def stamp(self) -> int:
@@ -114,7 +112,7 @@ class TimedCell:
         return self._elapsed * 1_000_000
 
     def reset(self, rng: np.random.Generator, recovery: bool = False) -> None:
-        """Begin an episode at home, or with ``recovery`` somewhere off the expert's path."""
+        """Start an episode at home, or with ``recovery`` off the expert's path."""
         self.cell.reset(rng)
         if recovery:
             self.scene.off_path(self.cell, rng)
@@ -124,34 +122,34 @@ class TimedCell:
         self._on_state(0)
 
     def command(self, position: Array, quaternion: Array, opening: float) -> None:
-        """Command a target, (3,) m, clamped to the workspace, and (4,) xyzw, and an opening (m)."""
+        """Command a target: position (3,) m, clamped to the workspace, quaternion (4,) xyzw and opening (m)."""
         safety = self.cell.settings.safety
         position = np.clip(position, safety.workspace_min, safety.workspace_max)
         self.cell.set_target(position + self.cell.base, quaternion, opening)
 
     @property
     def position(self) -> Array:
-        """Tool point, (3,) m."""
+        """Tool center point, (3,) m."""
         return self.cell.position - self.cell.base
 
     @property
     def set_point(self) -> Array:
-        """Where the servo leads the tool point at this moment, (3,) m."""
+        """The servo's current set point for the tool center point, (3,) m."""
         return self.cell.filter.position - self.cell.base
 
     def expert(self) -> Target:
-        """The scripted expert's target in the present state."""
+        """The scripted expert's target in the current state."""
         position, quaternion, opening = self.scene.expert(self.cell)
         return position - self.cell.base, quaternion, opening
 
     def may_follow(self, position: Array, quaternion: Array) -> bool:
-        """Whether an arm that holds may begin to follow a target, (3,) m and (4,) xyzw: one that is near."""
+        """Whether a holding arm may start following a target, (3,) m and (4,) xyzw: whether it is close enough."""
         reference = self.cell.filter
         near = math.dist(position, self.set_point) <= RESUME_DISTANCE
         return near and rotation_angle(quaternion, reference.quaternion) <= RESUME_ANGLE
 
     def advance(self, until: int | None = None) -> None:
-        """Advance to the next state sample or exposure, or to ``until`` (ms) when that comes first."""
+        """Advance to the next state sample, the next exposure or ``until`` (ms), whichever comes first."""
         sample = (self._elapsed // STATE_STEP_MS + 1) * STATE_STEP_MS
         due = self._schedule.time(self._frame) if self._schedule.cameras else None
         end = min(t for t in (sample, due, until) if t is not None)
@@ -165,11 +163,11 @@ class TimedCell:
         self.scene.watch(self.cell)
 
     def success(self) -> bool:
-        """Whether the task is accomplished in the present state."""
+        """Whether the task is accomplished in the current state."""
         return bool(self.scene.success(self.cell))
 
     def failure(self) -> str:
-        """Why an episode that ends now failed."""
+        """Why the episode failed, if it ended now."""
         return self.scene.failure(self.cell)
 
     def _expose(self, index: int) -> None:
@@ -180,9 +178,9 @@ class TimedCell:
 
 
 class SteppedCell(TimedCell):
-    """The cell in lock step with a policy, an :class:`onedp_ros.tasks.base.Environment`.
+    """The cell in lockstep with a policy: an :class:`onedp_ros.tasks.base.Environment`.
 
-    What it observes goes through the same :class:`~onedp_ros.contract.ObservationAssembler` as messages do, live and of a bag.
+    Its observations go through the same :class:`~onedp_ros.contract.ObservationAssembler` as live and recorded messages do.
     """
 
     def __init__(self, contract: Contract, scene: Scene, settings: TwinSettings | None = None, variation: str = NONE) -> None:
@@ -190,7 +188,7 @@ class SteppedCell(TimedCell):
         self._renderer: CellRenderer | None = None
         self._drawn = mujoco.MjData(self.cell.model)
         self._writer: Any = None
-        # The assembler pairs frames that nobody has drawn yet: stand-ins of their sizes, which take no memory.
+        # The assembler pairs frames that are not rendered yet: placeholders of their sizes, which take no memory.
         self._blank = {n: np.broadcast_to(np.uint8(0), (c.height, c.width, 3)) for n, c in contract.cameras.items()}
 
     @property
@@ -199,13 +197,13 @@ class SteppedCell(TimedCell):
         return self.cell.time
 
     def reset(self, rng: np.random.Generator, recovery: bool = False) -> None:
-        """Begin an episode at home, or with ``recovery`` somewhere off the expert's path. Nothing is recorded any more."""
+        """Start an episode at home, or with ``recovery`` off the expert's path. Recording ends."""
         self._writer = None
         self._assembler = ObservationAssembler(self.contract)
         self._frames: dict[str, deque[Frame]] = {name: deque(maxlen=KEPT) for name in self.contract.cameras}
         self._images: dict[tuple[str, int], NDArray[np.uint8]] = {}
         self._observation: Observation | None = None
-        # What was sensed since the last observation, as far as the next one may need it: two periods of the cameras.
+        # Measurements since the last observation, as far back as the next one can need them: two camera periods.
         self._sensed: deque[Frame | State] = deque(maxlen=2 * (len(self._frames) + round(1000 / CAMERA_HZ / STATE_STEP_MS)) + 2)
         self._steps = 0
         self._push = np.zeros(len(NUDGE))
@@ -224,14 +222,14 @@ class SteppedCell(TimedCell):
             self.advance(end)
 
     def observe(self) -> Observation:
-        """The newest set. Its images are drawn now."""
+        """The newest observation; its images are rendered now."""
         self.new_set()
         assert self._observation is not None, "reset comes first"
         images = {name: self._draw(name, stamp) for name, stamp in self._observation.image_stamps.items()}
         return dataclasses.replace(self._observation, images=images)
 
     def new_set(self) -> bool:
-        """Whether a set has become complete since the last call, or since :meth:`observe`, which then returns it."""
+        """Whether a new observation is complete since the last call of this or :meth:`observe`, which then returns it."""
         arm, before = self.contract.arm, self._observation
         while self._sensed:
             sensed = self._sensed.popleft()
@@ -245,33 +243,33 @@ class SteppedCell(TimedCell):
         return self._observation is not before
 
     def score(self) -> float:
-        """How far the task is accomplished, 0 to 1."""
+        """Progress on the task, 0 to 1."""
         return self.scene.score(self.cell)
 
     def start(self) -> tuple[float, ...]:
-        """What tells this start from others; right after :meth:`reset`."""
+        """The episode's initial conditions; valid right after :meth:`reset`."""
         return self.scene.start(self.cell)
 
     def expert_action(self) -> NDArray[np.floating[Any]]:
-        """The scripted expert's action (action_dim,) in the present state."""
+        """The scripted expert's action (action_dim,) in the current state."""
         return self.contract.arm.encode_action(*self.expert())
 
     def disturb(self, rng: np.random.Generator) -> None:
-        """Push the robot's hand during the next control step, now and then strongly (an Ornstein-Uhlenbeck process)."""
+        """Push the robot's hand during the next control step; successive pushes are an Ornstein-Uhlenbeck process."""
         fresh = np.sqrt(1 - NUDGE_CORRELATION**2) * rng.normal(size=len(NUDGE))
         self._push = NUDGE_CORRELATION * self._push + fresh
         x, y, z, turn = NUDGE * self._push
         self.cell.push(np.array([x, y, z]), np.array([0.0, 0.0, turn]))
 
     def action_bounds(self) -> tuple[Array, Array]:
-        """Least and greatest value of each of an action's numbers, (action_dim,) each."""
+        """Lower and upper bounds of an action, (action_dim,) each."""
         safety = self.cell.settings.safety
         of_kind = {"position": (safety.workspace_min, safety.workspace_max), "opening": ([0.0], [MAX_OPENING])}
         bounds = [of_kind.get(f.kind, ([-1.0] * f.dim, [1.0] * f.dim)) for f in self.contract.action]
         return np.concatenate([low for low, _ in bounds]), np.concatenate([high for _, high in bounds])
 
     def record(self, writer: Any) -> None:
-        """Write what the sensors publish to an :class:`~onedp_ros.data.bags.writer.EpisodeWriter`, from now until a reset."""
+        """Record the sensors to an :class:`~onedp_ros.data.bags.writer.EpisodeWriter`, from now until a reset."""
         self._writer = writer
         self._write_state(self.stamp)
         for frames in self._frames.values():
@@ -279,7 +277,7 @@ class SteppedCell(TimedCell):
                 self._write_frame(frames[-1])
 
     def close(self) -> None:
-        """Give the OpenGL context back."""
+        """Release the OpenGL context."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
@@ -295,7 +293,7 @@ class SteppedCell(TimedCell):
             self._write_frame(frame)
 
     def _draw(self, camera: str, stamp: int) -> NDArray[np.uint8]:
-        """(height, width, 3) uint8 of an exposure; drawn once."""
+        """The image of an exposure, (height, width, 3) uint8; rendered once."""
         if (camera, stamp) not in self._images:
             if len(self._images) > KEPT * len(self._frames):
                 del self._images[next(iter(self._images))]

@@ -1,7 +1,7 @@
-"""How the cell of one episode differs from that of the next: light, colours, cameras, the table's height, friction and masses.
+"""Domain randomization of the cell: lights, colours, cameras, table height, friction and masses are drawn anew for each episode.
 
-An episode's draw is a function of the model, the kind of variation and a seed, and its pictures' noise of the frame's stamp too, so
-that the stepped twin, the live one and the process that draws the live one's pictures make the same of it.
+A draw is a function of the model, the kind of variation and a seed (image noise also of the frame's stamp), so the stepped twin,
+the live twin and the process that renders the live twin's images all get the same one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Array = NDArray[np.float64]
 Rng = np.random.Generator
 
 NONE = "none"
-CENTRE = np.array([0.45, 0.0, 0.0])  # m, what the lights are turned about
-ROOM = (  # half sizes and places (m) of floor and walls, which are drawn behind the cell
+CENTRE = np.array([0.45, 0.0, 0.0])  # m, the point the lights are rotated about
+ROOM = (  # half sizes and positions (m) of the floor and walls rendered behind the cell
     ((3.0, 3.0, 0.05), (0.5, 0.0, -0.85)),
     ((0.05, 3.0, 2.0), (-2.5, 0.0, 1.2)),
     ((0.05, 3.0, 2.0), (3.5, 0.0, 1.2)),
@@ -32,24 +32,24 @@ ROOM = (  # half sizes and places (m) of floor and walls, which are drawn behind
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-    """How far a draw goes. Factors are drawn evenly in their logarithm, all else evenly."""
+    """Ranges of a draw. Factors are log-uniform between 1/x and x, everything else is uniform."""
 
-    light: tuple[float, float]  # factor of all light
-    balance: float  # largest factor between one light and the next: the lamp, the diffuse light, the ambient light
-    light_colour: float  # largest factor of red, green and blue of the light
-    light_turn: float  # rad
-    table: float  # how far from its own colour to another, 0 to 1
-    background: float  # how far from black to another colour, 0 to 1
-    objects: float  # how far from their own colours to others, 0 to 1
-    camera_shift: float  # m
-    camera_turn: float  # rad
-    gain: float  # largest factor of the exposure
-    white: float  # largest factor of red, green and blue in the exposure
-    gamma: float  # largest exponent
+    light: tuple[float, float]  # range of the factor on all lights
+    balance: float  # factor on each of lamp, diffuse light and ambient light
+    light_colour: float  # factor on the light's red, green and blue
+    light_turn: float  # largest rotation, rad
+    table: float  # largest blend from its own colour to a random one, 0 to 1
+    background: float  # largest blend from black to a random colour, 0 to 1
+    objects: float  # largest blend from their own colours to random ones, 0 to 1
+    camera_shift: float  # largest, m
+    camera_turn: float  # largest, rad
+    gain: float  # exposure factor
+    white: float  # white balance: factor on the image's red, green and blue
+    gamma: float  # exponent
     noise: float  # largest standard deviation, of 255
-    height: float  # m that the table stands higher or lower
-    friction: float  # largest factor of all surfaces' friction
-    mass: float  # largest factor of a free object's mass
+    height: float  # m that the table is higher or lower at most
+    friction: float  # factor on the friction of all surfaces
+    mass: float  # factor on the mass of a free object
 
 
 STRENGTHS = {
@@ -90,7 +90,7 @@ STRENGTHS = {
         mass=1.6,
     ),
 }
-# For demonstrations, which compress badly with noise; training adds its own.
+# For demonstrations: noise compresses badly, and training adds its own.
 STRENGTHS |= {f"{name}_noiseless": dataclasses.replace(strength, noise=0.0) for name, strength in STRENGTHS.items()}
 CASES: Mapping[str, Callable[[mujoco.MjModel, Rng], None]] = {
     "half_light": lambda model, rng: _scale_light(model, 0.5),
@@ -104,8 +104,8 @@ KINDS = (NONE, *STRENGTHS, *CASES)
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """What the cameras make of the light during an episode: by camera (256, 3) levels that red, green and blue become, and the
-    standard deviation of the noise, of 255; ``background``: colour of the room (3,), 0 to 1, None if there is none."""
+    """Image model of an episode: per camera a (256, 3) lookup table for red, green and blue; ``noise``: standard deviation, of 255;
+    ``background``: colour of the room (3,), 0 to 1, or None for no room."""
 
     curves: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     noise: float = 0.0
@@ -113,7 +113,7 @@ class Picture:
     seed: int = 0
 
     def take(self, image: NDArray[np.uint8], camera: str, stamp: int) -> NDArray[np.uint8]:
-        """A drawn image (height, width, 3) as the camera gives it at a stamp (ns)."""
+        """Turn a rendered image (height, width, 3) into what the camera outputs at a stamp (ns)."""
         if camera not in self.curves:
             return image
         exposed = self.curves[camera][image, np.arange(3)]
@@ -124,11 +124,11 @@ class Picture:
 
 
 class Variation:
-    """The draws of one model. It keeps the nominal values, from which every draw begins.
+    """Draws variations of one model, each starting from its nominal values, of which it keeps a copy.
 
     Attributes:
-        picture: that of the present draw.
-        seed: of the present draw; None: the model is nominal.
+        picture: the current draw's image model.
+        seed: the current draw's; None: the model is nominal.
 
     Args:
         model: changed by :meth:`draw` and :meth:`apply`.
@@ -142,12 +142,12 @@ class Variation:
         self.seed: int | None = None
 
     def draw(self, rng: Rng) -> None:
-        """Draw anew. What ``rng`` itself gives later is the same as without variation."""
+        """Make a new draw. The later output of ``rng`` is the same as without variation."""
         if self._nominal is not None:
             self.apply(int(rng.spawn(1)[0].integers(2**63)))
 
     def apply(self, seed: int | None) -> None:
-        """Make the draw of a seed the present one, if it is not."""
+        """Apply the draw of a seed, unless it is the current one."""
         if self._nominal is None or seed is None or seed == self.seed:
             return
         _restore(self._model, self._nominal)
@@ -159,7 +159,7 @@ class Variation:
 
 
 def add_room(scene: mujoco.MjvScene, colour: Array) -> None:
-    """Add floor and walls to what is drawn."""
+    """Add floor and walls to a rendered scene."""
     for size, place in ROOM:
         geom = scene.geoms[scene.ngeom]
         rgba = np.array([*colour, 1.0], np.float32)
@@ -181,7 +181,7 @@ def _restore(model: mujoco.MjModel, nominal: mujoco.MjModel) -> None:
 def _vary(model: mujoco.MjModel, strength: Strength, rng: Rng, seed: int) -> Picture:
     colour = rng.uniform(*np.log(strength.light)) + _log_factors(rng, strength.light_colour, 3)
     _scale_light(model, np.exp(colour), np.exp(_log_factors(rng, strength.balance, 3)))
-    turn = _turn(rng, strength.light_turn)
+    turn = _random_rotation(rng, strength.light_turn)
     for i in range(model.nlight):
         model.light_pos[i] = CENTRE + turn @ (model.light_pos[i] - CENTRE)
         model.light_dir[i] = turn @ model.light_dir[i]
@@ -201,11 +201,11 @@ def _vary(model: mujoco.MjModel, strength: Strength, rng: Rng, seed: int) -> Pic
         factor = np.exp(_log_factors(rng, strength.mass, 1))
         model.body_mass[model.body_rootid == body] *= factor
         model.body_inertia[model.body_rootid == body] *= factor
-    mujoco.mj_setConst(model, mujoco.MjData(model))  # what follows from masses
+    mujoco.mj_setConst(model, mujoco.MjData(model))  # recompute what depends on masses
     robot = model.body_rootid[model.body("hand").id]
     others = model.body_rootid[model.geom_bodyid] != robot
     others[model.geom("table").id] = False
-    for own in np.unique(model.geom_rgba[others, :3], axis=0):  # equal ones stay equal
+    for own in np.unique(model.geom_rgba[others, :3], axis=0):  # equal colours stay equal
         same = others & np.all(model.geom_rgba[:, :3] == own, axis=1)
         weight = rng.uniform(0.0, strength.objects)
         model.geom_rgba[same, :3] = (1 - weight) * own + weight * rng.uniform(0.0, 1.0, 3)
@@ -217,19 +217,19 @@ def _log_factors(rng: Rng, largest: float, count: int) -> Array:
 
 
 def _random_colour(rng: Rng) -> Array:
-    """(3,), 0 to 1: from dark to bright, from grey to rather colourful, as a table or a wall may be."""
+    """A plausible colour of a table or wall, (3,) in 0 to 1: dark to bright, grey to moderately saturated."""
     return rng.uniform(0.15, 0.8) * (1.0 - rng.uniform(0.0, 0.6) * rng.uniform(0.0, 1.0, 3))
 
 
-def _turn(rng: Rng, most: float) -> Array:
-    """A rotation (3, 3) by up to ``most`` (rad) about any axis."""
-    quaternion, matrix = _turn_by(rng, rng.uniform(0.0, most)), np.empty(9)
+def _random_rotation(rng: Rng, max_angle: float) -> Array:
+    """A rotation matrix (3, 3): up to ``max_angle`` (rad) about a random axis."""
+    quaternion, matrix = _rotation_by(rng, rng.uniform(0.0, max_angle)), np.empty(9)
     mujoco.mju_quat2Mat(matrix, quaternion)
     return matrix.reshape(3, 3)
 
 
-def _turn_by(rng: Rng, angle: float) -> Array:
-    """A rotation (wxyz) by ``angle`` (rad) about any axis."""
+def _rotation_by(rng: Rng, angle: float) -> Array:
+    """A rotation (wxyz) by ``angle`` (rad) about a random axis."""
     quaternion = np.empty(4)
     mujoco.mju_axisAngle2Quat(quaternion, _direction(rng), angle)
     return quaternion
@@ -241,7 +241,7 @@ def _direction(rng: Rng) -> Array:
 
 
 def _scale_light(model: mujoco.MjModel, factor: float | Array, balance: Array | tuple[float, ...] = (1.0, 1.0, 1.0)) -> None:
-    """Multiply all light by a factor, or by one of each colour; ``balance``: besides, that of lamps, diffuse and ambient light."""
+    """Scale all lights by a factor, or by one per colour; ``balance``: additional factors on lamps, diffuse and ambient light."""
     lamps, diffuse, ambient = (factor * b for b in balance)
     for name in ("light_diffuse", "light_ambient", "light_specular"):
         getattr(model, name)[:] *= lamps
@@ -256,8 +256,8 @@ def _paint_table(model: mujoco.MjModel, colour: float | Array, weight: float = 1
 
 
 def _move_camera(model: mujoco.MjModel, camera: int, rng: Rng, shift: float, angle: float) -> None:
-    """Move a camera by ``shift`` (m) and turn it by ``angle`` (rad), in any direction."""
+    """Move a camera by ``shift`` (m) and rotate it by ``angle`` (rad), both in random directions."""
     turned = np.empty(4)
-    mujoco.mju_mulQuat(turned, model.cam_quat[camera], _turn_by(rng, angle))
+    mujoco.mju_mulQuat(turned, model.cam_quat[camera], _rotation_by(rng, angle))
     model.cam_pos[camera] += shift * _direction(rng)
     model.cam_quat[camera] = turned
