@@ -100,7 +100,7 @@ def test_an_unknown_task_file_lists_those_that_there_are() -> None:
 def test_a_camera_that_the_twin_cannot_place_is_named(reach: Path, tmp_path: Path) -> None:
     cameras = {"top": {"topic": "top/image", "height": 64, "width": 64}}
     contract = task_contract(str(contract_file(tmp_path, cameras=cameras)))
-    with pytest.raises(ContractError, match="no camera 'top', it has front, side, wrist"):
+    with pytest.raises(ContractError, match="no camera 'top', only front, side, wrist"):
         TASKS.get("reach").make(contract)
 
 

@@ -185,9 +185,9 @@ def test_steps_do_not_drift_from_the_control_rate() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cameras": {"top": camera("top")}}, r"no camera 'top', it has front, wrist; .* add_to\(\)"),
+        ({"cameras": {"top": camera("top")}}, r"no camera 'top', only front, wrist; .* add_to\(\)"),
         ({"slop": 0.01}, r"slop is 0\.01 s, but the twin's 2 cameras expose up to 0\.017 s apart"),
-        ({"control_hz": 50.0}, r"control_hz is 50, but the twin's cameras send 30 frames"),
+        ({"control_hz": 50.0}, r"control_hz is 50, but the twin's cameras run at 30 Hz"),
     ],
 )
 def test_a_contract_that_the_cell_cannot_keep_is_refused(fields: dict[str, Any], message: str) -> None:
