@@ -1,5 +1,5 @@
-"""Tasks that can be simulated, one file each. Importing this package registers a gymnasium environment of every task:
-``pick_cube.py`` is ``onedp_ros/PickCube-v0``."""
+"""Simulated tasks, one file each. Importing this package registers each as a gymnasium environment: ``pick_cube.py`` is
+``onedp_ros/PickCube-v0``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TASKS: Registry[Task] = Registry(
 
 
 def environment_id(task: str) -> str:
-    """The id of a task's gymnasium environment."""
+    """The gymnasium id of a task's environment."""
     return f"onedp_ros/{''.join(word[:1].upper() + word[1:] for word in task.split('_'))}-v0"
 
 

@@ -1,7 +1,7 @@
-"""What a task is: an environment that can be stepped, and what collecting demonstrations and evaluating policies need to know.
+"""The interface of a simulated task: an environment that can be stepped, and what demonstration collection and evaluation need.
 
-A task is a file of this folder with a ``TASK``, named like the ``task`` in its contract, ``config/tasks/<task>.yaml``. For one in
-the MuJoCo cell write a :class:`~onedp_ros.twin.cell.Scene`; for another simulation, an :class:`Environment`.
+A task is a module in this folder that defines ``TASK``, named like the ``task`` in its contract, ``config/tasks/<task>.yaml``. For
+the MuJoCo cell write a :class:`~onedp_ros.twin.cell.Scene`; for another simulator, an :class:`Environment`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EVALUATION_SEEDS = 100_000
 
 
 class Environment(Protocol):
-    """A task that is stepped in simulated time, one control step of its contract after the other. :meth:`reset` comes first."""
+    """A task in simulated time, advanced by one control step of its contract at a time. Call :meth:`reset` first."""
 
     contract: Contract
 
@@ -37,44 +37,44 @@ class Environment(Protocol):
         """Simulated time since the start, s."""
 
     def reset(self, rng: np.random.Generator, recovery: bool = False) -> None:
-        """Begin an episode; with ``recovery`` where a policy's mistakes lead, if the task knows such places."""
+        """Start an episode; with ``recovery`` in a state that a policy's mistakes lead to, if the task defines such states."""
 
     def step(self, action: ArrayLike) -> None:
-        """Execute an action (action_dim,) for one control step. ContractError when it cannot be executed: NaN, no rotation."""
+        """Execute an action (action_dim,) for one control step. ContractError if it holds NaN or an invalid rotation."""
 
     def observe(self) -> Observation:
-        """What a policy sees now."""
+        """The policy's current observation."""
 
     def success(self) -> bool:
-        """Whether the task is accomplished in the present state."""
+        """Whether the task is accomplished in the current state."""
 
     def score(self) -> float:
-        """How far it is accomplished, 0 to 1."""
+        """Progress on the task, 0 to 1."""
 
     def failure(self) -> str:
-        """Why an episode that ends now failed, in a few words."""
+        """Why the episode failed, if it ended now, in a few words."""
 
     def start(self) -> tuple[float, ...]:
-        """Right after :meth:`reset`: what tells this start from others; see ``start_labels`` of :class:`Task`."""
+        """The episode's initial conditions, right after :meth:`reset`; see ``start_labels`` of :class:`Task`."""
 
     def expert_action(self) -> Floats:
-        """The scripted expert's action (action_dim,), from the true state."""
+        """The scripted expert's action (action_dim,), computed from the true state."""
 
     def disturb(self, rng: np.random.Generator) -> None:
-        """Disturb the next step, so that a demonstration shows how to correct it."""
+        """Disturb the next step, so that a demonstration shows the correction."""
 
     def action_bounds(self) -> tuple[Floats, Floats]:
-        """Least and greatest value of each number of an action, (action_dim,) each."""
+        """Lower and upper bounds of an action, (action_dim,) each."""
 
     def record(self, writer: Any) -> None:
-        """Write what can be sensed from now on to an :class:`~onedp_ros.data.bags.writer.EpisodeWriter`, until the next reset."""
+        """Record the sensors to an :class:`~onedp_ros.data.bags.writer.EpisodeWriter`, from now until the next reset."""
 
     def close(self) -> None:
-        """Give back what the environment holds, such as an OpenGL context."""
+        """Release resources, such as an OpenGL context."""
 
 
 class PlainEnvironment(ABC):
-    """An :class:`Environment` that senses once a control step, such as a benchmark's. The abstract methods are a subclass's."""
+    """Base class of an :class:`Environment` that observes once per control step, such as a benchmark's."""
 
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
@@ -83,46 +83,46 @@ class PlainEnvironment(ABC):
 
     @abstractmethod
     def begin(self, rng: np.random.Generator, recovery: bool) -> None:
-        """Begin an episode, as of :meth:`Environment.reset`."""
+        """Start an episode; see :meth:`Environment.reset`."""
 
     @abstractmethod
     def execute(self, action: NDArray[np.float64]) -> None:
-        """Advance by one control step; ``action`` (action_dim,) is one that the contract allows."""
+        """Advance by one control step; ``action`` (action_dim,) is valid under the contract."""
 
     @abstractmethod
     def state(self) -> Floats:
-        """The state (state_dim,) that a policy sees now."""
+        """The current low-dimensional observation, (state_dim,)."""
 
     def images(self) -> Mapping[str, Image]:
-        """By the contract's cameras, (height, width, 3) uint8. Default: there are none."""
+        """The cameras' images by name, (height, width, 3) uint8. Default: none."""
         return {}
 
     @abstractmethod
     def success(self) -> bool:
-        """As of :meth:`Environment.success`."""
+        """See :meth:`Environment.success`."""
 
     @abstractmethod
     def failure(self) -> str:
-        """As of :meth:`Environment.failure`."""
+        """See :meth:`Environment.failure`."""
 
     @abstractmethod
     def action_bounds(self) -> tuple[Floats, Floats]:
-        """As of :meth:`Environment.action_bounds`."""
+        """See :meth:`Environment.action_bounds`."""
 
     def score(self) -> float:
-        """As of :meth:`Environment.score`. Default: 1 at success."""
+        """See :meth:`Environment.score`. Default: 1 on success, else 0."""
         return float(self.success())
 
     def start(self) -> tuple[float, ...]:
-        """As of :meth:`Environment.start`. Default: nothing."""
+        """See :meth:`Environment.start`. Default: empty."""
         return ()
 
     def expert_action(self) -> Floats:
-        """As of :meth:`Environment.expert_action`. Default: there is no expert."""
+        """See :meth:`Environment.expert_action`. Default: ValueError, there is no expert."""
         raise ValueError(f"task {self.contract.task} has no scripted expert; convert recorded demonstrations with onedp convert")
 
     def disturb(self, rng: np.random.Generator) -> None:
-        """As of :meth:`Environment.disturb`. Default: nothing."""
+        """See :meth:`Environment.disturb`. Default: do nothing."""
         return
 
     @property
@@ -136,12 +136,12 @@ class PlainEnvironment(ABC):
         return self.stamp / NANOSECONDS
 
     def reset(self, rng: np.random.Generator, recovery: bool = False) -> None:
-        """As of :meth:`Environment.reset`."""
+        """See :meth:`Environment.reset`."""
         self._steps, self._writer = 0, None
         self.begin(rng, recovery)
 
     def step(self, action: ArrayLike) -> None:
-        """As of :meth:`Environment.step`."""
+        """See :meth:`Environment.step`."""
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (self.contract.action_dim,):
             raise ContractError(f"action has shape {action.shape}, expected ({self.contract.action_dim},)")
@@ -150,17 +150,17 @@ class PlainEnvironment(ABC):
         self._write()
 
     def observe(self) -> Observation:
-        """As of :meth:`Environment.observe`."""
+        """See :meth:`Environment.observe`."""
         images = self.images()
         return Observation(self.stamp, images, dict.fromkeys(images, self.stamp), self.state().astype(np.float32))
 
     def record(self, writer: Any) -> None:
-        """As of :meth:`Environment.record`."""
+        """See :meth:`Environment.record`."""
         self._writer = writer
         self._write()
 
     def close(self) -> None:
-        """As of :meth:`Environment.close`. Default: nothing."""
+        """See :meth:`Environment.close`. Default: do nothing."""
         return
 
     def _write(self) -> None:
@@ -172,7 +172,7 @@ class PlainEnvironment(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class EnvironmentOptions:
-    """Options of a task with an environment of its own: a subclass's fields, each with a default and made by
+    """Options of a task with its own environment. A subclass adds fields, each with a default, made by
     :func:`onedp_ros.settings.within`."""
 
     def __post_init__(self) -> None:
@@ -181,26 +181,26 @@ class EnvironmentOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TaskOptions(EnvironmentOptions):
-    """Options of a task in the cell: a subclass's, and ``variation``, drawn anew at each reset: see
-    :mod:`onedp_ros.twin.variation`."""
+    """Options of a task in the cell: a subclass's fields, and ``variation``, the domain randomization of
+    :mod:`onedp_ros.twin.variation`, drawn at each reset."""
 
-    variation: str = within(Choice(KINDS, "what there is besides the nominal cell"), default=NONE)
+    variation: str = within(Choice(KINDS, "domain randomization of the cell; none is the nominal cell"), default=NONE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task in simulation: of a ``scene`` in the MuJoCo cell, or of an ``environment`` of its own.
+    """A simulated task: a ``scene`` in the MuJoCo cell, or an ``environment`` of its own.
 
     Args:
-        scene: makes the scene, of the options.
-        environment: makes the environment, of a contract and the options.
-        options: what can be chosen about it; default: of a scene, :class:`TaskOptions`, of an environment, nothing.
-        max_time: s, simulated, that an episode may last.
-        evaluation_seeds: episodes with this seed and above are never demonstrated.
-        start_labels: names, with units, of what :meth:`Environment.start` returns; the first two are drawn as a place, a third as a
-            direction (rad).
-        study_by: the start label that numbers what a study goes through, such as one of ten trajectories; default: a study's starts
-            lie on a grid over the first two.
+        scene: factory of the scene, called with the options.
+        environment: factory of the environment, called with a contract and the options.
+        options: class of the task's options; default: :class:`TaskOptions` for a scene, no options for an environment.
+        max_time: longest episode, simulated s.
+        evaluation_seeds: seeds from this one on are reserved for evaluation and never demonstrated.
+        start_labels: names, with units, of the values that :meth:`Environment.start` returns; the first two are plotted as a
+            position, a third as a heading (rad).
+        study_by: the start label that enumerates a study's cases, such as one of ten trajectories; default: a study's starts lie on
+            a grid over the first two.
     """
 
     scene: Callable[[Any], Scene] | None = None
@@ -215,20 +215,20 @@ class Task:
         if self.study_by and self.study_by not in self.start_labels:
             raise ValueError(f"study_by is '{self.study_by}', expected one of the start labels, {', '.join(self.start_labels)}")
         if (self.scene is None) == (self.environment is None):
-            raise ValueError("a task needs either a scene in the cell or an environment of its own")
+            raise ValueError("a task needs either a scene in the cell or its own environment")
         if self.environment is not None and self.options is TaskOptions:
             object.__setattr__(self, "options", EnvironmentOptions)
-        if issubclass(self.options, TaskOptions) != (self.scene is not None):  # only the cell varies
+        if issubclass(self.options, TaskOptions) != (self.scene is not None):  # only the cell has variation
             kind = EnvironmentOptions if self.scene is None else TaskOptions
             raise ValueError(f"options is {self.options.__name__}, expected a subclass of {kind.__name__}")
 
     @property
     def robot(self) -> str:
-        """What moves, for the metadata of recordings."""
+        """The robot's name in the metadata of recordings."""
         return "simulation" if self.scene is None else "twin"
 
     def make(self, contract: Contract, **options: Any) -> Environment:
-        """The environment, for a contract and options by their names. Errors as of :meth:`choose`, and ContractError."""
+        """Make the environment for a contract, with options by name. Errors of :meth:`choose`, and ContractError."""
         chosen = self.choose(options)
         if self.environment is not None:
             return self.environment(contract, chosen)
@@ -237,7 +237,7 @@ class Task:
         return SteppedCell(contract, self.scene(chosen), variation=chosen.variation)
 
     def choose(self, options: Mapping[str, Any]) -> EnvironmentOptions:
-        """The options, by name; the defaults of others. ValueError for an unknown name or a senseless value."""
+        """The options, given by name, others at their defaults. ValueError for an unknown name or an invalid value."""
         names = [field.name for field in dataclasses.fields(self.options)]
         for name in options:
             if name not in names:
@@ -246,7 +246,7 @@ class Task:
 
 
 def read_options(texts: Iterable[str]) -> dict[str, float | str]:
-    """``name=value`` as a command line gives them -> values by name. ValueError for another form."""
+    """Parse ``name=value`` command-line arguments into values by name. ValueError for any other form."""
     options: dict[str, float | str] = {}
     for text in texts:
         name, equals, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""Demonstrations of a task's scripted expert in simulation, one bag each, with the topics and types of a real recording."""
+"""Demonstrations by a task's scripted expert in simulation, one bag each, with the topics and types of a real recording."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from onedp_ros.tasks import TASKS
 from onedp_ros.tasks.base import Environment
 from onedp_ros.tasks.drive import drive
 
-LINGER_TIME = 0.5  # s after success, so that a policy learns to stay
-POLICY_TIME = 0.6  # of an episode's time: the latest moment at which the expert takes over from a policy
-POLICY_DRIVES = ((None, 0), (1, 4), (1, 6))  # actions executed of each chunk (None: the contract's), and how many steps ahead
+LINGER_TIME = 0.5  # s recorded after success, so that a policy learns to stay there
+POLICY_TIME = 0.6  # fraction of an episode's time at which the expert takes over from a policy at the latest
+POLICY_DRIVES = ((None, 0), (1, 4), (1, 6))  # actions executed per chunk (None: the contract's), and how many steps ahead
 
 
 def take_over(environment: Environment, predictor: Any, seed: int, rng: np.random.Generator, latest: float = 12.0) -> None:
-    """Let a policy drive until a random moment before it succeeds, so that the expert begins where the policy's own mistakes lead.
+    """Let a policy drive until a random time before it succeeds, so that the expert starts in states the policy's mistakes lead to.
 
-    It executes its chunks in one of these ways: several actions of each, or as a live graph does; for ``latest`` s at most. An
-    interactive imitation as of HG-DAgger (https://arxiv.org/abs/1810.02890): what the policy did is not recorded.
+    The policy drives for at most ``latest`` s and executes several actions per chunk, or one at a time as the live graph does, at
+    random. This is interactive imitation as in HG-DAgger (https://arxiv.org/abs/1810.02890): what the policy did is not recorded.
     """
     contract = environment.contract
     action_steps, ahead = POLICY_DRIVES[int(rng.integers(len(POLICY_DRIVES)))]
@@ -54,11 +54,11 @@ def demonstrate(
     policy: Path | None = None,
     keep_unsuccessful: bool = False,
 ) -> tuple[bool, str]:
-    """Record the demonstration of one seed; only a success stays, by default. Returns success and, if none, the reason.
+    """Record the demonstration of one seed; failures are discarded by default. Returns success and the reason for a failure.
 
-    A fraction ``recoveries`` of the seeds starts off the expert's path, and half of all are disturbed on the way, so that a policy
-    sees states that its own errors will lead to, with the right action in them. With ``policy``, that fraction starts where the
-    policy led (:func:`take_over`).
+    A fraction ``recoveries`` of the seeds starts off the expert's path, and half of all seeds are disturbed on the way, so that a
+    policy sees the states that its own errors will lead to, and the right action there. With ``policy``, that fraction starts where
+    the policy left off (:func:`take_over`).
     """
     task = TASKS.get(contract.task)
     rng = np.random.default_rng(seed)
@@ -100,14 +100,14 @@ def demonstrate(
 
 @contextmanager
 def _loaded(policy: Path, _: int) -> Iterator[Any]:
-    """The predictor, until its file has another time."""
+    """The policy's predictor; kept until the file's modification time changes."""
     from onedp_ros.policy.predictor import load_predictor
 
     yield load_predictor(policy, threads=1)
 
 
 def _demonstrate(contract: Contract, seed: int, path: Path, *arguments: Any) -> tuple[bool, str]:
-    if path.exists():  # the worker that recorded it died before it could tell
+    if path.exists():  # the worker that recorded it died before reporting
         return bool(read_metadata(path)["success"]), ""
     return demonstrate(contract, seed, path, *arguments)
 
@@ -125,25 +125,25 @@ def collect(
     jobs: int | None = None,
     scheduler: str = "",
 ) -> dict[str, object]:
-    """Record until ``episodes`` successes of the seeds ``seed, seed + 1, …`` lie in ``out``; whole episodes there are kept.
+    """Record seeds ``seed, seed + 1, …`` until ``out`` holds ``episodes`` successes; complete episodes already there count.
 
     Args:
         task: name of a file in config/tasks, or path of a task file.
-        options: of the task, by name.
-        jobs, scheduler: of :class:`onedp_ros.parallel.Workers`. The machines of a cluster must have ``out`` in common.
+        options: the task's, by name.
+        jobs, scheduler: see :class:`onedp_ros.parallel.Workers`. The machines of a cluster must share ``out``.
 
     Returns:
-        Attempts, episodes kept and the failures' reasons.
+        Attempts, episodes kept, and a count of the failures by reason.
 
     Raises:
-        UnknownNameError: the contract's task cannot be simulated.
-        ValueError: an unknown option, or seeds that reach those of evaluations.
-        WorkerError: as of :class:`onedp_ros.parallel.Workers`.
+        UnknownNameError: the contract's task has no simulation.
+        ValueError: an unknown option, or seeds that run into those reserved for evaluation.
+        WorkerError: see :class:`onedp_ros.parallel.Workers`.
     """
     contract = task_contract(task)
     simulated = TASKS.get(contract.task)
     simulated.choose(options or {})
-    out, policy = out.absolute(), policy and policy.absolute()  # workers may have another current folder
+    out, policy = out.absolute(), policy and policy.absolute()  # workers may run in another directory
     out.mkdir(parents=True, exist_ok=True)
     failures: Counter[str] = Counter()
     there = tried = 0
@@ -154,7 +154,7 @@ def collect(
             seeds = range(seed + tried, seed + tried + episodes - there)
             if seeds[-1] >= simulated.evaluation_seeds:
                 raise ValueError(
-                    f"seed {seeds[-1]} belongs to evaluations, which begin at {simulated.evaluation_seeds}; take a smaller --seed"
+                    f"seed {seeds[-1]} is reserved for evaluation (from {simulated.evaluation_seeds} on); use a smaller --seed"
                 )
             paths = [out / f"episode_{s:06d}" for s in seeds]
             new = [(s, p) for s, p in zip(seeds, paths, strict=True) if not p.exists()]

@@ -1,4 +1,4 @@
-"""A policy in lock step with an environment: for evaluation, and to lead demonstrations to where a policy's mistakes lead."""
+"""Run a policy in lockstep with an environment, for evaluation and to start recovery demonstrations where it makes mistakes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from onedp_ros.tasks.base import Environment
 
 
 def drive(predictor: Any, environment: Environment, action_steps: int, ahead: int = 0) -> Iterator[float]:
-    """Drive an environment just reset, for ever: predict, execute ``action_steps`` actions of the chunk, repeat.
+    """Run a policy on an environment that was just reset: predict, execute ``action_steps`` actions of the chunk, repeat forever.
 
     Args:
-        predictor: as of :mod:`onedp_ros.policy.predictor`.
+        predictor: see :mod:`onedp_ros.policy.predictor`.
         environment: what it drives.
-        action_steps: actions executed of each chunk.
-        ahead: how many steps after the current one the first of them is for. ``action_steps=1, ahead=4`` comes near to the live
-            graph, which samples the newest of 60 chunks a second 0.18 s ahead of the clock.
+        action_steps: actions executed per chunk.
+        ahead: how many steps after the current one the first executed action is for. ``action_steps=1, ahead=4`` approximates the
+            live graph, which samples the newest of 60 chunks per second 0.18 s ahead of the clock.
 
     Yields:
-        After each control step, how long the last prediction took, ms.
+        After each control step, the duration of the last prediction, ms.
 
     Raises:
-        ContractError: an action that cannot be executed, with NaN or without a rotation.
+        ContractError: an action holds NaN or an invalid rotation.
     """
     contract = environment.contract
     history = ObservationHistory(contract)
@@ -38,6 +38,6 @@ def drive(predictor: Any, environment: Environment, action_steps: int, ahead: in
         took = 1e3 * (time.perf_counter() - begin)
         for i in range(action_steps):
             environment.step(chunk[first + i])
-            if i >= action_steps - contract.n_obs_steps:  # only what the next window shows is drawn
+            if i >= action_steps - contract.n_obs_steps:  # only what the next window needs is rendered
                 history.add(environment.observe())
             yield took

@@ -14,7 +14,7 @@ from onedp_ros.tasks import TASKS
 
 
 class Actions(gymnasium.spaces.Box):
-    """Actions within a box. Its samples can be executed: one in a hundred of a plain box holds no rotation."""
+    """A box of actions whose samples are all valid: one in a hundred of a plain box has an invalid rotation."""
 
     def __init__(self, contract: Contract, low: NDArray[Any], high: NDArray[Any]) -> None:
         super().__init__(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
@@ -29,21 +29,21 @@ class Actions(gymnasium.spaces.Box):
 
 
 class TaskEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
-    """A task: one step is one control step of its contract.
+    """A task as a gymnasium environment; one step is one control step of its contract.
 
     Observation: each camera's image, (height, width, 3) uint8, and ``state`` (state_dim,) float32. Action: (action_dim,). Reward 1
-    at success, which ends the episode; truncated after ``max_time`` s. ``info`` has ``success``, ``score`` (0 to 1) and, at the end
-    of a failed episode, ``failure``.
+    on success, which terminates the episode; truncated after ``max_time`` s. ``info`` has ``success``, ``score`` (0 to 1) and, at
+    the end of a failed episode, ``failure``.
 
     Args:
         task: name of a file in config/tasks, or path of a task file.
         render_mode: ``rgb_array`` or None.
         max_time: s; default: the task's.
-        options: of the task, by name.
+        options: the task's, by name.
 
     Raises:
-        UnknownNameError: the contract's task cannot be simulated.
-        ValueError: an unknown option, or a senseless value.
+        UnknownNameError: the contract's task has no simulation.
+        ValueError: an unknown option or an invalid value.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's attribute)
@@ -70,7 +70,7 @@ class TaskEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         return self._observation(), {"success": False, "score": self.environment.score()}
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """ContractError for an action that cannot be executed, with NaN or without a rotation."""
+        """Execute one control step. ContractError if the action holds NaN or an invalid rotation."""
         self.environment.step(action)
         success = self.environment.success()
         over = self.environment.time >= self.max_time - 1e-6
@@ -80,7 +80,7 @@ class TaskEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         return self._observation(), float(success), success, over and not success, info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """The cameras side by side, uint8 (greatest height, sum of widths, 3), or None without cameras. Call reset first."""
+        """The cameras' images side by side, uint8 (largest height, sum of widths, 3), or None without cameras. Call reset first."""
         images = list(self.environment.observe().images.values())
         if self.render_mode != "rgb_array" or not images:
             return None

@@ -1,4 +1,4 @@
-"""What the tasks have in common in which an object is picked up and put into a box: the scene, and the scripted expert."""
+"""Scene and scripted expert shared by the tasks that pick up an object and put it into a box."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ AREA_CENTRE, AREA_SIZE = np.array([0.50, 0.08]), np.array([0.23, 0.20])  # m, wh
 BOX = np.array([0.50, -0.24])  # m, centre of the target box
 BOX_HALF, BOX_HEIGHT, WALL = 0.065, 0.05, 0.004  # m, outer half side, height, half thickness
 MAX_YAW = math.radians(30.0)
-GRIP = {"friction": [1.0, 0.01, 0.001], "condim": 4, "solref": [0.004, 1]}  # of geoms that the fingers hold
-SEEN = {"contype": 0, "conaffinity": 0, "mass": 0}  # geoms that are only drawn
+GRIP = {"friction": [1.0, 0.01, 0.001], "condim": 4, "solref": [0.004, 1]}  # contact parameters of graspable geoms
+SEEN = {"contype": 0, "conaffinity": 0, "mass": 0}  # visual-only geoms
 START_LABELS = ("x (m)", "y (m)", "yaw (rad)")
 
 
@@ -28,12 +28,12 @@ class Thing:
     """An object to be picked up. Its body is called ``name``; the fingers close along the body's y axis.
 
     Args:
-        add_geoms: adds its geoms to the body, whose origin is ``half_height`` (m) over the lowest point. A function of a module,
-            so that scenes can be sent to the process that draws.
-        half_width, half_length: m, half its size along y and x at the height of the fingers. If they are equal, it can be grasped
-            along x as well.
-        grasp_height: m, tool point above the origin in a grasp, at most 4 cm below the top: so much room is under the palm.
-        release: m, tool height over the table when letting go.
+        add_geoms: adds its geoms to the body, whose origin is ``half_height`` (m) above the lowest point. Must be picklable (a
+            module-level function): scenes are sent to the process that renders.
+        half_width, half_length: m, half its size along y and x at the height of the fingers. If equal, it can be grasped along x
+            too.
+        grasp_height: m, tool center point above the origin in a grasp, at most 4 cm below the top: the clearance under the palm.
+        release: m, tool height above the table at release.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Thing:
         self.add_geoms(body)
 
     def grasp_yaw(self, yaw: float) -> float:
-        """Nearest to zero of the tool's yaws (rad) at which the hand fits the object turned by ``yaw``."""
+        """The tool yaw (rad) closest to zero at which the hand can grasp the object at ``yaw``."""
         half = np.pi / 4 if self.half_length == self.half_width else np.pi / 2
         return float((yaw + half) % (2 * half) - half)
 
@@ -70,11 +70,11 @@ def add_box(spec: mujoco.MjSpec) -> Any:
 
 
 class PickAndPlace(Scene):
-    """An object and a box. Success: the object is in the box, at rest, and the hand has let go of it.
+    """An object and a box. Success: the object is in the box, at rest and released.
 
     Attributes:
         thing: the object of this episode.
-        noun: what messages call it.
+        noun: its name in messages.
     """
 
     thing: Thing
@@ -85,7 +85,7 @@ class PickAndPlace(Scene):
         self._lifted = self._missed = False
 
     def place_at_random(self, cell: Cell, rng: np.random.Generator, max_yaw: float = MAX_YAW) -> None:
-        """Put the object somewhere in the area, upright, turned by up to ``max_yaw`` (rad), and forget the last episode."""
+        """Put the object at random in the area, upright, yawed by up to ``max_yaw`` (rad), and clear the last episode's state."""
         xy = AREA_CENTRE + AREA_SIZE * rng.uniform(-0.5, 0.5, 2)
         self.place(cell, np.array([*xy, self.thing.half_height + 5e-4]), rng.uniform(-max_yaw, max_yaw))
         self._lifted = self._missed = False
@@ -112,7 +112,7 @@ class PickAndPlace(Scene):
             self._missed = cell.touching(self.thing.name) < 2
 
     def place(self, cell: Cell, position: Array, yaw: float) -> None:
-        """Put the object at (3,) m, upright, turned by yaw (rad)."""
+        """Put the object at ``position`` (3,) m, upright, at ``yaw`` (rad)."""
         joint = cell.data.joint(self.thing.name)
         joint.qpos[:] = [*position, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
         joint.qvel[:] = 0
@@ -129,7 +129,7 @@ class PickAndPlace(Scene):
         return cell.data.body("box").xpos[:2].copy()
 
     def in_box(self, cell: Cell) -> bool:
-        """Whether the object's origin is between the walls of the box and low enough to stand on its floor."""
+        """Whether the object's origin is between the box's walls and low enough for it to stand on the floor."""
         centre = cell.data.body(self.thing.name).xpos
         between = np.all(np.abs(centre[:2] - self.box(cell)) < BOX_HALF - 2 * WALL)
         return bool(between and centre[2] < 2 * WALL + self.thing.half_height + 0.015)
@@ -161,20 +161,20 @@ class PickAndPlace(Scene):
 
 
 class Expert:
-    """Scripted expert: a feedback law from the cell's true state to the next target, so that it recovers from anywhere.
+    """Scripted expert: feedback from the cell's true state to the next target, so that it recovers from any state.
 
-    The target lies at most ``reach`` (m) and ``turn`` (rad) ahead of the measured pose, so it is a function of what a policy
-    can see, and never of the path before. Commands at the contract's control rate.
+    The target lies at most ``reach`` (m) and ``turn`` (rad) ahead of the measured pose, so it depends only on what a policy can
+    observe, not on the path so far. Commands at the contract's control rate.
     """
 
     reach, turn = 0.035, 0.15
-    hover, carry = 0.11, 0.22  # m: over the grasp, tool height while carrying
+    hover, carry = 0.11, 0.22  # m: above the grasp, tool height while carrying
 
     def __init__(self, scene: PickAndPlace) -> None:
         self._scene = scene
 
     def act(self, cell: Cell) -> Target:
-        """The target in the present state."""
+        """The target in the current state."""
         position, opening = cell.position, float(cell.fingers.sum())
         yaw = tool_yaw(cell.quaternion)
         goal, goal_yaw, goal_opening = self._goal(cell, position, yaw, opening)
@@ -191,39 +191,39 @@ class Expert:
         box = scene.box(cell)
         centre, thing_yaw, tilt = scene.pose(cell)
         holding = cell.touching(thing.name) == 2 and opening < 2 * thing.half_width + 0.012
-        # Targets aim through every threshold: a policy with an error of millimetres would otherwise wait before it for ever.
+        # Goals lie beyond every threshold: a policy with a few millimetres of error would otherwise stall just short of it.
         over = np.all(np.abs(position[:2] - box) < 0.025)
         if scene.in_box(cell) or (holding and over and position[2] < thing.release + 0.010):
-            clear = opening > 0.068  # first open, then leave
+            clear = opening > 0.068  # open first, then retreat
             return np.array([*box, self.carry]) if clear else position, 0.0, MAX_OPENING
         if holding:
             over_box = float(np.linalg.norm(position[:2] - box))
-            if over_box < 0.06:  # lower while the error vanishes
+            if over_box < 0.06:  # descend as the error vanishes
                 return np.array([*box, thing.release + 4 * max(over_box - 0.02, 0.0) - 0.006]), 0.0, 0.0
             if position[2] < self.carry - 0.08:  # straight up first
                 return np.array([*position[:2], self.carry]), yaw, 0.0
             return np.array([*box, self.carry]), 0.0, 0.0
         best_yaw = thing.grasp_yaw(thing_yaw)
         grasp = np.array([*centre[:2], centre[2] + thing.grasp_height])
-        if tilt > 0.5:  # lies on its side: nothing to teach
+        if tilt > 0.5:  # on its side: no demonstration of that, wait above
             return np.array([*centre[:2], 0.3]), best_yaw, MAX_OPENING
         aside = float(np.linalg.norm(position[:2] - grasp[:2]))
         height = position[2] - grasp[2]
-        closing = opening < 0.068  # once begun, a grasp is finished unless the object is lost
+        closing = opening < 0.068  # once started, a grasp is completed unless the object is lost
         near = (0.018, 0.025) if closing else (0.012, 0.014)
         at_grasp = aside < near[0] and height < near[1] and opening > 2 * thing.half_width - 0.006
-        if closing and not at_grasp:  # a miss: open, and rise from beside the object
+        if closing and not at_grasp:  # a missed grasp: open, and rise beside the object
             away = aside > 0.10
             return (
                 np.array([*position[:2], max(position[2], grasp[2] + self.hover)]) if not away else position,
                 best_yaw,
                 MAX_OPENING,
             )
-        if height < 0.06 and aside > 0.025:  # beside the object: straight up, or it is knocked over
+        if height < 0.06 and aside > 0.025:  # beside the object: straight up, so as not to knock it over
             return np.array([*position[:2], grasp[2] + self.hover]), yaw, MAX_OPENING
         if at_grasp:
             return grasp, best_yaw, 0.0
-        # Down along a funnel. An open hand that fits the object as it is turned now does not wait for the turn.
+        # Descend along a funnel. The hand waits for the rotation only if it does not fit the object at its current yaw.
         error = abs(_wrap(best_yaw - yaw))
         room = MAX_OPENING / 2 - (thing.half_width * np.cos(error) + thing.half_length * np.sin(error))
         wait = self.hover * min(max((0.006 - room) / 0.006, 0.0), 1.0)
@@ -236,10 +236,10 @@ def _wrap(angle: float) -> float:
 
 
 def _off_path(scene: PickAndPlace, cell: Cell, rng: np.random.Generator) -> tuple[str, Array, float, float]:
-    """Where a policy's mistakes lead from a cell just reset: kind of the place, tool position (3,) m, its yaw (rad), opening (m).
+    """Draw a state that a policy's mistakes lead to, from a reset cell: its kind, tool position (3,) m, yaw (rad), opening (m).
 
-    Five kinds: anywhere over the table; near the object, turned; beside the object, low, with the hand closed (a missed
-    grasp); holding the object anywhere on the way; over the box with the object delivered.
+    Five kinds: anywhere above the table; near the object, rotated; low beside the object, mostly with the hand closed (a missed
+    grasp); holding the object anywhere on the way; above the box with the object delivered.
     """
     thing, box = scene.thing, scene.box(cell)
     centre, thing_yaw, _ = scene.pose(cell)
@@ -258,7 +258,7 @@ def _off_path(scene: PickAndPlace, cell: Cell, rng: np.random.Generator) -> tupl
         aside = distance * np.array([np.cos(away), np.sin(away)])
         position = np.array([*(centre[:2] + aside), above + rng.uniform(-0.01, 0.05)])
         opening = float(rng.choice([0.0, MAX_OPENING], p=[0.7, 0.3]))
-        yaw = away + np.pi / 2  # the fingers' line points past the object
+        yaw = away + np.pi / 2  # the closing direction points past the object
         yaw = float(np.clip((yaw + np.pi / 2) % np.pi - np.pi / 2, -0.9, 0.9))
     elif kind == "holding":
         along = rng.uniform()

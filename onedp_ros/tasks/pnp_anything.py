@@ -1,5 +1,4 @@
-"""pnp-anything: pick up whichever of eleven objects is there, and put it into a box that is not always at the same place (paper,
-section 4.2)."""
+"""pnp-anything: pick up one of eleven objects and put it into a box whose position varies (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -18,27 +17,27 @@ from onedp_ros.tasks.pick_and_place import GRIP, SEEN, START_LABELS, PickAndPlac
 from onedp_ros.tasks.pnp_milk import CARTON
 from onedp_ros.twin.cell import Array, Cell
 
-BOX_RANGE = 0.08  # m, the box is up to so far from its centre along x
+BOX_RANGE = 0.08  # m, the box's largest offset from its nominal position along x
 ANY = "any"
-PARKED = np.array([0.1, -0.4, -0.4])  # m: below the table, out of every camera's sight; further ones 12 cm apart
-LEAST_RELEASE = 0.066  # m, tool height at which the open fingers are above the walls of the box
+PARKED = np.array([0.1, -0.4, -0.4])  # m: below the table, out of view of all cameras; objects are parked 12 cm apart
+LEAST_RELEASE = 0.066  # m, tool height at which the open fingers clear the walls of the box
 
 Geom = tuple[Any, list[float], list[float], float, float, list[float]]
-"""Type, size (m), place (m), turn about z (rad), mass (kg), colour. Those without mass are only drawn."""
+"""Type, size (m), position (m), yaw (rad), mass (kg), colour. Geoms without mass are visual only."""
 
 
 def _block(x: float, y: float, z: float, colour: list[float], mass: float = 0.0, at: Any = (0, 0, 0), yaw: float = 0.0) -> Geom:
-    """A box of half sizes ``x``, ``y`` and ``z`` (m)."""
+    """A box with half sizes ``x``, ``y`` and ``z`` (m)."""
     return (mujoco.mjtGeom.mjGEOM_BOX, [x, y, z], list(at), yaw, mass, colour)
 
 
 def _disc(radius: float, z: float, colour: list[float], mass: float = 0.0, at: Any = (0, 0, 0)) -> Geom:
-    """An upright cylinder of half height ``z`` (m)."""
+    """An upright cylinder with half height ``z`` (m)."""
     return (mujoco.mjtGeom.mjGEOM_CYLINDER, [radius, z, 0], list(at), 0.0, mass, colour)
 
 
 def _prism(sides: int, apothem: float, z: float, colour: list[float], mass: float) -> Iterator[Geom]:
-    """An upright prism on a regular polygon with an even number of sides, two of them across y: a block for each pair."""
+    """An upright prism on a regular polygon with an even number of sides, two of them facing y: one block per pair of sides."""
     pairs = sides // 2
     for i in range(pairs):
         yield _block(apothem * math.tan(math.pi / sides), apothem, z, colour, mass / pairs, yaw=i * math.pi / pairs)
@@ -52,7 +51,7 @@ def _add_geoms(geoms: Sequence[Geom], body: Any) -> None:
 
 
 def _thing(name: str, width: float, length: float, height: float, grasp: float, *geoms: Geom) -> Thing:
-    """A thing ``width`` and ``length`` (m) wide where it is held, ``height`` tall, held ``grasp`` above the table."""
+    """An object of ``width`` and ``length`` (m) where it is grasped, ``height`` tall, grasped ``grasp`` (m) above the table."""
     release = max(grasp + 0.016, LEAST_RELEASE)
     return Thing(name, partial(_add_geoms, geoms), width / 2, length / 2, height / 2, grasp - height / 2, release)
 
@@ -125,13 +124,13 @@ THINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options(TaskOptions):
-    """``object`` is there in every episode; any: one that is drawn."""
+    """``object``: the object of every episode; any: drawn for each."""
 
-    object: str = within(Choice((ANY, *THINGS), "what can be there"), default=ANY)
+    object: str = within(Choice((ANY, *THINGS), "the object; any is drawn for each episode"), default=ANY)
 
 
 class PnpAnything(PickAndPlace):
-    """Table, objects and a box at a random place along x. The objects of other episodes are below the table."""
+    """Table, objects and a box at a random position along x. Objects that the episode does not use are parked below the table."""
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__()
@@ -139,7 +138,7 @@ class PnpAnything(PickAndPlace):
         self._things = [*THINGS.values()] if chosen == ANY else [THINGS[chosen]]
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
-        # What is drawn is drawn from the joints' positions, so the box has a joint; nothing moves it but a reset.
+        # Rendering restores joint positions only, so the box has a joint; nothing but a reset moves it.
         add_box(spec).add_joint(name="box", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[1, 0, 0], damping=1e5, armature=1e3)
         spec.add_exclude(bodyname1="world", bodyname2="box")
         for thing in self._things:
@@ -152,7 +151,7 @@ class PnpAnything(PickAndPlace):
         self._park(cell)
 
     def _park(self, cell: Cell) -> None:
-        """Put away what is not this episode's object; without weight, it stays there."""
+        """Park all objects but this episode's; with gravity compensated, they stay there."""
         for i, thing in enumerate(self._things):
             parked = thing is not self.thing
             cell.model.body_gravcomp[cell.model.body(thing.name).id] = parked
@@ -160,7 +159,7 @@ class PnpAnything(PickAndPlace):
                 cell.data.joint(thing.name).qpos[:3] = PARKED + 0.12 * np.array([i % 4, i // 4, 0])
 
     def score(self, cell: Cell) -> float:
-        """Half of it is to have lifted the object."""
+        """0.5 for lifting the object, 1 for success."""
         return 1.0 if self.success(cell) else 0.5 * self._lifted
 
     def start(self, cell: Cell) -> tuple[float, ...]:

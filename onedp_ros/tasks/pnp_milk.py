@@ -1,4 +1,4 @@
-"""pnp-milk: pick a milk carton up and put it into a box (paper, section 4.2)."""
+"""pnp-milk: pick up a milk carton and put it into a box (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ CARTON = Thing(
 
 @dataclasses.dataclass(frozen=True)
 class Options(TaskOptions):
-    """``max_yaw`` (rad) bounds the carton's turn; beyond pi/4 the nearest grasp of the square carton flips."""
+    """``max_yaw`` (rad) bounds the carton's yaw; beyond pi/4 the nearest grasp of the square carton flips."""
 
-    max_yaw: float = within(Range(0.0, math.pi, "rad", "greatest turn of the carton; pi is any"), default=MAX_YAW)
+    max_yaw: float = within(Range(0.0, math.pi, "rad", "largest yaw of the carton; pi allows any"), default=MAX_YAW)
 
 
 class PnpMilk(PickAndPlace):
-    """Table, carton and box. Success: the carton is in the box, at rest, and the hand has let go of it."""
+    """Table, carton and box. Success: the carton is in the box, at rest and released."""
 
     thing, noun = CARTON, "carton"
 

@@ -1,5 +1,5 @@
-"""pnp-milk-move: the carton is moved away as the gripper is about to close (paper, section 4.2). It is done with a policy of
-pnp-anything, which was taught nothing of the kind, and measures how fast a policy reacts."""
+"""pnp-milk-move: the carton is moved away just before the gripper closes (paper, section 4.2). Run with a policy trained on
+pnp-anything, which has no such demonstrations, it measures how fast the policy reacts."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from onedp_ros.tasks.base import Task, TaskOptions
 from onedp_ros.tasks.pick_and_place import START_LABELS, PickAndPlace
 from onedp_ros.twin.cell import Array, Cell
 
-JITTER, YAW_JITTER = 0.01, math.radians(5.0)  # m, rad: what starts of the same trajectory differ by
-NEAR, LOW = 0.02, 0.035  # m, beside and above the grasp: where a gripper is about to close
-AWAY = 0.06  # m from the grasp: a gripper that has been there approaches anew
+JITTER, YAW_JITTER = 0.01, math.radians(5.0)  # m, rad: range of starts of the same trajectory
+NEAR, LOW = 0.02, 0.035  # m, beside and above the grasp: within these the gripper is about to close
+AWAY = 0.06  # m from the grasp: beyond this a new approach begins
 ACCELERATION = 2.0  # m/s², of the hand that moves the carton
-STIFFNESS, DAMPING = 900.0, 60.0  # 1/s², 1/s: of that hand, which holds the carton by a spring
-LAG = 0.015  # m that the carton may be behind that hand, which waits where something is in its way
-LIFT = 0.002  # m that it lifts the carton
+STIFFNESS, DAMPING = 900.0, 60.0  # 1/s², 1/s: of the spring between that hand and the carton
+LAG = 0.015  # m that the carton may lag behind the hand before the hand waits for it
+LIFT = 0.002  # m that the hand lifts the carton
 
 
 @dataclasses.dataclass(frozen=True)
 class Shove:
-    """``distance`` m along the tool's x axis, which the open fingers leave free, backwards if negative; on the way the direction
-    turns by ``bend`` rad/m to the left. ``speed``: m/s."""
+    """A move of ``distance`` m along the tool's x axis (clear of the open fingers), backwards if negative, at up to ``speed`` m/s;
+    the direction turns left by ``bend`` rad/m on the way."""
 
     distance: float
     speed: float
@@ -36,7 +36,7 @@ class Shove:
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """Where the carton starts, m and degrees, and how it is moved at the first approach, at the second, …"""
+    """The carton's start, in m and degrees, and its shoves: one at each approach of the gripper."""
 
     x: float
     y: float
@@ -60,9 +60,9 @@ TRAJECTORIES = (
 
 @dataclasses.dataclass(frozen=True)
 class Options(TaskOptions):
-    """``trajectory``: number of the trajectory in every episode; 0: one that is drawn."""
+    """``trajectory``: number of the trajectory in every episode; 0: drawn for each."""
 
-    trajectory: float = within(Range(0, len(TRAJECTORIES), "", "a whole number, 0 draws one"), default=0.0)
+    trajectory: float = within(Range(0, len(TRAJECTORIES), "", "a whole number; 0 draws one per episode"), default=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,13 +71,13 @@ class Options(TaskOptions):
 
 
 class Hand:
-    """A hand that moves the carton: a spring between the carton and a point that moves along a shove, with inertia of its own.
+    """A hand that moves the carton: a spring between the carton and a point that moves along a shove.
 
     Args:
         shove: the movement.
-        heading: rad, of its beginning.
-        position: (3,) m, where the carton is.
-        yaw: rad, that of the carton, which it keeps.
+        heading: initial, rad.
+        position: the carton's, (3,) m.
+        yaw: the carton's, rad; the hand keeps it.
     """
 
     def __init__(self, shove: Shove, heading: float, position: Array, yaw: float) -> None:
@@ -88,7 +88,7 @@ class Hand:
         self._yaw = yaw
 
     def advance(self, cell: Cell, body: str, seconds: float) -> bool:
-        """Move on and pull at the carton. Returns whether it goes on."""
+        """Move the point and pull the carton. Returns whether the shove continues."""
         joint, number = cell.data.joint(body), cell.model.body(body).id
         x, y, z, w = joint.qpos[[4, 5, 6, 3]]
         behind = float(np.linalg.norm(self._point[:2] - joint.qpos[:2]))
@@ -110,12 +110,13 @@ class Hand:
 
     @staticmethod
     def let_go(cell: Cell, body: str) -> None:
-        """Pull at the carton no more."""
+        """Stop pulling the carton."""
         cell.data.xfrc_applied[cell.model.body(body).id] = 0.0
 
 
 class PnpMilkMove(pnp_anything.PnpAnything):
-    """The carton and the box of pnp-anything, at its centre; somebody moves the carton along one of ten trajectories."""
+    """The carton and box of pnp-anything, with the box at its nominal position; a hand moves the carton along one of ten
+    trajectories."""
 
     noun = "carton"
 
@@ -147,7 +148,7 @@ class PnpMilkMove(pnp_anything.PnpAnything):
             self._hand = None
 
     def _begin_shove(self, cell: Cell) -> None:
-        """Begin the next shove if the gripper is about to close on the carton, and does not have it yet."""
+        """Start the next shove if the gripper is about to close on the carton but does not hold it yet."""
         if not self._shoves:
             return
         centre, yaw, tilt = self.pose(cell)

@@ -1,4 +1,4 @@
-"""A policy that drives the twin's cell in continuous time: while it predicts, the world goes on, as in the live graph."""
+"""Run a policy on the twin's cell in continuous time: the world moves on while it predicts, as in the live graph."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from onedp_ros.twin.stepped import SETTLING, SteppedCell
 
 LEAD = 0.18  # s, action_node's default
 TARGET_HZ = 60.0
-MAX_OBSERVATION_AGE = 0.2  # s, policy_node's default: an older observation is not predicted from
+MAX_OBSERVATION_AGE = 0.2  # s, policy_node's default: no prediction from an older observation
 LATENCIES = ("measured", "v100")
 LONGEST_LATENCY, LONGEST_LEAD = 10.0, 0.5  # s
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """How time passes.
+    """Timing of the closed loop.
 
     Args:
-        latency: of a prediction, from the observation to the chunk, s; ``measured``: as long as each takes here; ``v100``: 9 ms for
-            the observation, then 6.6 ms an evaluation of the network, or 7 ms for the only one: DDPM-100, DDIM-10 and OneDP on a
-            V100 (https://arxiv.org/abs/2410.21257).
+        latency: of a prediction, from the observation to the chunk, s; ``measured``: the time it takes on this machine; ``v100``: 9
+            ms for the observation plus 6.6 ms per network evaluation, or 7 ms if there is only one: DDPM-100, DDIM-10 and OneDP on
+            a V100 (https://arxiv.org/abs/2410.21257).
         lead: how far ahead of the clock chunks are sampled, s.
-        handover: from chunk to chunk, one of :data:`onedp_ros.control.handover.HANDOVERS`.
+        handover: how a new chunk replaces the last, one of :data:`onedp_ros.control.handover.HANDOVERS`.
 
     Raises:
-        ValueError: another word, or a number that is no duration; names what is expected.
+        ValueError: a value out of range or an unknown word; names what is expected.
     """
 
     latency: str | float = "measured"
@@ -58,7 +58,7 @@ class Timing:
             raise ValueError(f"handover is '{self.handover}', expected {' or '.join(HANDOVERS)}")
 
     def seconds(self, nfe: int, took: float) -> float:
-        """The latency of a prediction of ``nfe`` network evaluations that took ``took`` s here."""
+        """The latency (s) of a prediction with ``nfe`` network evaluations that took ``took`` s on this machine."""
         if self.latency == "measured":
             return took
         if self.latency == "v100":
@@ -68,8 +68,8 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class TimedStep:
-    """A target of the stream: its time (``stamp``, ns, simulated), whether chunks are ``followed`` (else the arm is held), what the
-    ``newest`` of them alone plans for that time, and how long the newest prediction took here (``inference_ms``)."""
+    """One target of the stream: simulated time (``stamp``, ns), whether a chunk is ``followed`` (else the arm holds), the target
+    that the ``newest`` chunk alone plans for that time, and the measured duration of the newest prediction (``inference_ms``)."""
 
     stamp: int
     target: Target
@@ -79,28 +79,26 @@ class TimedStep:
 
 
 def drive_timed(predictor: Any, environment: Environment, timing: Timing) -> Iterator[TimedStep]:
-    """Drive a cell just reset, for ever, as observation_node, policy_node, action_node and twin_node do.
+    """Run a policy on a cell that was just reset, forever, as observation_node, policy_node, action_node and twin_node do.
 
-    Observations come as the cameras expose. A prediction begins with the newest one as soon as the one before has ended; its chunk
-    is there after the latency, and is dropped when it holds NaN or no rotation, or when all of its actions are past by then.
-    Targets go out at :data:`TARGET_HZ`, ahead of the clock, through the same schedule and safety limits as live; without a chunk to
-    follow the arm is held.
+    Observations follow the cameras' exposures. Each prediction starts from the newest observation as soon as the previous one has
+    ended; its chunk arrives after the latency, and is dropped if it holds NaN or an invalid rotation, or if all of its actions are
+    in the past by then. Targets are sent at :data:`TARGET_HZ`, ahead of the clock, through the same schedule and safety limits as
+    live; without a chunk to follow the arm holds.
 
     Args:
-        predictor: as of :mod:`onedp_ros.policy.predictor`.
+        predictor: see :mod:`onedp_ros.policy.predictor`.
         environment: a :class:`~onedp_ros.twin.stepped.SteppedCell`.
-        timing: latency and lead.
+        timing: latency, lead and handover.
 
     Yields:
-        After each target was sent and followed until the next.
+        Each target, after it was followed until the next.
 
     Raises:
-        ValueError: an environment that only knows control steps.
+        ValueError: the environment only advances in whole control steps.
     """
     if not isinstance(environment, SteppedCell):
-        raise ValueError(
-            f"task {environment.contract.task} is simulated step by step and does not go on meanwhile; leave the latency out"
-        )
+        raise ValueError(f"task {environment.contract.task} is simulated in lockstep, not in continuous time; omit the latency")
     cell = environment.cell
     gate = SafetyGate(cell.settings.safety)
     schedule = ChunkSchedule(timing.lead, gate.limits.stale_after, timing.handover)
@@ -121,7 +119,7 @@ def drive_timed(predictor: Any, environment: Environment, timing: Timing) -> Ite
             if moving:
                 cell.brake()
                 settled_at, moving = now + round(SETTLING * NANOSECONDS), False
-        # what twin_node accepts
+        # the targets that twin_node accepts
         settled = now >= settled_at and not (cell.stopping and not cell.filter.at_rest)
         if moving or (wanted is not None and settled and environment.may_follow(target.position, target.quaternion)):
             moving, cell.stopping = True, False
@@ -134,20 +132,20 @@ def drive_timed(predictor: Any, environment: Environment, timing: Timing) -> Ite
 
 
 class _Policy:
-    """policy_node beside a cell that goes on. ``chunks`` are those that came and have not been taken away."""
+    """policy_node, next to a cell that keeps moving. ``chunks``: those that arrived and were not consumed yet."""
 
     def __init__(self, predictor: Any, cell: SteppedCell, timing: Timing) -> None:
         self._predictor, self._cell, self._timing = predictor, cell, timing
         self._history = ObservationHistory(cell.contract)
         self._newest: Observation | None = None
-        self._running: tuple[int, ActionChunk | None] | None = None  # when it ends, ns, and what will come
+        self._running: tuple[int, ActionChunk | None] | None = None  # when it ends, ns, and its chunk
         self.chunks: list[ActionChunk] = []
         self.inference_ms = 0.0
         self._newest = cell.observe()
         self._start()
 
     def advance(self, until: int) -> None:
-        """Let the world go on until then (ms)."""
+        """Advance the world to ``until`` (ms)."""
         while self._cell.stamp < until * 1_000_000:
             ends = [until] if self._running is None else [until, -(-self._running[0] // 1_000_000)]
             self._cell.advance(min(ends))
@@ -163,7 +161,7 @@ class _Policy:
             self._start()
 
     def _start(self) -> None:
-        """Begin a prediction, if none runs and there is a new observation."""
+        """Start a prediction if none is running and there is a new observation."""
         if self._running is not None or self._newest is None:
             return
         observation, self._newest = self._newest, None

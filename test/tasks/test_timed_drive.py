@@ -116,5 +116,5 @@ def test_latencies() -> None:
 
 def test_what_only_knows_control_steps_is_refused(cell: SteppedCell) -> None:
     stepwise: Any = SimpleNamespace(contract=cell.contract)
-    with pytest.raises(ValueError, match="reach is simulated step by step"):
+    with pytest.raises(ValueError, match="reach is simulated in lockstep"):
         next(drive_timed(AlongX(cell), stepwise, Timing()))
