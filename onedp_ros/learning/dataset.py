@@ -1,8 +1,8 @@
 """Training windows from a replay buffer in Diffusion Policy's layout (zarr).
 
 Group ``data/``: one image array (N, H, W, 3) uint8 for each of the contract's cameras, ``state`` (N, state_dim) and
-``action`` (N, action_dim) float32; group ``meta/``: ``episode_ends`` (E,) int64. The root attribute ``contract`` tells what the
-arrays mean.
+``action`` (N, action_dim) float32; group ``meta/``: ``episode_ends`` (E,) int64. The root attribute ``contract`` describes the
+arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onedp_ros.data.formats.zarr_reader import ZarrArray, ZarrError, ZarrStore
 from onedp_ros.files import open_atomically
 from onedp_ros.policy.policies import Batch
 
-_BLOCK_BYTES = 2**26  # of images that are unpacked at once
+_BLOCK_BYTES = 2**26  # of images unpacked at a time
 
 
 class DatasetError(ValueError):
@@ -29,14 +29,14 @@ class DatasetError(ValueError):
 
 
 def _unpack(array: ZarrArray, file: Path, stamp: str) -> NDArray:
-    """The array as a file mapped into memory, written in pieces unless it is there from an earlier process or run."""
+    """The array, memory-mapped from ``file``, which is written in blocks unless another process or an earlier run did so."""
     done = file.with_suffix(".done")
     if not (done.exists() and done.read_text() == stamp):
         done.unlink(missing_ok=True)
         rows = max(_BLOCK_BYTES // (array.nbytes // max(len(array), 1) + 1), 1)
         header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
         try:
-            with open_atomically(file) as out:  # written, not mapped: a map of a full disk ends the process without a word
+            with open_atomically(file) as out:  # not through a map: on a full disk that kills the process without a message
                 np.lib.format.write_array_header_1_0(out, header)
                 for first in range(0, len(array), rows):
                     out.write(np.ascontiguousarray(array[first : first + rows]).data)
@@ -53,19 +53,19 @@ class WindowDataset:
     """All windows of a replay buffer, in memory.
 
     A window at step t holds the observations t-1 and t and the actions t-1 .. t+14 (for two observations and a horizon of 16),
-    so that action index 1 is the one of step t. Windows reach over the ends of an episode as Diffusion Policy's do, by the
-    contract's ``padding``: so many steps as a policy waits for its first observations, and executes of its last chunk. The end
+    so that action index 1 belongs to step t. As in Diffusion Policy, windows extend past both ends of an episode, by the contract's
+    ``padding``: ``n_obs_steps - 1`` steps before the start and ``n_action_steps - 1`` after the end, where the first and the last
     values are repeated.
 
     Args:
         path: the zarr directory.
         contract: when given, the data must have been made with it.
-        unpack: keep the images unpacked in ``<path without .zarr>.cache`` and map them from there, so that processes and later
-            runs share one copy. Read into memory otherwise.
+        unpack: keep the images unpacked in ``<path without .zarr>.cache`` and memory-map them, so that processes and later runs
+            share one copy. Otherwise they are read into memory.
 
     Raises:
-        DatasetError: not such a replay buffer.
-        ContractError: data of another contract; names the field.
+        DatasetError: not such a replay buffer, or a damaged one.
+        ContractError: the data has another contract; names the field.
     """
 
     def __init__(self, path: str | Path, contract: Contract | None = None, unpack: bool = False) -> None:
@@ -91,7 +91,7 @@ class WindowDataset:
                 )
             if not unpack or len(shape) < 3:
                 return array[:]
-            sample = array[:: max(1, array.shape[0] // 32)]  # enough to tell other images of the same states
+            sample = array[:: max(1, array.shape[0] // 32)]  # enough to tell apart data that differs in its images alone
             images = hashlib.sha256(self.stamp.encode() + np.asarray(sample).tobytes()).hexdigest()
             return _unpack(array, Path(path).with_suffix(".cache") / f"{Path(name).name}.npy", images)
 
@@ -113,7 +113,7 @@ class WindowDataset:
         if not (np.isfinite(self.state).all() and np.isfinite(self.action).all()):
             raise DatasetError(f"{path} holds NaN or infinity in its states or actions; convert the bags again")
 
-        # Rows of the arrays for each window, with the ends of the episode repeated.
+        # For each window, its rows in the arrays; the first and last of an episode are repeated.
         observations, actions = [], []
         offset_o, offset_a = np.arange(c.n_obs_steps), np.arange(c.horizon)
         before, after = c.padding
@@ -128,13 +128,13 @@ class WindowDataset:
         return len(self.observation_rows)
 
     def normalizer(self) -> Normalizer:
-        """The normaliser of this data's range."""
+        """A normaliser fitted to this data."""
         return Normalizer.fit(self.contract, self.state, self.action)
 
     def batch(self, windows: NDArray[np.integer], rng: np.random.Generator | None = None) -> Batch:
-        """Windows by index (B,) as uint8 images, cropped at random places or, without ``rng``, at the centre.
+        """The windows with these indices (B,); uint8 images, cropped at random or, without ``rng``, at the centre.
 
-        One place for each window and camera, shared by its observations.
+        Each window and camera has one crop, shared by its observations.
         """
         rows = self.observation_rows[windows]
         images = {}
@@ -151,13 +151,13 @@ class WindowDataset:
         return Batch(images, torch.from_numpy(state), torch.from_numpy(action))
 
     def batches(self, size: int, first: int, seed: int, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
-        """Endless random batches of ``size``, from the ``first``-th on; those of ``world`` ranks are disjoint.
+        """Endless random batches of ``size``, starting with number ``first``; the ``world`` ranks get disjoint ones.
 
         Batch number i depends on the seed, the rank and i alone, so that a resumed run sees what an uninterrupted one would.
-        Every epoch is a new order of all windows. The next batches are made in a thread while the last one is used.
+        Every epoch shuffles all windows anew. A thread prepares the next batches while the current one is used.
 
         Raises:
-            DatasetError: fewer windows than one batch of all ranks.
+            DatasetError: there are too few windows for one batch on every rank.
         """
         per_epoch = len(self) // (size * world)
         if per_epoch == 0:

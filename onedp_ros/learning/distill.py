@@ -1,7 +1,7 @@
-"""Distillation of a policy into a one-step generator: ``onedp distill``, alone or under
-``accelerate launch``. How the generator is updated, its method says; see :mod:`onedp_ros.policy.methods.one_step_generator`.
+"""Distillation of a policy into a one-step generator: ``onedp distill``, alone or under ``accelerate launch``. The method defines
+how the generator is updated; see :mod:`onedp_ros.policy.methods.one_step_generator`.
 
-The released weights are an EMA of the generator's. Several starts are drawn for each window, since encoding its images costs most.
+The released weights are an EMA of the generator's. Each window is used with several starts, since encoding its images costs most.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 
 class Distilling(Trainee):
-    """A generator that begins as a copy of its teacher.
+    """Trains a generator that is initialised as a copy of its teacher.
 
     Args:
-        teacher: on the loop's device, frozen.
-        method: of the generator.
-        settings: of the method's class.
-        loop: for its data, device, precision and processes.
-        pretraining: what the teacher's checkpoint tells of its training.
+        teacher: frozen, on the loop's device.
+        method: the generator's.
+        settings: an instance of the method's settings class.
+        loop: provides data, device, precision and processes.
+        pretraining: ``training`` in the teacher's config.json.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Distilling(Trainee):
         self.untrained = self.watch(teacher)
         if loop.accelerator.is_main_process:
             log.info(
-                "median action error (normalised): teacher, %s, %.4f; its untrained copy in one step: %s",
+                "median action error (normalised): teacher (%s) %.4f; generator before training: %s",
                 method.teacher,
                 self.watch.teacher_error,
                 self.untrained,
@@ -67,7 +67,7 @@ class Distilling(Trainee):
 
     def update(self, step: int, batches: Iterator[Batch], random: torch.Generator) -> Mapping[str, Tensor]:
         batch = next(batches)
-        # The networks of actions stay in float32: their outputs' small differences are the signal.
+        # The U-Nets run in float32: the small differences of their outputs are the signal.
         with self.loop.accelerator.autocast():
             condition = self.policy.encode(batch).float().repeat_interleave(self.settings.noise_samples, 0)
             with torch.no_grad():
@@ -110,25 +110,25 @@ def distill(
     """Distil the teacher checkpoint into a one-step generator and write it as a checkpoint to ``out``.
 
     Args:
-        teacher_path: checkpoint directory of a policy that the method can be distilled from.
+        teacher_path: checkpoint directory of a policy from which the method can be distilled.
         data: the replay buffer that the teacher was trained on.
         method: name of a distilled method.
         out: directory; also gets ``state.safetensors`` for ``resume``, TensorBoard logs and ``distill.json``.
-        settings: of the method's class.
-        resume, stop_at: as of :meth:`onedp_ros.learning.loop.Loop.run`.
-        contract: when given, the teacher and the data must be of it.
+        settings: an instance of the method's settings class.
+        resume, stop_at: see :meth:`onedp_ros.learning.loop.Loop.run`.
+        contract: when given, teacher and data must have it.
 
     Returns:
-        What distill.json holds: gradient steps, as a fraction of the pre-training's, wall-clock (s), errors.
+        The contents of distill.json: gradient steps, also as a fraction of pre-training, wall-clock time (s), errors.
 
     Raises:
-        CheckpointError, ContractError: a teacher that is damaged, not for this method, or of another contract.
-        ValueError: a method that is not distilled.
+        CheckpointError, ContractError: the teacher is damaged, has the wrong weights for this method, or another contract.
+        ValueError: ``method`` is not distilled from a teacher.
     """
     generator = distilled_method(method)
     teacher = load_policy(teacher_path, contract=contract).requires_grad_(False)
     if teacher.method.weights != (expected := find_method(generator.teacher).weights):
-        raise IncompatibleCheckpointError(f"{teacher_path} is a {teacher.method.name} policy; distil a {expected}")
+        raise IncompatibleCheckpointError(f"{teacher_path} is a {teacher.method.name} policy, expected a {expected} checkpoint")
     loop = Loop(settings, data, out, teacher.contract)
     config = read_config(teacher_path)
     trainee = Distilling(teacher.to(loop.device), generator, settings, loop, config["training"])
@@ -145,10 +145,10 @@ def distilled_method(name: str) -> DistilledMethod:
 
 
 class ErrorWatch:
-    """The figure to watch: median absolute error of actions on some training windows, in normalised units.
+    """Metrics of a distillation: median absolute action errors on some training windows, in normalised units.
 
-    ``error`` is against the recorded actions, to be compared with the teacher's; ``from_teacher`` against the teacher's samples.
-    ``position_mm`` is the mean distance from the teacher's positions, of the arm that is farthest off.
+    ``error`` is taken against the recorded actions, as ``teacher_error`` is for the teacher; ``from_teacher`` against the teacher's
+    samples. ``position_mm`` is the mean distance from the teacher's positions, for the arm that is farthest off.
     """
 
     def __init__(self, teacher: Policy, method: DistilledMethod, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: batches, processes, averaged weights, checkpoints, resuming, progress. It trains a :class:`Trainee`."""
+"""The training loop, for any :class:`Trainee`: batches, processes, averaged (EMA) weights, checkpoints, resuming, progress."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ REPORT_EVERY = 20  # steps
 
 
 class Trainee(ABC):
-    """What is trained, and what one step of it is.
+    """What the loop trains, and how it takes a step.
 
     Attributes:
-        policy: whose averaged weights become the checkpoint.
-        networks: all that learns, and is kept for resuming.
+        policy: its averaged weights become the checkpoint.
+        networks: everything that is trained; saved for resuming.
         optimizers: by name.
-        accumulation: batches of one step.
+        accumulation: batches per step.
     """
 
     policy: Policy
@@ -49,36 +49,36 @@ class Trainee(ABC):
 
     @abstractmethod
     def update(self, step: int, batches: Iterator[Batch], random: torch.Generator) -> Mapping[str, float | Tensor]:
-        """Do step number ``step`` (from 0) with ``accumulation`` batches. Returns figures to report."""
+        """Take step number ``step`` (from 0) on ``accumulation`` batches. Returns the values to log."""
 
     def measure(self) -> dict[str, float]:
-        """Figures of the averaged weights, which ``policy`` has during the call; before each saving."""
+        """Metrics of the averaged weights, which ``policy`` holds during the call. Called before each save."""
         return {}
 
     @abstractmethod
     def describe(self, step: int, seconds: float, figures: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, Any]:
-        """What the checkpoint and the report hold on a training of ``step`` steps and ``seconds`` of wall-clock: plain data.
+        """Plain data for the checkpoint and the report, after ``step`` steps and ``seconds`` of wall-clock time.
 
-        ``figures``: the reported ones, smoothed over the steps of this run; ``measured``: those of :meth:`measure`.
+        ``figures``: the values of :meth:`update`, smoothed over this run's steps; ``measured``: those of :meth:`measure`.
         """
 
 
 class Loop:
-    """A training of one process, or of several under ``accelerate launch``, that share every batch.
+    """A training run in one process, or in several under ``accelerate launch``, which share every batch.
 
     Attributes:
-        dataset: of the training.
-        accelerator: its device and its precision.
+        dataset: the training windows.
+        accelerator: device, precision and processes.
 
     Args:
         settings: steps, batch size and so on.
         data: replay buffer (see :mod:`onedp_ros.learning.dataset`).
-        out: directory for the checkpoint, the state to resume from and TensorBoard's logs.
-        contract: when given, the data must be of it.
+        out: directory for the checkpoint, the state to resume from and TensorBoard logs.
+        contract: when given, the data must have it.
 
     Raises:
-        ValueError: the batch cannot be divided among the processes.
-        ContractError: data of another contract.
+        ValueError: the batch size is not a multiple of the number of processes.
+        ContractError: the data has another contract.
     """
 
     def __init__(self, settings: TrainingSettings, data: str | Path, out: str | Path, contract: Contract | None = None) -> None:
@@ -105,7 +105,7 @@ class Loop:
         return self.accelerator.device
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give the parameters the mean of all processes' gradients."""
+        """Average the parameters' gradients over all processes, in place."""
         if self.processes > 1:
             gradients = [p.grad for p in parameters if p.grad is not None]
             flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
@@ -124,17 +124,17 @@ class Loop:
 
         Args:
             trainee: what to train, on :attr:`device`.
-            made_of: what, besides settings and data, must be the same in a run that resumes this one.
-            report: name of the file that holds the result.
-            resume: go on from ``out/state.safetensors``, to the same result as an uninterrupted run; begin when there is none.
+            made_of: what, besides settings and data, must not change when the run is resumed.
+            report: file name of the JSON report in ``out``.
+            resume: continue from ``out/state.safetensors``, with the result of an uninterrupted run; without one, start anew.
             stop_at: end early at this step, as if interrupted.
 
         Returns:
-            What the report holds.
+            The report.
 
         Raises:
-            CheckpointError: the state to resume from is damaged or of another run.
-            RuntimeError: a figure of the training is NaN.
+            CheckpointError: the state to resume from is damaged or belongs to another run.
+            RuntimeError: a logged value is NaN.
         """
         settings, policy, main = self.settings, trainee.policy, self.accelerator.is_main_process
         ema = EMAModel(policy.parameters(), settings.ema_max, use_ema_warmup=True, power=settings.ema_power, foreach=True)
@@ -163,7 +163,7 @@ class Loop:
                 if saving or step % REPORT_EVERY == 0:
                     found = self._mean(values)
                     if any(value != value for value in found.values()):
-                        raise RuntimeError(f"NaN at step {step} ({found}); begin anew with a smaller learning rate")
+                        raise RuntimeError(f"NaN at step {step} ({found}); start again with a lower learning rate")
                     figures = {n: 0.9 * figures[n] + 0.1 * v if n in figures else v for n, v in found.items()}
                     bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
                     self.accelerator.log(found, step)
@@ -174,16 +174,16 @@ class Loop:
                             tqdm.write(f"step {step}: {measured}")
                         seconds = time.monotonic() - begin
                         result = trainee.describe(step, seconds, figures, measured)
-                        save_policy(self.out, policy, result, torch.float32)  # 'onedp release' halves it
+                        save_policy(self.out, policy, result, torch.float32)  # 'onedp release' stores float16
                     write_atomically(self.out / report, (json.dumps(result, indent=2) + "\n").encode())
-                    # last, so that a run that dies in between does these steps, and what they write, again
+                    # last, so that a run that dies in between repeats these steps and rewrites these files
                     save_state(self.out / STATE, step, seconds, trainee.networks, trainee.optimizers, ema, made_of)
         self.accelerator.end_training()
         file = self.out / report
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def _mean(self, values: Mapping[str, float | Tensor]) -> dict[str, float]:
-        """The mean of the processes' figures."""
+        """Mean of each value over the processes."""
         stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in values.values()])
         means: Tensor = self.accelerator.reduce(stacked, "mean")
         return dict(zip(values, means.tolist(), strict=True))
@@ -191,7 +191,7 @@ class Loop:
 
 @contextmanager
 def averaged(policy: Policy, ema: EMAModel) -> Iterator[None]:
-    """The averaged weights in ``policy``, for the time of the context."""
+    """Put the averaged weights into ``policy`` for the duration of the context."""
     ema.store(policy.parameters())
     ema.copy_to(policy.parameters())
     try:

@@ -22,7 +22,7 @@ def release(checkpoint: Path, out: Path, evaluations: Sequence[Path], commands: 
         checkpoint: directory that ``onedp train`` or ``onedp distill`` wrote.
         out: directory of the bundle.
         evaluations: JSON files of ``onedp evaluate`` with this bundle's weights, for the card.
-        commands: how it was made, for the card.
+        commands: the commands that produced it, for the card.
 
     Raises:
         ValueError: the bundle would be larger than 20 MB, which is too much for a repository.
@@ -39,7 +39,7 @@ def release(checkpoint: Path, out: Path, evaluations: Sequence[Path], commands: 
 
 
 def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Sequence[str]) -> str:
-    """The model card's text."""
+    """Text of the model card."""
     contract, training = config["contract"], config["training"]
     network = NetworkConfig.from_dict(config["network"]).name
     cameras = ", ".join(f"{n} {c['width']}x{c['height']}" for n, c in contract["cameras"].items())

@@ -1,4 +1,4 @@
-"""All that an interrupted training needs to go on: one safetensors file."""
+"""The state from which an interrupted training run resumes: one safetensors file."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def save_state(
     ema: EMAModel,
     made_of: Mapping[str, Any],
 ) -> None:
-    """Write networks, optimisers and averages; the header holds the step, the wall-clock (s) and what the run is ``made_of``:
-    settings and data."""
+    """Write networks, optimisers and EMA weights. The header holds the step, the wall-clock time (s) and ``made_of``: settings,
+    data and whatever else must not change when the run is resumed."""
     tensors = {f"model.{name}": value for name, value in networks.state_dict().items()}
     tensors |= {f"ema.{i}": value for i, value in enumerate(ema.shadow_params)}
     for name, optimizer in optimizers.items():
@@ -58,23 +58,23 @@ def load_state(
     made_of: Mapping[str, Any],
     device: torch.device,
 ) -> tuple[int, float]:
-    """Inverse of :func:`save_state`: the step and the seconds reached.
+    """Restore what :func:`save_state` wrote. Returns the step and the wall-clock time (s) reached.
 
     Raises:
-        CheckpointError: a damaged file, or a run with other settings, another network or other data; names it.
+        CheckpointError: the file is damaged, or of a run with other settings, network or data; names the difference.
     """
     try:
         with safe_open(path, "pt", device="cpu") as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != _digest(metadata["run"], tensors):
-            raise ValueError("its digest differs")
+            raise ValueError("its digest does not match")
         header = json.loads(metadata["run"])
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged or of an earlier version ({error}); begin anew with another --out") from error
+        raise CheckpointError(f"{path} is damaged or of an earlier version ({error}); start again with another --out") from error
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     for name, value in json.loads(json.dumps(dict(made_of))).items():
         if header["made_of"].get(name) != value and name not in _MAY_CHANGE:
-            raise CheckpointError(f"{path}: {name} was {header['made_of'].get(name)}, now {value}; resume as it was begun")
+            raise CheckpointError(f"{path}: {name} was {header['made_of'].get(name)}, now {value}; resume with the same options")
     networks.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     ema.shadow_params = [tensors[f"ema.{i}"] for i in range(len(ema.shadow_params))]
     ema.optimization_step = header["ema_step"]
@@ -85,7 +85,7 @@ def load_state(
             if key.startswith(f"{name}."):
                 _, i, slot = key.split(".")
                 like = parameters[int(i)]
-                # A fused optimiser goes through memory: moments must lie in the order of their channels-last parameter.
+                # A fused optimiser walks through memory: moments need the memory layout of their (channels-last) parameter.
                 state.setdefault(int(i), {})[slot] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return header["step"], header["seconds"]

@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 
 class Pretraining(Trainee):
-    """A policy that learns with its method's loss: AdamW, the rate following a cosine after a linear warm-up.
+    """Trains a policy with its method's loss: AdamW, learning rate with linear warm-up and cosine decay.
 
     Args:
         policy: to train.
-        settings: rates and so on.
-        loop: for its device, precision and processes.
+        settings: learning rate and so on.
+        loop: provides data, device, precision and processes.
         earlier: what the checkpoint that the policy began as tells of its training.
     """
 
@@ -111,11 +111,11 @@ def train(
     Args:
         data: replay buffer (see :mod:`onedp_ros.learning.dataset`).
         out: directory; also gets ``state.safetensors`` for ``resume``, TensorBoard logs and ``train.json``.
-        network: sizes.
-        settings: of the method's class.
-        resume, stop_at: as of :meth:`onedp_ros.learning.loop.Loop.run`.
-        contract: when given, the data must be of it.
-        method: whose loss is learned.
+        network: its sizes.
+        settings: an instance of the method's settings class.
+        resume, stop_at: see :meth:`onedp_ros.learning.loop.Loop.run`.
+        contract: when given, the data must have it.
+        method: defines the loss.
 
     Returns:
         What train.json holds: gradient steps and wall-clock (s), those of the checkpoint begun with included, loss, and so on.
@@ -123,7 +123,7 @@ def train(
     Raises:
         CheckpointError, ContractError: ``settings.init`` is damaged, of another network, method or contract, or
             ``settings.encoders`` damaged or of other encoders.
-        ValueError: a method that is not trained on demonstrations.
+        ValueError: ``method`` is not trained on demonstrations.
     """
     trained_method(method)
     loop = Loop(settings, data, out, contract)
@@ -172,7 +172,7 @@ def read_section(path: str | Path, *names: str) -> dict[str, Any]:
 
 
 def prepare(args: argparse.Namespace, *sections: str) -> tuple[Path, Path, dict[str, Any]]:
-    """Data, configuration file and the settings of the first of ``sections`` there that the common arguments ask for."""
+    """From the common arguments: path of the data, configuration file, and the settings in the first of ``sections`` it has."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)

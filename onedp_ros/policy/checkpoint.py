@@ -28,7 +28,7 @@ from onedp_ros.policy.policies import Policy, Sampler
 from onedp_ros.resources import names_of_files, policy_task, resource
 
 FORMAT = 3
-"""1: the digest covers the weights only. 2: config.json has a digest of its own content, in which is that of the weights.
+"""1: the digest covers the weights only. 2: config.json has a digest of its own content, which includes the weights' digest.
 3: the contract lists the features of state and action."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TYPES = ("F16", "BF16", "F32")  # of weights
@@ -53,16 +53,16 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class IncompatibleCheckpointError(CheckpointError):
-    """The checkpoint is whole, but of another network or format than asked for."""
+    """The checkpoint is intact, but its format, network or method is not the expected one."""
 
 
 def save_policy(path: str | Path, policy: Policy, training: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
     """Write ``policy`` to the directory ``path``.
 
     Args:
-        path: directory, made when missing; an older checkpoint in it is replaced.
+        path: directory, created when missing; an older checkpoint in it is replaced.
         policy: what to write.
-        training: how it was made (plain data), kept in config.json.
+        training: how it was trained (plain data), kept in config.json.
         dtype: of the stored weights; float16 halves a released policy.
     """
     path = Path(path)
@@ -84,7 +84,7 @@ def save_policy(path: str | Path, policy: Policy, training: dict[str, Any], dtyp
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of what a config.json says, whatever its layout; its own ``config_sha256`` does not count."""
+    """SHA-256 (hex) of the content of a config.json without its ``config_sha256``, independent of its layout."""
     content = {name: value for name, value in config.items() if name != "config_sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -93,12 +93,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The config.json of the checkpoint directory ``path``, of this format or an older one.
 
     Raises:
-        DamagedCheckpointError: it cannot be read, or was changed after it had been written.
-        IncompatibleCheckpointError: it is of a newer format.
+        DamagedCheckpointError: it cannot be read, or was modified after it was written.
+        IncompatibleCheckpointError: its format is newer.
     """
     file = Path(path) / CONFIG
     try:
-        config = read_json(file, finite=False)  # a limit in the settings of the training may be infinite
+        config = read_json(file, finite=False)  # a limit in the training settings may be infinite
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{file} does not exist; give the directory that holds {CONFIG} and {WEIGHTS}") from error
     except (ConfigError, OSError) as error:
@@ -111,8 +111,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         )
     if config["format"] > 1 and config.get("config_sha256") != config_digest(config):
         raise DamagedCheckpointError(
-            f"{file} was changed after it had been written: it does not agree with its config_sha256; fetch or save the checkpoint "
-            f"again"
+            f"{file} was modified after it was written: it does not match its config_sha256; fetch or save the checkpoint again"
         )
     for name, kind in _FIELDS.items():
         if not isinstance(config[name], kind):
@@ -132,15 +131,15 @@ def load_policy(
 
     Args:
         path: checkpoint directory.
-        method: another one of the same weights, for example ``dp_ddim10`` of a ``dp_ddpm100`` checkpoint.
+        method: another method with the same weights, for example ``dp_ddim10`` for a ``dp_ddpm100`` checkpoint.
         contract: when given, the checkpoint must have been made with it.
-        network: when given, the checkpoint must be of this network.
+        network: when given, the checkpoint must have this network.
 
     Raises:
-        DamagedCheckpointError: missing, truncated or altered files.
-        IncompatibleCheckpointError: another format or network, or a method of other weights.
+        DamagedCheckpointError: files are missing, truncated or modified.
+        IncompatibleCheckpointError: it has another format or network, or weights of another method.
         UnknownNameError: no such method.
-        ContractError: another contract; names the field.
+        ContractError: it has another contract; names the field.
     """
     path = Path(path)
     stored = _check_header(path / WEIGHTS)
@@ -154,14 +153,14 @@ def load_policy(
     weights = _read_weights(path)
     if spoiled := sorted(name for name, tensor in weights.items() if not torch.isfinite(tensor).all()):
         raise DamagedCheckpointError(
-            f"{path / WEIGHTS}: '{spoiled[0]}' holds NaN or infinity, its training diverged; take an earlier checkpoint"
+            f"{path / WEIGHTS}: '{spoiled[0]}' holds NaN or infinity: its training diverged; use an earlier checkpoint"
         )
     expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise IncompatibleCheckpointError(
-            f"{path / WEIGHTS}: {len(wrong)} tensors do not fit the network in {CONFIG}, the first is '{wrong[0]}': "
+            f"{path / WEIGHTS}: {len(wrong)} tensors do not fit the network in {CONFIG}, first '{wrong[0]}': shape "
             f"{found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'none')}; the files belong to different networks"
         )
     policy.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
@@ -171,7 +170,7 @@ def load_policy(
 def load_sampler(path: str | Path, method: str | None = None, contract: Contract | None = None) -> tuple[Sampler, str]:
     """A checkpoint without its networks, for an engine that has them already, and the digests (SHA-256, hex) of its files.
 
-    Arguments and errors as of :func:`load_policy`, but for the shapes of the weights.
+    Arguments and errors as for :func:`load_policy`, but weights are not compared with the network.
     """
     path = Path(path)
     _check_header(path / WEIGHTS)
@@ -181,11 +180,11 @@ def load_sampler(path: str | Path, method: str | None = None, contract: Contract
 
 
 def find_released(task: str, method: str) -> Path:
-    """The released checkpoint, ``models/<task>/<weights>``, that serves a method.
+    """The released checkpoint for a method: the directory ``models/<task>/<weights>``.
 
     Args:
-        task: its name, or the path of its file, which may name another task's policies.
-        method: its name.
+        task: name of the task, or path of its file, which may name another task's policies.
+        method: name of the method.
 
     Raises:
         UnknownNameError: no such method.
@@ -196,13 +195,13 @@ def find_released(task: str, method: str) -> Path:
     try:
         return resource("models", task, find_method(method).weights)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no policy is released for {task}, {method}: give the directory of yours, model") from error
+        raise FileNotFoundError(f"no policy is released for {task}, {method}: give your own checkpoint directory, model") from error
 
 
 def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract | None, stored: int | None = None) -> Kind:
-    """What config.json describes, with ``method`` in place of its own. Errors as of :func:`load_policy`.
+    """Build what config.json describes, with ``method`` in place of its own. Errors as for :func:`load_policy`.
 
-    ``stored``: how many values the weights' file holds; a network that needs many more is not even made.
+    ``stored``: number of values in the weights file; a network that clearly needs more is not built.
     """
     config = read_config(path)
     try:
@@ -232,7 +231,7 @@ def _build(kind: type[Kind], path: Path, method: str | None, contract: Contract 
 
 
 def _check_header(file: Path) -> int:
-    """How many values a safetensors file holds. DamagedCheckpointError when it is none, or its weights are of another type."""
+    """Number of values in a safetensors file. DamagedCheckpointError when it is no such file, or has weights of another type."""
     try:
         with open(file, "rb") as stream:
             size, (length,) = os.fstat(stream.fileno()).st_size, struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))
@@ -246,7 +245,7 @@ def _check_header(file: Path) -> int:
             if kind not in TYPES:
                 raise ConfigError(f"{file}: '{shown(name)[1:-1]}' is of type {shown(kind)}, expected one of {', '.join(TYPES)}")
             if first != end or last - first != math.prod(shape) * (4 if kind == "F32" else 2) or min([*shape, 0]) < 0:
-                raise ConfigError(f"{file}: '{shown(name)[1:-1]}' has the shape {shown(shape)}, which is not what lies in the file")
+                raise ConfigError(f"{file}: '{shown(name)[1:-1]}' has the shape {shown(shape)}, which does not match its data")
             values, end = values + math.prod(shape), last
         if end != size - 8 - length:
             raise ConfigError(f"{file} ({size} bytes) is truncated or not safetensors")
@@ -268,7 +267,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """What is in the weights' file. DamagedCheckpointError when config.json was written with another."""
+    """Content of the weights file. DamagedCheckpointError when config.json was written with another one."""
     file = path / WEIGHTS
     try:
         data = file.read_bytes()

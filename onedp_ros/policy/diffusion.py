@@ -44,8 +44,8 @@ class Diffusion(nn.Module):
 
 
 def _betas() -> Tensor:
-    """The noise schedule of the diffusers' ``squaredcos_cap_v2``, bit for bit. Importing diffusers takes seconds, which a one-step
-    policy, that needs no scheduler, need not wait for."""
+    """The noise schedule ``squaredcos_cap_v2`` of diffusers, bit for bit. Importing diffusers takes seconds, and a one-step policy
+    needs no scheduler."""
 
     def alpha_bar(time: float) -> float:
         return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -57,8 +57,8 @@ def generate(diffusion: Diffusion, denoise: Denoiser, z: Tensor, condition: Tens
     """The one-step generator of OneDP: z or zeros (B, horizon, action), conditions -> normalised, unclipped x^0.
 
     The paper does not say how z enters. Here sigma_65 z takes the place of x^65: the zero action, the middle of the range, with
-    the noise of that step. The output is the network's estimate of x^0. So a copy of the teacher is a sensible generator before
-    any training. alpha_65 = 0.5054 keeps the division harmless.
+    the noise of that step. The output is the network's estimate of x^0. So a copy of the teacher is a reasonable generator before
+    any training. With alpha_65 = 0.5054 the division is well conditioned.
     """
     step = torch.full((len(z),), GENERATOR_STEP, device=z.device)
     noisy = diffusion.sigma[GENERATOR_STEP] * z

@@ -1,8 +1,8 @@
-"""Compiled engines kept between starts, in the user's cache folder (``$XDG_CACHE_HOME/onedp_ros``, else ``~/.cache/onedp_ros``).
+"""Compiled engines cached between starts, in ``$XDG_CACHE_HOME/onedp_ros`` or else ``~/.cache/onedp_ros``.
 
-An entry is a file with the digest of its key and contents before the contents: a damaged one, or one under another's name, reads as
-missing. Entries appear whole, by renaming, so that starts at the same time do no harm; the longest unused go when all together
-exceed :data:`LIMIT`. The folder is the user's alone, since what is in it is given to the inference engine.
+An entry is one file: a digest of key and content, then the content. A damaged or misnamed file counts as missing. Entries are
+written atomically, so concurrent starts do no harm. When the total exceeds :data:`LIMIT`, the least recently used are removed. No
+other user may access the folder, since the inference engine loads what is in it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 
 from onedp_ros.files import open_atomically
 
-LIMIT = 1 << 30  # bytes: some compact policies, or two or three of the paper's size
-ABANDONED = 3600.0  # s after which a partial file is that of a start that crashed
+LIMIT = 1 << 30  # bytes: a number of compact policies, or two or three of the paper's size
+ABANDONED = 3600.0  # s; an older partial file was left by a crash
 DIGEST = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path:
-    """The folder, made when missing.
+    """The cache folder, created when missing.
 
     Raises:
-        OSError: it cannot be made, or others than the user may write or read there; names the remedy.
+        OSError: it cannot be created, or other users can access it; names the remedy.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 
 def read(folder: Path, key: Mapping[str, Any]) -> bytes | None:
-    """What was written under ``key``; None when there is nothing whole."""
+    """What was written under ``key``; None when there is no intact entry."""
     file = _file(folder, key)
     try:
         data = file.read_bytes()
@@ -54,7 +54,7 @@ def read(folder: Path, key: Mapping[str, Any]) -> bytes | None:
     if data[:DIGEST] != _digest(key, data[DIGEST:]):
         return None
     with contextlib.suppress(OSError):
-        os.utime(file)  # used now
+        os.utime(file)  # last use
     return data[DIGEST:]
 
 
@@ -69,7 +69,7 @@ def write(folder: Path, key: Mapping[str, Any], data: bytes) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove partial files of crashed starts, and the longest unused entries above :data:`LIMIT`."""
+    """Remove partial files of crashed starts, and the least recently used entries beyond :data:`LIMIT`."""
     entries = []
     for file in folder.iterdir():
         with contextlib.suppress(OSError):  # another start removed it

@@ -1,4 +1,4 @@
-"""How far an engine is from eager PyTorch, and how long it takes, on fixed inputs."""
+"""How far an engine's actions are from eager PyTorch's, and how long it takes, on fixed inputs."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from onedp_ros.policy.engines.torch import TorchEngine
 from onedp_ros.policy.policies import Policy, Sampler
 
 PARITY_BOUND = 0.05
-"""Greatest difference from eager PyTorch, in normalised action units (half the range of the data's positions), of an engine that
-may be used. bfloat16 reaches about 0.01."""
+"""Greatest difference from eager PyTorch that is accepted, in normalised action units (for a position, 1 is half the data's range).
+bfloat16 reaches about 0.01."""
 
 WINDOWS = 4
 
 
 def parity(policy: Policy, engine: Engine) -> float:
-    """Greatest difference of ``engine`` from eager PyTorch, over actions that one evaluation makes of fixed inputs.
+    """Greatest difference between the actions of ``engine`` and of eager PyTorch, on fixed inputs with one network evaluation.
 
-    In normalised action units. NaN when either has NaN.
+    In normalised action units. NaN when either outputs NaN.
     """
     return difference(example_actions(policy, TorchEngine(policy)), example_actions(policy, engine))
 
 
 def difference(some: Tensor, other: Tensor) -> float:
-    """The greatest."""
+    """Greatest absolute difference of two tensors."""
     return float((some - other).abs().max())
 
 
 @torch.inference_mode()
 def example_actions(policy: Sampler, engine: Engine) -> Tensor:
-    """The normalised actions (windows, horizon, action) that one evaluation by ``engine`` makes of fixed inputs."""
+    """Normalised actions (windows, horizon, action) of ``engine``, on fixed inputs with one network evaluation."""
     sampler = Sampler(policy.contract, policy.config, policy.normalizer, policy.method.name).to(engine.device)
     actions = []
     for inputs in zip(*(i.split(1) for i in _example(policy, WINDOWS)), strict=True):
@@ -62,7 +62,7 @@ def _example(policy: Sampler, windows: int) -> list[Tensor]:
 
 @torch.inference_mode()
 def measure_seconds(policy: Sampler, engine: Engine, repeats: int = 15) -> float:
-    """Least time (s) of one frame of each camera and one evaluation: whatever else the machine does only adds."""
+    """Minimum time (s) for encoding a frame of each camera and evaluating the U-Net once: other load only adds to it."""
     *images, _, z = (i[:1].to(engine.device) for i in _example(policy, 1))
     step = torch.full((1,), GENERATOR_STEP, device=engine.device)
     condition = torch.zeros(1, policy.config.condition_dim(policy.contract), device=engine.device)

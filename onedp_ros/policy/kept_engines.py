@@ -1,4 +1,4 @@
-"""What a start of a policy keeps for the next one: compiled engines, and which was the fastest."""
+"""What one start of a policy keeps for the next: compiled engines, and which of them was fastest."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class KeptEngines:
-    """Of starts with the same checkpoint and threads, on the same machine, with the same program.
+    """Engines kept by earlier starts with the same checkpoint, threads, processor and software.
 
     Args:
         digests: of the checkpoint's files.
-        threads: of the engine.
+        threads: CPU threads of the engine.
     """
 
     def __init__(self, digests: str, threads: int) -> None:
@@ -48,27 +48,27 @@ class KeptEngines:
             log.warning("engines are not kept for the next start: %s", error)
 
     def choice(self) -> str:
-        """The engine that was the fastest; empty when that is not known, or it is no longer there."""
+        """Name of the engine that was fastest; empty when that is unknown, or the engine no longer exists."""
         name = (self._read(AUTO) or b"").decode()
         return name if name in ENGINES else ""
 
     def restore(self, name: str, sampler: Sampler, progress: Callable[[str], None]) -> tuple[Engine, float] | None:
-        """A kept engine and its difference from eager PyTorch; None when there is none that can be used."""
+        """A kept engine and its difference from eager PyTorch; None when there is no usable one."""
         if (data := self._read(name)) is None:
             return None
-        progress(f"restoring engine {name} of an earlier start")
+        progress(f"restoring engine {name} from an earlier start")
         try:
             arrays = safetensors.numpy.load(data)
             reference = torch.from_numpy(arrays.pop("reference"))
             engine = ENGINES.get(name).restore({network: array.tobytes() for network, array in arrays.items()}, self._threads)
             parity = difference(reference, example_actions(sampler, engine))
-        except Exception as error:  # an engine's own errors have no common base, and there is another way
-            log.warning("the kept engine %s cannot be used and is made again: %s", name, error)
+        except Exception as error:  # engines' errors have no common base class, and it can be compiled again
+            log.warning("the kept engine %s cannot be used and is compiled again: %s", name, error)
             return None
         return (engine, parity) if parity <= PARITY_BOUND else None
 
     def keep(self, name: str, engine: Engine, reference: Tensor) -> None:
-        """Keep an engine, if it can be restored, with the actions of eager PyTorch that it is to be compared with."""
+        """Keep an engine, if it can be exported, with eager PyTorch's actions, to compare it with when it is restored."""
         if self._folder is None:
             return
         try:
@@ -79,7 +79,7 @@ class KeptEngines:
             log.warning("engine %s is not kept for the next start: %s", name, error)
 
     def keep_choice(self, name: str) -> None:
-        """Keep that an engine was the fastest."""
+        """Remember which engine was fastest."""
         try:
             self._write(AUTO, name.encode())
         except OSError as error:
@@ -102,7 +102,7 @@ def _program() -> str:
 
 
 def _processor() -> str:
-    """Name and instructions."""
+    """Model name and instruction sets of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

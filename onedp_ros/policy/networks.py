@@ -23,8 +23,8 @@ def _is_size(value: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes. The defaults are the paper's real-robot network: with two cameras, two observations and ten action values the U-Net
-    has 66.92 M parameters and each encoder 11.2 M. ``unet_channels`` needs multiples of 8, ``encoder_width`` of 16."""
+    """Network sizes. The defaults are the paper's real-robot network: with two cameras, two observations and ten action values the
+    U-Net has 66.92 M parameters and each encoder 11.2 M. ``unet_channels`` must be multiples of 8, ``encoder_width`` of 16."""
 
     encoder_width: int = 64
     unet_channels: tuple[int, ...] = (256, 512, 1024)
@@ -54,7 +54,7 @@ class NetworkConfig:
         return from_mapping(cls, "network", data, complete=True)
 
     def condition_dim(self, contract: Contract) -> int:
-        """Size of what the U-Net is conditioned on: features of all cameras and the state, of every observation."""
+        """Size of the U-Net's condition: the features of all cameras and the state, for every observation."""
         return contract.n_obs_steps * (self.features * len(contract.cameras) + contract.state_dim)
 
     def check_horizon(self, horizon: int) -> None:
@@ -67,7 +67,7 @@ class NetworkConfig:
             )
 
     def least_parameters(self, contract: Contract) -> int:
-        """Fewer parameters than the network has, but of that order: those of its largest layers. Nothing is made for it."""
+        """A lower bound on the number of parameters, of the right order: those of the largest layers. Builds no network."""
         widest, encoder = max(self.unet_channels), 8 * self.encoder_width
         film = (self.step_dim + self.condition_dim(contract)) * 2 * widest
         head = 9 * encoder**2 + encoder * self.keypoints + 2 * self.keypoints * self.features if contract.cameras else 0
@@ -86,7 +86,7 @@ class NetworkConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """In place of BatchNorm, whose running statistics do not go with an EMA of the weights."""
+    """Replaces BatchNorm, whose running statistics do not work with an EMA of the weights."""
     return nn.GroupNorm(channels // 16, channels)
 
 
@@ -142,7 +142,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.blocks(self.stem(x))
-        # Keypoints are places within the image: bfloat16 would round them to half a pixel.
+        # Keypoints are image coordinates: bfloat16 would round them to half a pixel.
         with torch.autocast(x.device.type, enabled=False):
             return torch.relu(self.head(self.pool(h.float())))
 
@@ -218,7 +218,7 @@ class UNet(nn.Module):
     def forward(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         """Noisy chunks (B, horizon, action), steps (B,), conditions (B, condition) -> predicted noise (B, horizon, action).
 
-        The horizon as of :meth:`NetworkConfig.check_horizon`.
+        For valid horizons see :meth:`NetworkConfig.check_horizon`.
         """
         c = torch.cat([self.step(step), condition], dim=-1)
         x = sample.transpose(1, 2)

@@ -20,9 +20,9 @@ from onedp_ros.policy.networks import ImageEncoder, NetworkConfig, UNet
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Training windows. ``images``: (B, n_obs, H, W, 3) by camera, uint8 or float of 0 to 255, whole or cropped; ``state``
-    (B, n_obs, state); ``action`` (B, horizon, action), index ``n_obs - 1`` being the action of the newest observation's step. Not
-    normalised."""
+    """Training windows, not normalised. ``images``: (B, n_obs, H, W, 3) by camera, uint8 or float from 0 to 255, full size or
+    cropped; ``state`` (B, n_obs, state); ``action`` (B, horizon, action), where index ``n_obs - 1`` is the action at the newest
+    observation's step."""
 
     images: Mapping[str, Tensor]
     state: Tensor
@@ -35,16 +35,16 @@ class Batch:
 
 
 def network_input(images: Tensor, crop: tuple[int, int]) -> Tensor:
-    """Images uint8 (B, H, W, 3) -> their centres of size ``crop``, (B, 3, height, width) in [-1, 1]."""
+    """Images uint8 (B, H, W, 3) -> central crops of size ``crop``, (B, 3, height, width) in [-1, 1]."""
     height, width = crop
     top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
     cut = images[:, top : top + height, left : left + width]
-    # The permuted view of (B, H, W, C) is already in the channels-last order that convolutions like best.
+    # The permuted view of (B, H, W, C) is already channels-last, the fastest layout for convolutions.
     return cut.permute(0, 3, 1, 2).float() * (2 / 255) - 1
 
 
 class Sampler(nn.Module):
-    """What surrounds the networks of a policy: normalisation and sampling. The networks themselves may run on an inference engine.
+    """A policy without its networks, which may run on an inference engine: normalisation and sampling.
 
     Args:
         contract: what the policy sees and predicts.
@@ -97,13 +97,13 @@ class Sampler(nn.Module):
         return self.method.sample(self.diffusion, denoise, start, condition, generator) * self.action_scale + self.action_offset
 
     def start(self, count: int, generator: torch.Generator | None = None, method: Method | None = None) -> Tensor:
-        """What sampling with ``method`` (this policy's) begins from, (count, horizon, action)."""
+        """The initial samples (count, horizon, action) for ``method``, by default the policy's own."""
         shape = (count, self.contract.horizon, self.contract.action_dim)
         return (method or self.method).start(shape, generator, self.device)
 
 
 class Policy(Sampler):
-    """A policy of one contract and network, with its networks. Arguments as of :class:`Sampler`."""
+    """A policy with its networks. Arguments as for :class:`Sampler`."""
 
     def __init__(self, contract: Contract, config: NetworkConfig, normalizer: Normalizer, method: str = "dp_ddpm100") -> None:
         super().__init__(contract, config, normalizer, method)
@@ -111,7 +111,7 @@ class Policy(Sampler):
         self.unet = UNet(contract.action_dim, config.condition_dim(contract), config)
 
     def encode_image(self, camera: str, images: Tensor) -> Tensor:
-        """Images of one camera, uint8 (B, H, W, 3) -> features (B, 64). What lies outside the contract's central crop is cut."""
+        """Images of one camera, uint8 (B, H, W, 3) -> features (B, 64). Takes the contract's central crop."""
         return self.encoders[camera](network_input(images, self.contract.crop))
 
     def encode(self, batch: Batch) -> Tensor:

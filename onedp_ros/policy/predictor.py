@@ -1,8 +1,8 @@
-"""Running a policy: one call for every engine, each camera frame encoded once.
+"""Inference: one interface to all engines, each camera frame encoded once.
 
-An engine is used only when its output agrees with eager PyTorch on fixed inputs; ``auto`` takes the fastest of those. What an
-engine compiled, and which one was the fastest, are kept for the next start (:mod:`onedp_ros.policy.kept_engines`): it then neither
-reads nor converts the networks.
+An engine is used only if its output agrees with eager PyTorch on fixed inputs; ``auto`` takes the fastest of those. Compiled
+networks and the choice of ``auto`` are kept (:mod:`onedp_ros.policy.kept_engines`), so that the next start neither reads nor
+converts the networks.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 
 
 class Predictor:
-    """A policy on an engine. Made by :func:`load_predictor`.
+    """A policy on an engine. Create it with :func:`load_predictor`.
 
-    A chunk depends on the seed and on its window alone, not on what was predicted before or beside it: the noise is that of the
-    seed and the newest observation's stamp. So a replay of the same observations gives the same chunks.
+    A chunk depends only on the seed and its window, not on earlier or simultaneous predictions: the noise is seeded by ``seed`` and
+    the newest observation's stamp. So replaying the same observations gives the same chunks.
 
     Attributes:
         contract: what the policy sees and predicts.
@@ -45,8 +45,8 @@ class Predictor:
         nfe: network evaluations of one prediction.
         engine: name of the engine in use.
         network: ``paper``, ``compact``, or the sizes.
-        parity: greatest difference of the engine from eager PyTorch at load, in normalised action units.
-        encode_ms: how long the last prediction took to encode its new frames, ms.
+        parity: the engine's greatest difference from eager PyTorch, checked at load, in normalised action units.
+        encode_ms: time the last prediction spent on encoding new frames, ms.
     """
 
     def __init__(self, policy: Sampler, runner: Engine, engine: str, parity: float, seed: int) -> None:
@@ -63,17 +63,17 @@ class Predictor:
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Take another seed of the noise."""
+        """Set the seed of the noise."""
         self._seed = seed
 
     @torch.inference_mode()
     def predict(self, windows: Sequence[Sequence[Observation]]) -> NDArray[np.float32]:
         """Windows of ``n_obs_steps`` observations, oldest first -> action chunks (B, horizon, action).
 
-        Frames seen in the last calls are not encoded again.
+        Frames seen in recent calls are not encoded again.
 
         Raises:
-            ValueError: a window with another number of observations.
+            ValueError: a window has another number of observations.
         """
         for window in windows:
             if len(window) != self.contract.n_obs_steps:
@@ -89,23 +89,23 @@ class Predictor:
         return torch.cat(chunks).float().cpu().numpy()
 
     def _sample(self, condition: Tensor, stamp: int) -> Tensor:
-        """A condition (1, condition) -> a chunk (1, horizon, action), with the noise of a stamp (ns)."""
+        """A condition (1, condition) -> a chunk (1, horizon, action), with noise seeded by the stamp (ns)."""
         self._random.manual_seed(noise_seed(self._seed, stamp))
         return self.policy.sample_with(self._runner.denoise, condition, self._random)
 
 
 class EncodedFrames:
-    """Features of one camera's last frames. A frame is known by its pixels: the sets of a live graph repeat a camera's frame under
-    the stamp of another one's, and after a jump of the clock a stamp comes again with another image.
+    """Cache of the features of one camera's recent frames, keyed by their pixels. Stamps would not do: live observations repeat a
+    camera's frame under the stamp of another camera's, and after a clock jump a stamp returns with another image.
 
     Args:
         camera: its name.
-        runner: what encodes.
+        runner: the engine that encodes.
     """
 
     def __init__(self, camera: str, runner: Engine) -> None:
         self._camera, self._runner = camera, runner
-        self._known: OrderedDict[bytes, Tensor] = OrderedDict()  # the last used at the end
+        self._known: OrderedDict[bytes, Tensor] = OrderedDict()  # most recently used last
 
     def __len__(self) -> int:
         return len(self._known)
@@ -118,7 +118,7 @@ class EncodedFrames:
         return torch.stack([torch.stack(row) for row in rows])
 
     def _find(self, image: Image) -> Tensor:
-        """Features (64,) of a frame."""
+        """Features (64,) of a frame, encoded unless cached."""
         pixels = image.tobytes()
         if pixels not in self._known:
             # one by one: the last bits of a batch's features depend on its size
@@ -129,8 +129,8 @@ class EncodedFrames:
 
 
 def noise_seed(seed: int, stamp: int) -> int:
-    """Seed of one prediction's noise, from the policy's ``seed`` and the newest observation's ``stamp`` (ns). All its bits differ
-    between neighbours: a generator may use the lower 32 alone."""
+    """Seed of one prediction's noise, from the policy's ``seed`` and the newest observation's ``stamp`` (ns). A hash, so that the
+    lower 32 bits, which are all that some generators use, differ between neighbouring stamps."""
     return int.from_bytes(hashlib.blake2b(struct.pack("<qq", seed, stamp), digest_size=8).digest(), "little")
 
 
@@ -147,12 +147,12 @@ def load_predictor(
 
     Args:
         path: checkpoint directory.
-        method: another one of the same weights, for example ``dp_ddim10``.
+        method: another method with the same weights, for example ``dp_ddim10``.
         engine: one of :data:`ENGINES`, or ``auto``: the fastest that agrees with eager PyTorch, as found at the first start.
-        seed: of the policy's random numbers.
+        seed: of the sampling noise.
         contract: when given, the checkpoint must have been made with it.
-        threads: CPU threads of the engine; 0: half of the processors, since cameras, robot and the other nodes need the rest.
-        progress: is told what begins, such as "converting the networks for OpenVINO".
+        threads: CPU threads of the engine; 0: half of the cores, since cameras, robot and the other nodes need the rest.
+        progress: called with each stage as it begins, such as "converting the networks for OpenVINO".
 
     Raises:
         EngineError: the engine cannot run here or differs from eager by more than ``PARITY_BOUND``.
@@ -195,7 +195,7 @@ def load_predictor(
 
 
 def _candidates() -> list[str]:
-    """The engines that ``auto`` tries, in that order."""
+    """Names of the engines that ``auto`` tries, in this order."""
     names = sorted(ENGINES.names(), key=lambda name: -ENGINES.get(name).priority)
     available = [name for name in names if ENGINES.get(name).is_available()]
     if any(ENGINES.get(name).on_gpu for name in available):
@@ -211,7 +211,7 @@ def _fastest(
     threads: int,
     progress: Callable[[str], None],
 ) -> tuple[str, Engine, float]:
-    """Name, engine and difference from the reference of the fastest that agrees with it. EngineError when none does."""
+    """Of the fastest engine that agrees with the reference: name, engine and difference. EngineError when none does."""
     best: tuple[float, str, Engine, float] | None = None
     for name in names:
         progress(f"trying engine {name}")

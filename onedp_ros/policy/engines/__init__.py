@@ -1,6 +1,7 @@
-"""Inference engines: what runs the networks of a policy. One file each, which defines ``ENGINE``, a class of :mod:`.base`.
+"""Inference engines, which run the networks of a policy. One file each, which defines ``ENGINE``, a subclass of
+:class:`.base.Engine`.
 
-Launch files list the names on the system's Python, so nothing here imports PyTorch until an engine is asked for.
+Launch files list the names on the system's Python, so nothing here imports PyTorch until an engine is looked up.
 """
 
 from __future__ import annotations
@@ -17,5 +18,5 @@ AUTO = "auto"  # the fastest that agrees with eager PyTorch
 
 
 def describe_engines() -> str:
-    """For help texts: the names that there are."""
+    """The available names, for help texts."""
     return f"{AUTO}, {', '.join(ENGINES.names())}"

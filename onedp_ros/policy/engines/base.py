@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The interface of an inference engine."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Engine(ABC):
 
     device: torch.device
     priority: ClassVar[int]
-    """Where several can be used, ``auto`` tries the highest first."""
+    """``auto`` tries the highest first."""
     on_gpu: ClassVar[bool] = False
-    """Where an engine on a GPU can be used, ``auto`` does not try those on the CPU, but for eager PyTorch."""
+    """When a GPU engine is available, ``auto`` tries no CPU engine but eager PyTorch."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Distributions whose version decides whether what :meth:`export` gave can be restored."""
+    """Python distributions whose versions must be the same for an :meth:`export` to be restored."""
 
     @classmethod
     def is_available(cls) -> bool:
@@ -38,7 +38,7 @@ class Engine(ABC):
     @classmethod
     @abstractmethod
     def start(cls, policy: Policy, threads: int) -> Engine:
-        """The engine for a policy, with so many CPU threads. EngineError when it cannot run here; names the remedy."""
+        """Start the engine for a policy, with ``threads`` CPU threads. EngineError when it cannot run here; names the remedy."""
 
     @abstractmethod
     def encode(self, camera: str, images: Tensor) -> Tensor:
@@ -54,5 +54,5 @@ class Engine(ABC):
 
     @classmethod
     def restore(cls, networks: Mapping[str, bytes], threads: int) -> Engine:
-        """From what :meth:`export` gave, on the same machine, with the same versions."""
-        raise EngineError(f"{cls.__name__} is not kept")
+        """Start from what :meth:`export` returned on the same machine, with the same versions."""
+        raise EngineError(f"{cls.__name__} cannot be restored")

@@ -1,4 +1,4 @@
-"""PyTorch on a GPU, each network recorded once as a CUDA graph: at batch 1 launching kernels is what costs."""
+"""PyTorch on a GPU, each network captured once as a CUDA graph: at batch 1, kernel launches dominate the cost."""
 
 from __future__ import annotations
 

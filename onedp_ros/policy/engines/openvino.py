@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, float32. Encoders and U-Net are models of their own of fixed shapes: a third faster at batch 1."""
+"""OpenVINO on the CPU, float32. Encoders and U-Net are separate models of fixed shapes: a third faster at batch 1."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ _converted: WeakKeyDictionary[Policy, dict[str, Any]] = WeakKeyDictionary()  # s
 
 
 def convert(policy: Policy) -> dict[str, Any]:
-    """The networks as OpenVINO's models of fixed shapes."""
+    """The networks as OpenVINO models of fixed shapes."""
     if policy not in _converted:
         openvino, models = _openvino(), {}
         for name, (network, example) in _networks(copy.deepcopy(policy).cpu().eval()).items():
-            # traced here, since convert_model's own way to trace takes three times as long
+            # traced here, since convert_model's own tracing takes three times as long
             with torch.no_grad(), warnings.catch_warnings():
                 for category in (DeprecationWarning, torch.jit.TracerWarning):  # shapes are fixed
                     warnings.simplefilter("ignore", category)
@@ -116,7 +116,7 @@ def _networks(policy: Policy) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]
 
 
 class _Encoder(nn.Module):
-    """One camera's way from uint8 images to features, as a network of its own: tracing takes as long as it has parts."""
+    """One camera's encoder, from uint8 images to features, as a separate module: tracing time grows with the submodules."""
 
     def __init__(self, policy: Policy, camera: str) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Methods: how a policy is trained and sampled. One file each, which defines ``METHOD``, a class of :mod:`.base`.
+"""Methods: how a policy is trained and sampled. One file each, which defines ``METHOD``, a subclass of :class:`.base.Method`.
 
 The file's name is the method's. A trailing number is its parameter: ``dp_ddim10`` is ``dp_ddim.py`` with ten steps. Launch files
-list the names on the system's Python, so nothing here imports PyTorch until a method is asked for.
+list the names on the system's Python, so nothing here imports PyTorch until a method is looked up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ METHODS: Registry[type[Method]] = Registry(
 
 
 def describe_methods() -> str:
-    """For help texts: the names that there are."""
+    """The available names, for help texts."""
     return f"{', '.join(METHODS.names())}; with a number where it takes one, such as dp_ddim10"
 
 
@@ -42,7 +42,7 @@ def find_method(name: str) -> Method:
     """The method called ``name``.
 
     Raises:
-        UnknownNameError: there is none, or not with this number; lists those that there are.
+        UnknownNameError: there is none, or not with this number; lists the valid ones.
     """
     family, number = split_name(name)
     kind = METHODS.get(family)

@@ -1,4 +1,4 @@
-"""What a method is: how a policy is sampled, and how it is trained on demonstrations or distilled from a teacher."""
+"""The interface of a method: how a policy is sampled, and how it is trained on demonstrations or distilled from a teacher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onedp_ros.policy.methods import METHODS
 from onedp_ros.policy.methods.settings import PretrainingSettings, TrainingSettings
 
 Average = Callable[[Sequence[nn.Parameter]], None]
-"""Averages the gradients of parameters over the processes of a training."""
+"""Averages the parameters' gradients over all training processes, in place."""
 
 
 class Method(ABC):
@@ -32,8 +32,8 @@ class Method(ABC):
 
     @property
     def weights(self) -> str:
-        """Whose weights it uses, which is where they are released: ``models/<task>/<weights>``. Methods of the same weights can
-        use each other's checkpoints."""
+        """Name of the weights it uses, under which they are released: ``models/<task>/<weights>``. Methods with the same weights
+        can use each other's checkpoints."""
         return self.name
 
     @property
@@ -42,7 +42,7 @@ class Method(ABC):
         return 1
 
     def start(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-        """What sampling begins from: noise N(0, I) of ``shape``."""
+        """The initial sample: noise N(0, I) of ``shape``."""
         return torch.randn(*shape, generator=generator, device=device)
 
     @abstractmethod
@@ -65,10 +65,10 @@ class TrainedMethod(Method):
 
 
 class Distillation(ABC):
-    """A distillation under way.
+    """A distillation in progress.
 
     Attributes:
-        networks: those that learn besides the generator, by name.
+        networks: those trained besides the generator, by name.
         optimizers: by name.
     """
 
@@ -83,21 +83,21 @@ class Distillation(ABC):
 
         Args:
             step: updates before this one.
-            start: what the generator begins from (B, horizon, action).
-            condition: (B, condition) of the generator's encoders, with their graph.
-            teacher_condition: (B, condition) of the frozen encoders.
+            start: the generator's input (B, horizon, action), from :meth:`Method.start`.
+            condition: (B, condition) from the generator's encoders, with gradients.
+            teacher_condition: (B, condition) from the teacher's frozen encoders.
             random: source of timesteps and noise.
 
         Returns:
-            Figures to report.
+            Values to log.
         """
 
 
 class DistilledMethod(Method):
-    """A generator that is distilled from a teacher, and begins as its copy."""
+    """A generator that is distilled from a teacher and initialised as its copy."""
 
     teacher: ClassVar[str] = "dp_ddim10"
-    """How the teacher is sampled when the generator is compared with it; its weights must be that method's."""
+    """Method by which the teacher is sampled for comparison with the generator; the teacher must have this method's weights."""
     settings: ClassVar[type[TrainingSettings]] = TrainingSettings
 
     @abstractmethod
@@ -110,8 +110,8 @@ class DistilledMethod(Method):
         settings: Any,
         average: Average,
     ) -> Distillation:
-        """Begin to train ``generator`` and its ``encoders`` from the frozen noise predictor ``teacher``, a network of the same
-        sizes; ``settings`` are of the class of that name."""
+        """Start training ``generator`` and its ``encoders`` from the frozen noise predictor ``teacher``, a network of the same
+        sizes. ``settings`` is an instance of the class attribute :attr:`settings`."""
 
 
 def distilled_methods() -> list[str]:

@@ -1,4 +1,4 @@
-"""What the samplers of a diffusion policy have in common (Chi et al. 2023, https://arxiv.org/abs/2303.04137): its training."""
+"""Training of Diffusion Policy (Chi et al. 2023, https://arxiv.org/abs/2303.04137), which its samplers share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DiffusionPolicy(TrainedMethod):
 
 
 def follow_schedule(scheduler: Any, denoise: Denoiser, sample: Tensor, condition: Tensor, **options: Any) -> Tensor:
-    """The sample (B, horizon, action) after all timesteps of one of the diffusers' schedulers."""
+    """Denoise ``sample`` (B, horizon, action) over all timesteps of a diffusers scheduler."""
     for step in scheduler.timesteps.tolist():
         noise = denoise(sample, torch.full((len(sample),), step, device=sample.device), condition)
         sample = scheduler.step(noise, step, sample, **options).prev_sample

@@ -1,15 +1,15 @@
-"""What the one-step generators of OneDP have in common (https://arxiv.org/abs/2410.21257, section 3).
+"""What OneDP's one-step generators have in common (https://arxiv.org/abs/2410.21257, section 3).
 
 Choices where the paper is silent:
 
 - z (zeros for OneDP-D), times sigma_65, takes the place of x^65, and the output is (x^65 - sigma eps) / alpha: see ``generate``.
   It is clipped to [-1, 1] in use, as the teacher's samples are, but not in training: that would stop the gradient.
-- The generator and the score network start from the teacher's EMA weights.
-- The generator trains its own copy of the encoders. The score network sees the features of the teacher's frozen encoders: it has
+- The generator and the score network are initialised with the teacher's EMA weights.
+- The generator trains its own copy of the encoders. The score network gets the features of the teacher's frozen encoders: it has
   the same input as the teacher, so the two scores differ only where the two action distributions do.
 - A score network that has not yet learned the generator's distribution gives no useful gradient. During ``warmup_steps`` it learns
-  while the generator follows OneDP-D's gradient, from its own z. The paper's long distillations need none (0, the default).
-- Several z, timesteps and noises are drawn for each window, since encoding its images costs most.
+  while the generator follows OneDP-D's gradient, from its own z. The paper's long distillations need no warm-up (0, the default).
+- Several z, timesteps and noises are drawn per window, since encoding its images costs most.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from onedp_ros.policy.methods.settings import TrainingSettings
 
 @dataclasses.dataclass(frozen=True)
 class OneDPSettings(TrainingSettings):
-    """Of a distillation; the defaults are the paper's."""
+    """Settings of a distillation; the defaults are the paper's."""
 
     warmup_steps: int = 0
     warmup_learning_rate: float = 1e-6
@@ -77,7 +77,7 @@ class AlternatingUpdates(Distillation):
         teacher: frozen noise predictor.
         generator: noise predictor of the generator, trained together with ``encoders``.
         score: the generator score network; None for OneDP-D.
-        encoders: further parameters that the generator's conditions depend on.
+        encoders: parameters of the encoders that compute the generator's conditions.
         settings: rates, betas and timesteps.
         average: averages gradients over processes.
     """
@@ -139,7 +139,7 @@ class OneStepGenerator(DistilledMethod):
 
     settings = OneDPSettings
     trains_score: ClassVar[bool]
-    """Whether a generator score network learns beside the generator."""
+    """Whether a generator score network is trained alongside."""
 
     def sample(
         self, diffusion: Diffusion, denoise: Denoiser, start: Tensor, condition: Tensor, generator: torch.Generator | None

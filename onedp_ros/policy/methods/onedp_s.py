@@ -1,7 +1,7 @@
 """OneDP-S, the stochastic one-step generator: ``A = G_theta(z, O)``.
 
 theta descends on ``E[w(k) (s_psi(A^k) - s_phi(A^k)) dA^k/dtheta]``, with the teacher's score s_phi and the score s_psi of a network
-that learns the generator's distribution meanwhile: the KL divergence of the two diffused distributions.
+that learns the generator's distribution alongside: the gradient of the KL divergence between the two diffused distributions.
 """
 
 from __future__ import annotations

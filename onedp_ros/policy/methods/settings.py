@@ -1,4 +1,4 @@
-"""Settings of a training, as a section of a ``config/train`` file holds them."""
+"""Training settings: the sections of a ``config/train`` file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import ClassVar
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """What every training has. ``batch_size`` is that of all processes together; ``noise_samples`` are drawn for each encoded
-    window, since encoding costs most; ``color_jitter``: how far the images' colours are changed at random, 0 (not at all) to 1.
-    ValueError names a setting out of its range."""
+    """Settings of every training. ``batch_size``: over all processes; ``noise_samples``: drawn for each encoded window, since
+    encoding costs most; ``color_jitter``: strength of random colour augmentation, 0 (none) to 1. ValueError names a setting that is
+    out of range."""
 
     steps: int
     batch_size: int = 64
@@ -39,7 +39,7 @@ class TrainingSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingSettings(TrainingSettings):
-    """Of a training on demonstrations; the defaults are Diffusion Policy's. ``accumulation``: batches of each optimiser step."""
+    """Settings of training on demonstrations; the defaults are Diffusion Policy's. ``accumulation``: batches per optimiser step."""
 
     accumulation: int = 1
     learning_rate: float = 1e-4
