@@ -1,6 +1,6 @@
-"""Two colour streams through DDS, to count what arrives: ``python -m onedp_ros.bench.frame_load publish|subscribe``.
+"""Two colour image streams over DDS, to count the frames that arrive: ``python -m onedp_ros.bench.frame_load publish|subscribe``.
 
-Both ends run in processes of their own, as cameras and policy do. The subscriber prints one line of JSON.
+Publisher and subscriber run in separate processes, as cameras and policy do. The subscriber prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from onedp_ros.messages.encode import image_message
 
 TOPICS = ("frame_load/wrist", "frame_load/front")
 READY = "frame_load/ready"
-MATCH_TIME = 20.0  # s that either end waits for the other
+MATCH_TIME = 20.0  # s that publisher and subscriber wait for each other
 
 
 def publish(width: int, height: int, rate: float, seconds: float) -> None:
-    """Send both streams once a subscriber is there."""
+    """Publish both streams once a subscriber has matched."""
     node = rclpy.create_node("frame_load_publisher")
     publishers = [node.create_publisher(Image, topic, qos_profile_sensor_data) for topic in TOPICS]
     deadline = time.monotonic() + MATCH_TIME
     while not (all(p.get_subscription_count() for p in publishers) and node.count_publishers(READY)):
         if time.monotonic() > deadline:
-            raise RuntimeError("no subscriber appeared")
+            raise RuntimeError(f"no subscriber within {MATCH_TIME:g} s")
         rclpy.spin_once(node, timeout_sec=0.05)
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     begin = time.monotonic()
@@ -38,12 +38,12 @@ def publish(width: int, height: int, rate: float, seconds: float) -> None:
         for publisher in publishers:
             publisher.publish(image_message(image, time.time_ns()))
         time.sleep(max(0.0, begin + (i + 1) / rate - time.monotonic()))
-    rclpy.spin_once(node, timeout_sec=0.5)  # let the last frames leave
+    rclpy.spin_once(node, timeout_sec=0.5)  # let the last frames be sent
     node.destroy_node()
 
 
 def subscribe() -> None:
-    """Count frames and their age (ms) until none has come for two seconds."""
+    """Count frames and measure their age (ms) until none has arrived for two seconds."""
     node = rclpy.create_node("frame_load_subscriber")
     ages: list[float] = []
     last = [time.monotonic() + MATCH_TIME - 2.0]
@@ -56,7 +56,7 @@ def subscribe() -> None:
     deadline = time.monotonic() + MATCH_TIME
     while not all(s.get_publisher_count() for s in subscriptions) and time.monotonic() < deadline:
         rclpy.spin_once(node, timeout_sec=0.02)
-    node.create_publisher(Image, READY, 1)  # tells the other end that frames are heard from the first on
+    node.create_publisher(Image, READY, 1)  # tells the publisher that no frame will be missed
     while time.monotonic() - last[0] < 2.0:
         rclpy.spin_once(node, timeout_sec=0.1)
     node.destroy_node()

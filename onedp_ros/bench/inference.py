@@ -1,8 +1,8 @@
-"""``onedp bench``: what a prediction costs by engine and method, and how many camera frames arrive, side by side in one run.
+"""``onedp bench``: inference time by engine and method, and camera frames received, side by side in one run.
 
-A prediction is what the live node does for a new set: encode one new frame of each camera, keep the older observation's
-features, sample a chunk; batch 1. Weights are random: they do not change the cost. Rows take turns, so that whatever else the
-machine does hits all of them.
+A prediction is what the live node does for a new observation: encode one new frame per camera, reuse the previous observation's
+features, sample a chunk; batch 1. Weights are random: they do not affect the time. Rows are interleaved, so that any other load on
+the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from onedp_ros.graph.processes import graph_environment, own_domain
 from onedp_ros.policy.engines import ENGINES
 from onedp_ros.resources import child_environment, default_task
 
-METHODS = ("onedp_s", "dp_ddim10")  # of one evaluation and of ten
+METHODS = ("onedp_s", "dp_ddim10")  # one network evaluation, and ten
 
 
 def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
-    """Rows ``{engine, network, method, nfe, p50_ms, p95_ms, parity}`` for a network, every engine that runs here."""
+    """Rows ``{engine, network, method, nfe, p50_ms, p95_ms, parity}`` for a network, with every engine that runs on this
+    machine."""
     import torch
 
     from onedp_ros.policy.engine_parity import parity
@@ -68,7 +69,7 @@ def measure(network: str, repeats: int, threads: int) -> list[dict[str, Any]]:
                 predictors[i].predict([[previous, previous]])
             begin = time.perf_counter()
             predictors[i].predict([[previous, newest]])
-            if round_ >= 2:  # warm
+            if round_ >= 2:  # after warm-up
                 times[i].append(1e3 * (time.perf_counter() - begin))
         previous = newest
     rows = []
@@ -85,11 +86,11 @@ def _observation(contract: Contract, rng: np.random.Generator, stamp: int) -> Ob
 
 
 def frames(seconds: float = 5.0, width: int = 640, height: int = 480, rate: float = 60.0) -> list[dict[str, Any]]:
-    """Frames received of frames sent, two streams between two processes, with and without the shared-memory profile."""
+    """Frames sent and received, two streams between two processes, with and without the shared-memory profile."""
     rows = []
     for name, profile in (("default", {}), ("shared memory", graph_environment({}))):
         environment = {k: v for k, v in os.environ.items() if "DEFAULT_PROFILES_FILE" not in k} | profile
-        environment = child_environment(environment | own_domain())  # nobody else's cameras, and nobody is disturbed
+        environment = child_environment(environment | own_domain())  # isolated from other nodes, both ways
         command = [sys.executable, "-m", "onedp_ros.bench.frame_load"]
         load = ["--width", str(width), "--height", str(height), "--rate", str(rate), "--seconds", str(seconds)]
         with subprocess.Popen([*command, "subscribe"], env=environment, stdout=subprocess.PIPE, text=True) as subscriber:
@@ -100,7 +101,7 @@ def frames(seconds: float = 5.0, width: int = 640, height: int = 480, rate: floa
 
 
 def run(networks: Sequence[str], repeats: int, threads: int, dds: bool) -> dict[str, Any]:
-    """All rows, and the ratios that matter: best engine to eager, and OneDP to DDIM-10 eager, by network."""
+    """All rows, and per network the ratios of best engine to eager and of DDIM-10 eager to OneDP."""
     rows = [row for network in networks for row in measure(network, repeats, threads)]
     ratios = {}
     for network in networks:

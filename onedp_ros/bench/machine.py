@@ -1,4 +1,4 @@
-"""What machine a benchmark ran on."""
+"""The machine that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-PRECISIONS = ("avx512_bf16", "amx_bf16", "avx512f", "avx2")  # of the processor's flags, what decides speed
+PRECISIONS = ("avx512_bf16", "amx_bf16", "avx512f", "avx2")  # the processor flags that matter for inference speed
 
 
 def processor() -> dict[str, Any]:
-    """Name, cores that this process may use, and which of :data:`PRECISIONS` the processor has."""
+    """The processor's name, the number of cores that this process may use, and which of :data:`PRECISIONS` it has."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""``onedp bench --recorder``: what recording costs and loses, two noisy cameras of 640x480 at 30 Hz and states at 200 Hz."""
+"""``onedp bench --recorder``: CPU use and lost messages of a recording, two noisy 640x480 cameras at 30 Hz and states at 200 Hz."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from onedp_ros.graph.supervisor import Supervisor
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.resources import child_environment, default_task
 
-START_TIME = 30.0  # s until all that is to be recorded comes
-LOOK = 1.0  # s between looks at the recorder
-UNDER_WAY = NANOSECONDS // 10  # ns that a message may take to the recorder
+START_TIME = 30.0  # s until all streams that are to be recorded arrive
+LOOK = 1.0  # s between samples of the recorder's CPU time and queue
+UNDER_WAY = NANOSECONDS // 10  # ns that a message may take to reach the recorder
 
 
 def processor_time(pid: int) -> float:
-    """Seconds that a process has spent on processors."""
+    """CPU time of a process, s."""
     user, system = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
 def load(part: str) -> Iterator[dict[str, list[int]]]:
-    """Publish one part of ``bench.recorder_load``. Afterwards the stamps (ns) that were sent are in what this gives, by topic."""
+    """Publish one part of ``bench.recorder_load``. On exit the yielded dict holds the stamps (ns) sent, by topic."""
     sent: dict[str, list[int]] = {}
     command = [sys.executable, "-m", "onedp_ros.bench.recorder_load", part]
-    with tempfile.TemporaryFile("w+") as output:  # a pipe would fill up and hold it
+    with tempfile.TemporaryFile("w+") as output:  # a pipe would fill up and block it
         process = subprocess.Popen(command, stdout=output)
         try:
             yield sent
@@ -52,10 +52,10 @@ def load(part: str) -> Iterator[dict[str, list[int]]]:
 
 
 def run(seconds: float, folder: Path) -> dict[str, Any]:
-    """Record for so long into a folder with room for 50 MB/s; the bag is removed at the end.
+    """Record for ``seconds`` into a folder with space for 50 MB/s; the bag is removed at the end.
 
     Raises:
-        RuntimeError: the recorder did not start, or ended.
+        RuntimeError: the recorder did not start, or exited.
     """
     os.environ.update(own_domain())
     os.environ.update(graph_environment(os.environ))
@@ -69,7 +69,7 @@ def run(seconds: float, folder: Path) -> dict[str, Any]:
         recorded: dict[str, set[int]] = {}
         size = sum(path.stat().st_size for path in bag.iterdir())
         count = sum(stream["messages"] for stream in read_metadata(bag)["streams"].values())
-        for topic, _, message in tqdm(read_bag(bag), total=count, desc="reading it again", unit=" messages"):
+        for topic, _, message in tqdm(read_bag(bag), total=count, desc="reading the bag", unit=" messages"):
             recorded.setdefault(topic, set()).add(stamp_ns(message))
         problems = read_metadata(bag)["problems"]
     topics = {}
@@ -92,7 +92,7 @@ def run(seconds: float, folder: Path) -> dict[str, Any]:
 
 
 def _record(seconds: float, parameters: dict[str, Any]) -> tuple[list[tuple[float, float, float]], int, int]:
-    """Looks at the recorder (time s, processor s, MB that wait), and between which stamps (ns) it surely recorded."""
+    """Samples of the recorder (time s, CPU time s, MB queued), and the stamps (ns) between which it certainly recorded."""
     from std_srvs.srv import Trigger
 
     from onedp_ros.graph.client import GraphWatch
@@ -132,14 +132,14 @@ def _record(seconds: float, parameters: dict[str, Any]) -> tuple[list[tuple[floa
 
 
 def table(result: dict[str, Any]) -> str:
-    """What ``run`` gave, for the terminal."""
+    """The result of :func:`run`, formatted for the terminal."""
     cpu = result["processor"]
     lines = [f"{cpu['name']}, {cpu['cores']} cores", "", f"{'topic':32} {'sent':>8} {'recorded':>8} {'lost':>6}"]
     lines += [f"{topic:32} {t['sent']:8} {t['recorded']:8} {t['lost']:6}" for topic, t in result["topics"].items()]
     lines += [
         "",
         f"{result['seconds']:g} s: {result['lost']} lost, {result['core_percent']:g} % of a core, "
-        f"{result['MB_per_minute']} MB a minute, at most {result['waiting_MB_max']:g} MB waiting for the disk",
-        f"the recorder's own view: {'; '.join(result['problems']) or 'no problems'}",
+        f"{result['MB_per_minute']} MB/min, at most {result['waiting_MB_max']:g} MB queued for the disk",
+        f"reported by the recorder: {'; '.join(result['problems']) or 'no problems'}",
     ]
     return "\n".join(lines)

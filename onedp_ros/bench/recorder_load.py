@@ -1,7 +1,7 @@
-"""What a recorder has to keep up with: ``python -m onedp_ros.bench.recorder_load cameras|robot``, until SIGTERM.
+"""Load for the recorder: ``python -m onedp_ros.bench.recorder_load cameras|robot``, until SIGTERM.
 
-Two noisy cameras of 640x480, which hardly compress, at 30 Hz each and half a period apart; or joints and pose at 200 Hz and targets
-at 50 Hz. Each in a process of its own, as drivers are. Prints, at the end, a line of JSON: by topic the stamps (ns) that were sent.
+Two noisy 640x480 cameras, which hardly compress, at 30 Hz each and half a period apart; or joints and pose at 200 Hz and targets at
+50 Hz. Each part is a separate process, as drivers are. On exit prints a line of JSON: the stamps (ns) sent, by topic.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from onedp_ros.resources import default_task
 
 WIDTH, HEIGHT, CAMERA_HZ = 640, 480, 30
 STATE_HZ, TARGET_EVERY = 200, 4
-SCENES = 20  # different images, made beforehand
+SCENES = 20  # different images, generated beforehand
 
-Turn = list[tuple[str, Any]]  # topics with the message that each gets at a moment
+Turn = list[tuple[str, Any]]  # topics and the messages to publish on them at one instant
 
 
 def camera_turns(contract: Contract) -> Iterator[Turn]:
-    """The cameras take turns, each with the next image."""
+    """The cameras in turn, each with the next image."""
     rng = np.random.default_rng(0)
     slope = np.linspace(40, 200, WIDTH)[None, :, None] + np.zeros((HEIGHT, 1, 3))
     scenes = [image_message(np.clip(rng.normal(slope, 3), 0, 255).astype(np.uint8), 0) for _ in range(SCENES)]
@@ -44,7 +44,7 @@ def camera_turns(contract: Contract) -> Iterator[Turn]:
 
 
 def robot_turns(contract: Contract) -> Iterator[Turn]:
-    """Joints and pose each time, targets every fourth time."""
+    """Joints and pose every time, targets every fourth time."""
     pose = pose_message([0.5, 0.0, 0.3], gripper_down(0.0), 0, "base")
     joints = JointState(name=[f"joint_{i}" for i in range(9)], position=[0.1] * 9, velocity=[0.0] * 9)
     arm = contract.arm

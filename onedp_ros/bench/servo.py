@@ -1,6 +1,6 @@
-"""``onedp bench --servo``: what the arm's 1 kHz loop costs and loses, alone, beside a moving hand and beside a busy policy.
+"""``onedp bench --servo``: timing and lost commands of the arm's 1 kHz loop: alone, with a moving hand and with a busy policy.
 
-The targets are those of a released policy in a minute, at 60 Hz; the robot is the fake one, or the one at ``--robot-ip``, where
+The targets are one minute of a released policy's, at 60 Hz; the robot is the fake one, or the one at ``--robot-ip``, in which case
 the arm MOVES.
 """
 
@@ -31,15 +31,15 @@ from onedp_ros.robot.franka import Franka
 from onedp_ros.robot.settings import MODES, RobotSettings
 
 LOADS = ("quiet", "hand", "policy")
-LOOK = 0.01  # s between looks at the arm's state
-FIRST_TARGETS = 20  # targets where the arm is, at the beginning
-HAND_PERIOD = 1.5  # s between the hand's turns
+LOOK = 0.01  # s between samples of the arm's state
+FIRST_TARGETS = 20  # targets at the arm's pose, at the beginning
+HAND_PERIOD = 1.5  # s between opening and closing
 
 TimedTarget = tuple[float, NDArray[np.float64], NDArray[np.float64], float]
 
 
 def policy_targets(task: str) -> list[TimedTarget]:
-    """The targets of the released policy in a minute: time (s), position (3,) m, quaternion (4,) xyzw, opening (m)."""
+    """A minute of the released policy's targets: time (s), position (3,) m, quaternion (4,) xyzw, opening (m)."""
     opening, targets, begin = MAX_OPENING, [], None
     for topic, stamp, message in read_bag(resource("models", task, "targets"), ("target_pose", "gripper_target")):
         if topic == "gripper_target":
@@ -52,13 +52,13 @@ def policy_targets(task: str) -> list[TimedTarget]:
 
 @contextlib.contextmanager
 def busy_policy(task: str) -> Iterator[None]:
-    """The released policy predicts as fast as it can, on all processors, in a process of its own."""
+    """Run the released policy as fast as it can, on all cores, in a separate process."""
     command = [sys.executable, "-m", "onedp_ros.bench.servo", str(find_released(task, DEFAULT_METHOD))]
     process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         if process.stdout.readline().strip() != "predicting":
-            raise RuntimeError("the policy that should keep the processors busy did not start; see its output above")
+            raise RuntimeError("the policy that loads the cores did not start; see its output above")
         yield
     finally:
         process.kill()
@@ -66,7 +66,7 @@ def busy_policy(task: str) -> Iterator[None]:
 
 
 def keep_predicting(model: str) -> None:
-    """Keep all processors busy with a policy."""
+    """Keep all cores busy with a policy."""
     from onedp_ros.contract import Observation
     from onedp_ros.policy.predictor import load_predictor
 
@@ -83,9 +83,9 @@ def keep_predicting(model: str) -> None:
 
 
 def follow(franka: Franka, targets: list[TimedTarget], seconds: float, load: str, bar: Any = None) -> dict[str, Any]:
-    """Send targets for so long. Returns how the arm's loop fared. Fault when the arm stopped."""
+    """Send targets for ``seconds`` and return the loop's statistics. Fault if the arm stopped."""
     here = franka.arm.state().copy()
-    for _ in range(FIRST_TARGETS):  # following begins near the arm only, and the first target may be anywhere
+    for _ in range(FIRST_TARGETS):  # the arm starts following near its pose only, and the first target may be anywhere
         franka.target(here["position"], here["quaternion"])
         time.sleep(LOOK)
     work, gap = (franka.arm.memory.arrays[name] for name in ("work", "gap"))
@@ -138,7 +138,7 @@ def follow(franka: Franka, targets: list[TimedTarget], seconds: float, load: str
 
 
 def run(seconds: float, address: str = "", enforce: bool = False) -> dict[str, Any]:
-    """Every mode with every load, one after the other. Raises Fault when the robot stops."""
+    """Measure every mode under every load, one after the other. Fault if the robot stops."""
     targets = policy_targets(default_task())
     path = resource("config", "robot", "franka.yaml")
     settings = RobotSettings.from_yaml(path)
@@ -147,7 +147,7 @@ def run(seconds: float, address: str = "", enforce: bool = False) -> dict[str, A
     rows, fake = [], not address
     with contextlib.ExitStack() as stack:
         if fake:
-            # a robot has a computer of its own: the fake one keeps off the loop's processor
+            # a real robot has its own computer: keep the fake one off the loop's core
             robot = FakeFranka("--object", "0.05", *(["--cpu", str(min(os.sched_getaffinity(0)))] if separate else []))
             address = stack.enter_context(robot).address
         for mode in MODES:
@@ -155,7 +155,7 @@ def run(seconds: float, address: str = "", enforce: bool = False) -> dict[str, A
             with contextlib.closing(franka):
                 franka.connect()
                 franka.activate()
-                if franka.fault is not None and fake:  # such as a mark of a run that was killed; of a real arm it is to be seen
+                if franka.fault is not None and fake:  # such as the mark of a killed run; on a real arm it must be reported
                     franka.recover()
                 if franka.fault is not None:
                     raise franka.fault

@@ -1,7 +1,7 @@
-"""``onedp bench --smooth``: hand-overs between chunks compared, as the policy drives the twin in continuous time.
+"""``onedp bench --smooth``: compares the hand-overs between chunks while a policy drives the twin in continuous time.
 
-What counts is the stream of targets at 60 Hz: a soft arm hides its shaking, a stiff one does not. Delays are added to every
-prediction, so that chunks come later and more seldom.
+Measured is the 60 Hz stream of targets: a compliant arm hides its jitter, a stiff one does not. Delays are added to every
+prediction, so that chunks arrive later and less often.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from onedp_ros.tasks import TASKS
 from onedp_ros.tasks.timed_drive import TARGET_HZ, Timing, drive_timed
 
 DELAYS = (0.0, 0.05, 0.1, 0.2, 0.3)  # s
-LAGS = np.arange(-0.1, 0.301, 0.005)  # s, that are tried
+LAGS = np.arange(-0.1, 0.301, 0.005)  # s, candidates for the lag
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
 def shaking(positions: Array, quaternions: Sequence[Array], followed: Flags) -> dict[str, float]:
-    """Of a stream of targets at :data:`~onedp_ros.tasks.timed_drive.TARGET_HZ`, positions (N, 3) m and quaternions (N, 4), where
-    chunks are ``followed`` (N,): ``jerk``, the RMS of the third difference (m/s³); ``jump`` (m) and ``turn`` (rad), the most by
-    which a target departs from the line of the two before it, that is, from the motion itself."""
+    """Smoothness of a stream of targets at :data:`~onedp_ros.tasks.timed_drive.TARGET_HZ`, positions (N, 3) m and quaternions (N,
+    4), while chunks are ``followed`` (N,): ``jerk``, the RMS of the third difference (m/s³); ``jump`` (m) and ``turn`` (rad), the
+    largest deviation of a target from the linear extrapolation of the two before it."""
     third = followed[3:] & followed[2:-1] & followed[1:-2] & followed[:-3]
     jerk = np.linalg.norm(np.diff(positions, n=3, axis=0), axis=1)[third] * TARGET_HZ**3
     second = followed[2:] & followed[1:-1] & followed[:-2]
@@ -53,7 +53,7 @@ def shaking(positions: Array, quaternions: Sequence[Array], followed: Flags) -> 
 
 
 def lag(positions: Array, newest: Array, followed: Flags) -> float:
-    """By how much (s) targets (N, 3) lie behind what the newest chunks alone plan, (N, 3): the shift that fits best."""
+    """How far (s) targets (N, 3) lag behind the plan of the newest chunks alone, (N, 3): the best-fitting time shift."""
     times = np.arange(len(positions)) / TARGET_HZ
     inside = followed & (times > LAGS[-1]) & (times < times[-1] + LAGS[0])
     if not inside.any():
@@ -63,7 +63,8 @@ def lag(positions: Array, newest: Array, followed: Flags) -> float:
 
 
 def run_episode(loading: tuple[Any, ...], seed: int, timing: Timing, delay: float, max_time: float) -> dict[str, Any]:
-    """One episode. ``loading`` as of :func:`onedp_ros.evaluation.rollout.loaded`; ``delay`` (s) is added to each prediction."""
+    """Run one episode. ``loading``: arguments of :func:`onedp_ros.evaluation.rollout.loaded`; ``delay`` (s) is added to each
+    prediction."""
     predictor, cell = kept(loaded, *loading)
     predictor.reset(seed)
     cell.reset(np_random(seed)[0])
@@ -89,22 +90,21 @@ def run(
     jobs: int | None = None,
     partial: Path | None = None,
 ) -> dict[str, Any]:
-    """A row for each hand-over and each delay, of the policy's own task.
+    """Measure one row for each hand-over and delay, on the policy's own task.
 
     Args:
         model: bundle.
-        method, engine: as of :func:`onedp_ros.policy.predictor.load_predictor`.
-        episodes: a row; their seeds are the same in each, and none of an evaluation.
-        latency: of a prediction without a delay; of :class:`~onedp_ros.tasks.timed_drive.Timing`, but not measured: that would
+        method, engine: see :func:`onedp_ros.policy.predictor.load_predictor`.
+        episodes: per row; every row has the same seeds, none of which is an evaluation seed.
+        latency: of a prediction before the delay, see :class:`~onedp_ros.tasks.timed_drive.Timing`; not ``measured``, which would
             differ from row to row.
-        delays: s, added to it.
-        jobs: of :class:`onedp_ros.parallel.Workers`.
-        partial: file that keeps the results until all are there. What an interrupted run with the same settings left in it is not
-            run again.
+        delays: s, added to the latency.
+        jobs: see :class:`onedp_ros.parallel.Workers`.
+        partial: file that keeps the results of an interrupted run; the next run with the same settings resumes from it.
 
     Raises:
-        ValueError: a latency or delay that is none; the task is not of the twin's cell.
-        WorkerError, UnknownNameError, CheckpointError: as of :func:`onedp_ros.evaluation.rollout.evaluate`.
+        ValueError: an invalid latency or delay, or a task that is not in the twin's cell.
+        WorkerError, UnknownNameError, CheckpointError: see :func:`onedp_ros.evaluation.rollout.evaluate`.
     """
     if latency == "measured":
         raise ValueError("latency is 'measured', expected v100 or seconds: it would differ from row to row")
@@ -113,10 +113,10 @@ def run(
     contract = sampler.contract
     task = TASKS.get(contract.task)
     if task.scene is None:
-        raise ValueError(f"task {contract.task} is simulated step by step; hand-overs are compared in the twin's cell")
+        raise ValueError(f"task {contract.task} is simulated in lockstep; hand-overs are compared in the twin's cell only")
     rows = [(h, d, Timing(latency, handover=h)) for h in HANDOVERS for d in delays]
     for _, delay, timing in rows:
-        Timing(timing.seconds(1, 0.0) + delay)  # or the error would come late
+        Timing(timing.seconds(1, 0.0) + delay)  # report an invalid latency now, not after hours
     first = task.evaluation_seeds // 2
     settings = [digests, method, engine, contract.to_dict(), latency, task.max_time]
     done = _Lines(partial, json.dumps(settings, sort_keys=True))
@@ -159,7 +159,7 @@ def _row(handover: str, delay: float, results: Sequence[dict[str, Any]]) -> dict
 
 
 class _Lines:
-    """``results`` by key, kept in a file of JSON lines, the settings first. Without a path, nothing is kept."""
+    """``results`` by key, mirrored to a file of JSON lines whose first line is the settings. Without a path, not saved."""
 
     def __init__(self, path: Path | None, settings: str) -> None:
         self._path = path
@@ -187,7 +187,7 @@ class _Lines:
 def table(result: dict[str, Any]) -> str:
     """The rows as lines to print."""
     lines = [
-        "{task}, {method}, latency {latency}, {episodes} episodes a row, seeds from {seed}".format(**result),
+        "{task}, {method}, latency {latency}, {episodes} episodes per row, seeds from {seed}".format(**result),
         "",
         f"{'hand-over':10} {'delay ms':>8} {'success':>7} {'95 %':>12} {'time s':>7} {'jerk m/s³':>9} {'jump mm':>8} {'turn °':>7} "
         f"{'lag ms':>7}",
@@ -203,7 +203,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Jerk against success, a point a row; labels are the delays in ms."""
+    """Plot success over jerk, one point per row, labelled with the delay in ms."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -220,7 +220,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         for x, y, r in zip(jerk, success, rows, strict=True):
             axes.annotate(f"{1e3 * r['delay_s']:.0f} ms", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel="RMS jerk of the 60 Hz targets (m/s³)", ylabel="success", ylim=(-0.02, 1.05))
-    axes.set_title("{task}, {method}, {episodes} episodes a point".format(**result), fontsize=10)
+    axes.set_title("{task}, {method}, {episodes} episodes per point".format(**result), fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)

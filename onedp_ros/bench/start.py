@@ -1,6 +1,6 @@
-"""``onedp bench --start``: how long policy_node takes from its process's start until it is ready, with predictions made.
+"""``onedp bench --start``: the time policy_node takes from process start until it is ready and has made predictions.
 
-The first start on a machine converts and compiles; the next ones restore what that kept. The two take turns.
+The first start on a machine converts and compiles the network; later ones load the result from the cache. The two alternate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STARTS = ("first", "next")
 
 
 def run(engine: str = "auto", repeats: int = 5) -> dict[str, Any]:
-    """Seconds of each start (``first`` and ``next``, in pairs) of the released OneDP-S, and the median of the pairs' ratios."""
+    """Time (s) of each start (``first`` and ``next``, in pairs) of the released OneDP-S, and the median of the pairs' ratios."""
     seconds: dict[str, list[float]] = {name: [] for name in STARTS}
     for _ in tqdm(range(repeats), desc="bench start", unit="pair"):
         with tempfile.TemporaryDirectory() as cache:
@@ -33,7 +33,7 @@ def run(engine: str = "auto", repeats: int = 5) -> dict[str, Any]:
 
 
 def start(engine: str, cache: str) -> float:
-    """Seconds of one start. RuntimeError with the node's output when it fails."""
+    """Time of one start, s. RuntimeError with the node's output if it fails."""
     parameters = {
         "task": default_task(),
         "model": find_released(default_task(), DEFAULT_METHOD),
@@ -52,11 +52,11 @@ def start(engine: str, cache: str) -> float:
                 seconds = time.monotonic() - begin
                 node.kill()
                 return seconds
-    raise RuntimeError(f"policy_node ended before it was ready:\n{output}")
+    raise RuntimeError(f"policy_node exited before it was ready:\n{output}")
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"engine {result['engine']}, from the process's start until predictions are made"]
+    lines = [f"engine {result['engine']}, from process start until the first predictions are made"]
     for name, seconds in result["seconds"].items():
         lines.append(f"{name:5} start: {np.median(seconds):5.1f} s (median of {len(seconds)}, {min(seconds)} to {max(seconds)})")
     return "\n".join([*lines, f"next to first: {result['next_to_first']} (median of the pairs)"])
