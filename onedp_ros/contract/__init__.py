@@ -1,7 +1,7 @@
-"""What a policy sees and outputs: cameras, state, action, rates, normalisation, and how messages become observations.
+"""A policy's inputs and outputs: cameras, state, action, rates, normalisation, and how messages become observations.
 
-The same code turns messages into a policy's input in the live node, in the bag converter and in a replay, so that a converted bag
-equals what the live policy saw. No ROS here: stamps are integer nanoseconds, images are arrays.
+The same code turns messages into a policy's input in the live node, in the bag converter and in a replay, so a converted bag equals
+what the live policy saw. No ROS here: stamps are integer nanoseconds, images are arrays.
 """
 
 from onedp_ros.contract.arm import MAX_OPENING, Arm

@@ -1,4 +1,4 @@
-"""What a cell with one arm and one gripper reads of a contract: topics, and poses and openings to and from vectors."""
+"""A contract seen as one arm with one gripper: its topics, and the conversion of poses and openings to and from vectors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MAX_OPENING = 0.08  # m between the fingers of the Franka hand
 
 
 class Arm:
-    """The one arm of a contract.
+    """The single arm of a contract.
 
     Attributes:
-        pose_topic, joint_states_topic: where the end effector's pose and the gripper's joints are measured.
+        pose_topic, joint_states_topic: topics of the measured end effector pose and gripper joints.
         finger_joints: names of the gripper's joints.
-        target_topic, gripper_topic: where target poses and openings are commanded.
+        target_topic, gripper_topic: topics of the commanded poses and openings.
 
     Raises:
-        ContractError: the contract is not of one arm with a gripper.
+        ContractError: the contract does not describe one arm with a gripper.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -40,12 +40,13 @@ class Arm:
 
     @property
     def opening_range(self) -> tuple[float, float]:
-        """The commanded openings that mean closed and open."""
+        """The commands for fully closed and fully open."""
         assert self._opening.range is not None
         return self._opening.range
 
     def opening(self, fingers: Sequence[float] | Floats) -> float:
-        """The commanded opening that positions of the gripper's joints stand for: the sum of a hand's fingers, or by the ranges."""
+        """The command that corresponds to the gripper's joint positions: the sum of the fingers' if the ranges say so, else scaled
+        from the joints' range to the command's."""
         assert self._fingers.range is not None and self._opening.range is not None
         (closed, opened), (shut, wide) = self._fingers.range, self._opening.range
         total = float(sum(float(f) for f in fingers))
@@ -54,21 +55,21 @@ class Arm:
         return shut + (wide - shut) * (total / len(fingers) - closed) / (opened - closed)
 
     def poses(self, state: Floats) -> tuple[Floats, Floats, Floats]:
-        """States (..., state_dim) -> positions (..., 3) m, unit quaternions xyzw (..., 4), the gripper's joints (..., joints)."""
+        """States (..., state_dim) -> positions (..., 3) m, unit quaternions xyzw (..., 4), gripper joints (..., joints)."""
         state = np.asarray(state, dtype=np.float64)
         quaternions = self._orientation.quaternions(state[..., self._at["orientation"]])
         return state[..., self._at["position"]], quaternions, state[..., self._at["fingers"]]
 
     def encode_state(self, position: Floats, quaternion: Floats, fingers: Sequence[float] | Floats) -> Floats:
-        """Position (3,) m, quaternion xyzw (4,), the gripper's joints -> state (state_dim,) float32.
+        """Position (3,) m, quaternion xyzw (4,), gripper joints -> state (state_dim,) float32.
 
         Raises:
-            ContractError: NaN, a quaternion that is not a rotation, or a state with more joints than the gripper's.
+            ContractError: NaN, an invalid quaternion, or a state with other joints besides the gripper's.
         """
         if self.contract.measured_joints != {self.joint_states_topic: self.finger_joints}:
             raise ContractError(
                 f"task {self.contract.task}: the state has the joints {dict(self.contract.measured_joints)} besides the gripper's; "
-                f"take those features out of the task file, or record bags with all of them"
+                f"remove those features from the task file, or record bags with all of them"
             )
         fingers = np.asarray(fingers, dtype=np.float64)
         return self.contract.encode_state({self.pose_topic: (position, quaternion), self.joint_states_topic: fingers})
@@ -85,7 +86,7 @@ class Arm:
         """Actions (..., action_dim) -> positions (..., 3) m, unit quaternions xyzw (..., 4), openings (...).
 
         Raises:
-            ContractError: a value that is not finite, a rotation that is not one, or a wrong shape.
+            ContractError: a value that is not finite, an invalid rotation, or a wrong shape.
         """
         action = self.contract.check_numbers(action)
         quaternions = self._rotation.quaternions(action[..., self._to["rotation"]])
@@ -103,6 +104,6 @@ def _parts(task: str, where: str, features: Sequence[Feature]) -> tuple[Feature,
         others = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise ContractError(
             f"task {task} is not of one arm with a gripper: its {where} has {others} in {len(features)} features, expected a "
-            f"position and an orientation of one topic and an opening; what drives one arm cannot run it"
+            f"position and an orientation of one topic and an opening; nodes and tools for a single arm cannot run it"
         )
     return positions[0], rotations[0], openings[0]

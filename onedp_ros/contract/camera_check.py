@@ -1,8 +1,8 @@
-"""Detects cameras that no longer see: images that are black, of one colour, or no longer change are worse than none.
+"""Detects faulty cameras: images that are black, of a single colour or frozen are worse than none.
 
-Such a camera keeps sending under new stamps, and a policy keeps moving the arm by what it once saw. The result depends on the
-observations alone, not on a clock, so that a replay withholds what the live node withheld, except for images that froze before
-the recording began.
+Such a camera keeps publishing with new stamps, and the policy keeps moving the arm on outdated images. The result depends only on
+the observations, not on a clock, so that a replay withholds the same ones as the live node, except for images that froze before the
+recording began.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from onedp_ros.contract import NANOSECONDS, Contract, Floats, Image, Observation
 from onedp_ros.contract.features import Pose, slices
 from onedp_ros.geometry import rotation_angle
 
-FEATURELESS = 3.0  # levels of 255: an image whose channels all deviate less from their mean shows nothing
+FEATURELESS = 3.0  # of 255 levels: an image in which every channel's standard deviation is below this has no content
 FROZEN_TIME = 0.3  # s: drivers repeat an image or two when frames are lost; a longer repetition is a fault
-# The twin's images are the same within 0.7 um and 2.3 urad of the hand; a standing robot's measured pose wanders by 0.1 mm.
+# The twin's images are identical within 0.7 um and 2.3 urad of hand motion; a resting robot's measured pose drifts by 0.1 mm.
 MOVED, TURNED = 0.003, 0.02  # m, rad: an arm in view, or a camera on it, cannot move that far without any pixel changing
-KEPT = 16  # images that are remembered: a driver may cycle through old buffers
+KEPT = 16  # images remembered: a driver may cycle through old buffers
 
 
 class CameraCheck:
-    """Finds observations whose images do not show the present scene.
+    """Finds observations whose images do not show the current scene.
 
-    *featureless*: black, white or of one colour. *frozen*: identical to an image of at least :data:`FROZEN_TIME` ago, since when
-    the end effector has moved by :data:`MOVED` or turned by :data:`TURNED`. A real sensor's noise never gives the same image
-    twice; a simulated camera without noise does so while the arm stands still, which is why the arm must have moved.
+    *featureless*: black, white or of a single colour. *frozen*: identical to an image at least :data:`FROZEN_TIME` old, while the
+    end effector has moved by :data:`MOVED` or turned by :data:`TURNED` since. A real sensor's noise never gives the same image
+    twice; a simulated camera without noise does while the arm is at rest, which is why the arm must have moved.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -45,9 +45,9 @@ class CameraCheck:
         self._seen: dict[str, OrderedDict[int, tuple[int, Pose]]] = {name: OrderedDict() for name in self._contract.cameras}
 
     def faults(self, observation: Observation) -> dict[str, tuple[str, str]]:
-        """By camera, the fault of its image: ``featureless`` or ``frozen``, and a message with the remedy.
+        """Faults by camera: ``featureless`` or ``frozen``, and a message with the remedy.
 
-        Pass observations in order; a stamp that goes back starts anew.
+        Pass observations in order; an older stamp resets the check.
         """
         if observation.stamp < self._newest:
             self._clear()
@@ -71,7 +71,7 @@ class CameraCheck:
         if deviation.max() < FEATURELESS:
             colour = np.round(mean[:, 0]).astype(int).tolist()
             return "featureless", (
-                f"{topic}: the picture is of one colour, RGB {colour}; look at the lens cap, the light, the exposure and the cable"
+                f"{topic}: the image is of a single colour, RGB {colour}; check the lens cap, the light, the exposure and the cable"
             )
         seen, digest = self._seen[camera], zlib.crc32(image.tobytes())
         if digest not in seen:
@@ -86,5 +86,5 @@ class CameraCheck:
         if age < FROZEN_TIME or (moved < MOVED and turned < TURNED):
             return "", ""
         return "frozen", (
-            f"{topic}: the same picture for {age:.1f} s, though the arm moved by {1e3 * moved:.0f} mm; restart the camera's driver"
+            f"{topic}: the same image for {age:.1f} s, though the arm moved by {1e3 * moved:.0f} mm; restart the camera's driver"
         )

@@ -1,6 +1,6 @@
 """Features: the named parts of a policy's state and action, as a task file lists them.
 
-A feature's kind decides how many numbers it has, which message it comes from, how it is interpolated and how it is normalised:
+A feature's kind determines its number of values, its message type, its interpolation and its normalisation:
 
 ============  ======  ===========  ==============================================================================
 kind          values  message      interpolation; normalisation
@@ -8,8 +8,8 @@ kind          values  message      interpolation; normalisation
 position      3       PoseStamped  linear; the data's range becomes [-1, 1]
 quaternion    4       PoseStamped  slerp; none. x, y, z, w in the half-space of "tool down" (1, 0, 0, 0): two
                                    orientations near its border (orientation.x = 0) look far apart
-rotation_6d   6       PoseStamped  slerp; none. The first two rows of the rotation matrix; without such a border
-opening       joints  JointState   linear, as a command held; ``range`` (closed, open) becomes [-1, 1] or [1, -1]
+rotation_6d   6       PoseStamped  slerp; none. The first two rows of the rotation matrix; no such border
+opening       joints  JointState   linear, a command is held; ``range`` (closed, open) becomes [-1, 1] or [1, -1]
 joint         joints  JointState   linear; the data's range becomes [-1, 1]
 plain         size    JointState   linear; the data's range becomes [-1, 1]
 ============  ======  ===========  ==============================================================================
@@ -34,16 +34,16 @@ Pose = tuple[Floats, Floats]
 """Position (3,) m and quaternion xyzw (4,), or stacks of them."""
 
 POSE, JOINTS = "geometry_msgs/msg/PoseStamped", "sensor_msgs/msg/JointState"
-POSE_KINDS = {"position": "xyz", "quaternion": "xyzw", "rotation_6d": "012345"}  # with the names of their values
+POSE_KINDS = {"position": "xyz", "quaternion": "xyzw", "rotation_6d": "012345"}  # the suffixes of their values' names
 JOINT_KINDS = ("opening", "joint", "plain")
-MAX_VALUES = 64  # of a feature, and features of a state or action
-LEAST_RANGE = {"position": 0.01, "joint": 0.01}  # m, rad: half of what is normalised to [-1, 1]; less would blow up noise
+MAX_VALUES = 64  # values of a feature, and features of a state or action
+LEAST_RANGE = {"position": 0.01, "joint": 0.01}  # m, rad: smallest half range normalised to [-1, 1]; less would amplify noise
 _MAX_TEXT = 200  # characters
 _OPTIONS = {"opening": {"joints", "range"}, "joint": {"joints"}, "plain": {"joints", "size"}}
 
 
 class ContractError(ValueError):
-    """Data that a contract forbids; the message names the thing, the value and the remedy."""
+    """Data that violates a contract; the message names the item, its value and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Feature:
 
     Args:
         name: unique in the state or action.
-        kind: see the module.
+        kind: see the module's table.
         topic: where it is measured or commanded.
-        joints: of the kinds opening, joint and plain, the names of the values in the message. Without them an opening is the first
-            value of a message, whatever its name, and a plain feature's values are called ``name.0``, ``name.1``, …
-        size: how many values a plain feature has.
-        range: of an opening, the values that mean closed and open: (0.0, 0.04) for each finger of the Franka hand (m),
-            (0.8, 0.0) for the knuckle of a Robotiq 2F-85 (rad), (0.0, 1.0) for a fraction.
+        joints: of an opening, joint or plain feature, the names of the values in the message. Without them an opening is a
+            message's first value, whatever its name, and a plain feature's values are named ``name.0``, ``name.1``, …
+        size: number of values of a plain feature.
+        range: of an opening, the values at closed and open: (0.0, 0.04) for each finger of the Franka hand (m), (0.8, 0.0) for the
+            knuckle of a Robotiq 2F-85 (rad), (0.0, 1.0) for a fraction.
 
     Raises:
         ContractError: names the feature, the value and what is expected.
@@ -118,12 +118,13 @@ class Feature:
 
     @property
     def dim(self) -> int:
-        """How many values it has."""
+        """Number of values."""
         return len(POSE_KINDS[self.kind]) if self.is_pose else len(self.joints) or self.size or 1
 
     @property
     def value_names(self) -> tuple[str, ...]:
-        """Of its values, for messages, plots and data sets: ``position.x``, ``rotation.0``, ``finger.1``; a single one, its own."""
+        """Names of its values in messages, plots and data sets: ``position.x``, ``rotation.0``, ``finger.1``; its own name if there
+        is only one."""
         if self.is_pose:
             return tuple(f"{self.name}.{a}" for a in POSE_KINDS[self.kind])
         if self.dim == 1:
@@ -133,11 +134,11 @@ class Feature:
 
     @property
     def message_names(self) -> tuple[str, ...]:
-        """The names of its values in a JointState; empty: the first value, whatever its name."""
+        """Names of its values in a JointState; empty: the first value, whatever its name."""
         return self.joints or (self.value_names if self.kind == "plain" else ())
 
     def encode_pose(self, position: Floats, quaternion: Floats) -> Floats:
-        """Its values (dim,) of a pose: (3,) m and a unit quaternion xyzw (4,)."""
+        """Its values (dim,) for a pose: position (3,) m and unit quaternion xyzw (4,)."""
         if self.kind == "position":
             return np.asarray(position)
         if self.kind == "rotation_6d":
@@ -146,13 +147,13 @@ class Feature:
         return np.asarray(quaternion) / (length if quaternion[0] >= 0 else -length)
 
     def quaternions(self, values: Floats) -> Floats:
-        """Its values (..., dim), a quaternion or rotation_6d -> unit quaternions (..., 4). ContractError for no rotation."""
+        """Its values (..., dim), quaternion or rotation_6d -> unit quaternions (..., 4). ContractError for an invalid rotation."""
         values = np.asarray(values, dtype=np.float64)
         if self.kind == "quaternion":
             length = np.linalg.norm(values, axis=-1, keepdims=True)
             if np.any(np.abs(length - 1.0) > 0.05):
                 worst = length.flat[np.argmax(np.abs(length - 1.0))]
-                raise ContractError(f"{self.name}: no unit quaternion, its length is {worst:.3f}")
+                raise ContractError(f"{self.name}: not a unit quaternion, its length is {worst:.3f}")
             return values / length
         try:
             return matrix_to_quaternion(rotation_6d_to_matrix(values))
@@ -160,7 +161,7 @@ class Feature:
             raise ContractError(f"{self.name}: {error}") from error
 
     def scaling(self, data: Floats) -> tuple[Floats, Floats]:
-        """Offset and scale (dim,) that normalise it, for the values (N, dim) of a data set."""
+        """Offset and scale (dim,) that normalise it, given its values (N, dim) in a data set."""
         if self.kind in ("quaternion", "rotation_6d"):
             return np.zeros(self.dim), np.ones(self.dim)
         if self.range is not None:
@@ -170,10 +171,10 @@ class Feature:
         half = (high - low) / 2
         if self.kind in LEAST_RANGE:
             return (low + high) / 2, np.maximum(half, LEAST_RANGE[self.kind])
-        return (low + high) / 2, np.where(half < 1e-3, 1.0, half)  # what never changes stays as it is
+        return (low + high) / 2, np.where(half < 1e-3, 1.0, half)  # constant values are not scaled
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; what is not given is left out."""
+        """Plain data, without unset fields."""
         data: dict[str, Any] = {"name": self.name, "kind": self.kind, "topic": self.topic}
         data |= {"joints": list(self.joints)} if self.joints else {}
         data |= {"size": self.size} if self.size else {}
@@ -185,7 +186,7 @@ def _is_number(value: object) -> bool:
 
 
 def read_features(where: str, data: object) -> tuple[Feature, ...]:
-    """A task file's list -> features; ``where``: ``state`` or ``action``. ContractError names the feature and the field."""
+    """Parse a task file's list of features; ``where``: ``state`` or ``action``. ContractError names the feature and the field."""
     if not isinstance(data, Sequence) or isinstance(data, str) or not 0 < len(data) <= MAX_VALUES:
         raise ContractError(f"{where} is {shown(data)}, expected a list of features, each with name, kind and topic")
     known = [f.name for f in dataclasses.fields(Feature)]
@@ -203,18 +204,18 @@ def read_features(where: str, data: object) -> tuple[Feature, ...]:
             raise ContractError(f"state: the feature {features[-1].name} names no joints; list them as in {features[-1].topic}")
     names = [feature.name for feature in features]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ContractError(f"{where} has two features of the name '{twice[0]}'; name them otherwise")
+        raise ContractError(f"{where} has two features named '{twice[0]}'; rename one")
     kinds: dict[str, str] = {}
     for feature in features:
         if kinds.setdefault(feature.topic.lstrip("/"), feature.message_type) != feature.message_type:
             raise ContractError(
-                f"{where}: {feature.topic} is to be both a pose and a joint state ({feature.name}); give each its own topic"
+                f"{where}: {feature.topic} is used both as a pose and as a joint state ({feature.name}); give each its own topic"
             )
     return tuple(features)
 
 
 def slices(features: Sequence[Feature]) -> dict[str, slice]:
-    """Where each feature's values stand in the vector, by its name."""
+    """Position of each feature's values in the vector, by feature name."""
     found, first = {}, 0
     for feature in features:
         found[feature.name] = slice(first, first + feature.dim)

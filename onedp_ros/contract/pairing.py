@@ -16,16 +16,15 @@ from onedp_ros.contract.features import ContractError, Floats
 from onedp_ros.contract.spec import NANOSECONDS, Contract, Image
 from onedp_ros.geometry import interpolate
 
-LARGEST = (
-    1e4  # of any measured position: larger ones are no measurement in whatever unit, and would overflow what is computed of them
-)
+# Of any measured position: a larger one is not a measurement in any unit, and computations with it would overflow.
+LARGEST = 1e4
 
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """What a policy sees at one stamp (ns): an image (height, width, 3) uint8 for each camera and the state (state_dim,).
+    """A policy's input at one stamp (ns): an image (height, width, 3) uint8 per camera and the state (state_dim,).
 
-    ``image_stamps`` (ns) are those of each camera's frame.
+    ``image_stamps`` (ns) are the stamps of the cameras' frames.
     """
 
     stamp: int
@@ -35,7 +34,7 @@ class Observation:
 
 
 class _Samples:
-    """Poses or joint positions of the last two seconds by stamp, interpolated between two of them."""
+    """Poses or joint positions of the last two seconds by stamp, with interpolation."""
 
     def __init__(self) -> None:
         self.stamps: list[int] = []
@@ -49,7 +48,7 @@ class _Samples:
             del self.stamps[:old], self.values[:old]
 
     def at(self, stamp: int) -> Any:
-        """The value at ``stamp``: linear, orientations on the shortest arc, the last value held."""
+        """The value at ``stamp``: interpolated linearly, orientations on the shortest arc; the last value is held."""
         i = bisect.bisect_right(self.stamps, stamp) - 1
         j = min(i + 1, len(self.stamps) - 1)
         a = (stamp - self.stamps[i]) / (self.stamps[j] - self.stamps[i]) if j > i else 0.0
@@ -59,9 +58,9 @@ class _Samples:
 class ObservationAssembler:
     """Pairs camera frames and interpolates the state at their stamp.
 
-    A new frame makes a set together with the other cameras' nearest frame within ``slop``; the set is stamped with the newest
-    frame's time and leaves as soon as pose and joint samples enclose that time. ``dropped`` counts, by reason, what did not
-    become part of a set. A stamp that jumps back by more than a second empties the buffers: the source started again.
+    A new frame and the other cameras' nearest frames within ``slop`` form a set, stamped with the newest frame's time. It becomes
+    an observation as soon as pose and joint samples bracket that time. ``dropped`` counts, by reason, what did not become part of
+    an observation. A stamp that jumps back by more than a second clears the buffers: the source restarted.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -76,7 +75,7 @@ class ObservationAssembler:
         self._last_set = -math.inf  # stamp of the newest set
 
     def add_image(self, camera: str, stamp: int, image: Image) -> None:
-        """Take a frame (already rgb8, any size that the contract admits). ContractError for a wrong image."""
+        """Add a frame (rgb8, any size that the contract allows). ContractError for an invalid image."""
         image = self.contract.cameras[camera].fit(image)
         if not self._follows(stamp, [s for s, _ in self._frames[camera]], f"{camera} image"):
             return
@@ -90,16 +89,16 @@ class ObservationAssembler:
             chosen[name] = best
         stamp = max(s for s, _ in chosen.values())
         if stamp <= self._last_set:
-            self.dropped[f"{camera} frame late"] += 1  # a set as new as this one left already
+            self.dropped[f"{camera} frame late"] += 1  # a set at least as new already exists
             return
         self._last_set = stamp
         self._pending.append((stamp, {n: f for n, (_, f) in chosen.items()}, {n: s for n, (s, _) in chosen.items()}))
 
     def add_pose(self, topic: str, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> None:
-        """Take a pose in the base frame, measured on one of the contract's topics: (3,) m, (4,) xyzw.
+        """Add a measured pose in the base frame, from one of the contract's topics: (3,) m, (4,) xyzw.
 
         Raises:
-            ContractError: NaN, a huge number or no rotation.
+            ContractError: NaN, an implausibly large number or an invalid rotation.
         """
         p, q = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
         if np.abs([*p, *q]).max() > LARGEST:
@@ -111,32 +110,32 @@ class ObservationAssembler:
         self._add(topic, "pose", stamp, (p, q))
 
     def add_joints(self, topic: str, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
-        """Take a joint state of one of the contract's topics. ContractError when a joint is missing, not finite or huge."""
+        """Add a joint state from one of the contract's topics. ContractError if a joint is missing, not finite or implausible."""
         wanted = self.contract.measured_joints[topic]
         try:
             values = np.array([positions[names.index(j)] for j in wanted], dtype=np.float64)
         except (ValueError, IndexError) as error:
             raise ContractError(
-                f"{topic} has joints {list(names)[:16]} with {len(positions)} positions, expected {list(wanted)} among them; name "
-                f"the joints of the state's features in the task file as they are there"
+                f"{topic} has joints {list(names)[:16]} with {len(positions)} positions, expected {list(wanted)} among them; use "
+                f"the message's joint names for the state's features in the task file"
             ) from error
         if not np.all(np.isfinite(values)):
             raise ContractError(f"{topic}: joint positions {values.tolist()} are not finite; check their publisher")
         if np.abs(values).max() > LARGEST:
-            raise ContractError(f"{topic}: joint positions {values.tolist()} are no measurement; check their publisher")
+            raise ContractError(f"{topic}: joint positions {values.tolist()} are implausible; check their publisher")
         self._add(topic, "joint state", stamp, values)
 
     def _add(self, topic: str, source: str, stamp: int, value: Any) -> None:
         if not self._follows(stamp, self._measured[topic].stamps, source):
             return
         self._measured[topic].add(stamp, value)
-        # Without cameras, what is measured on the first feature's topic makes the sets.
+        # Without cameras, samples on the first feature's topic trigger the observations.
         if not self.contract.cameras and topic == next(iter(self._measured)) and stamp > self._last_set:
             self._last_set = stamp
             self._pending.append((stamp, {}, {}))
 
     def pop(self) -> list[Observation]:
-        """The observations that have become complete, oldest first. Never raises: one that cannot be made is dropped."""
+        """The observations completed since the last call, oldest first. Never raises: an invalid one is dropped."""
         ready: list[Observation] = []
         while self._pending and all(samples.stamps for samples in self._measured.values()):
             stamp, images, image_stamps = self._pending[0]
@@ -161,7 +160,7 @@ class ObservationAssembler:
         return bool(self._pending)
 
     def _follows(self, stamp: int, earlier: Sequence[int], source: str) -> bool:
-        """Whether the sample may be used: it is newer than the last, or its clock went back and everything starts again."""
+        """Whether to use the sample: it is newer than the last, or its clock was set back and the buffers were cleared."""
         if not earlier or stamp > earlier[-1]:
             return True
         if earlier[-1] - stamp < NANOSECONDS:
@@ -173,28 +172,28 @@ class ObservationAssembler:
 
 
 class ObservationHistory:
-    """Keeps recent observations and picks those spaced by ``dt``, whatever rate they arrive at."""
+    """Keeps recent observations and selects those spaced by ``dt``, at whatever rate they arrive."""
 
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
         self._observations: deque[Observation] = deque(maxlen=64)
 
     def add(self, observation: Observation) -> None:
-        """Take a newer observation; one that is older than the last empties the history (the clock went back)."""
+        """Add a newer observation; one that is older than the last clears the history (the clock was set back)."""
         if self._observations and observation.stamp <= self._observations[-1].stamp:
             self._observations.clear()
         self._observations.append(observation)
 
     def add_distant(self, observation: Observation) -> None:
-        """Take a newer observation only when none is within half a step before it."""
+        """Add a newer observation only if none lies within half a step before it."""
         if not self._observations or observation.stamp - self._observations[-1].stamp >= self.contract.dt_ns // 2:
             self.add(observation)
 
     def window(self) -> list[Observation] | None:
-        """``n_obs_steps`` observations, oldest first, the last the newest; None before the first.
+        """``n_obs_steps`` observations, oldest first, ending with the newest; None before the first.
 
-        For each wanted time the nearest observation is taken. At the start, and after a gap longer than ``dt``, when none lies
-        within half a step, the following one stands in, as the first step is repeated in training.
+        For each wanted time the nearest observation is used. At the start, and after a gap longer than ``dt``, when none lies
+        within half a step, the following one is repeated, as the first step is in training.
         """
         if not self._observations:
             return None

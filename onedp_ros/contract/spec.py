@@ -1,4 +1,4 @@
-"""What a policy sees and outputs, as data: cameras, features of state and action, rates."""
+"""The contract of a task as data: cameras, features of state and action, rates."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from onedp_ros.resources import named_file
 
 NANOSECONDS = 1_000_000_000
 
-# What no cell needs more of; beyond them a few bytes of a task file would cost a machine its memory.
+# More than any cell needs; without these bounds a few bytes of a task file could exhaust the memory.
 MAX_HZ, MAX_SLOP = 1000.0, 10.0  # 1/s, s
-MAX_STEPS = 1000  # of observations or actions in a window
-MAX_CAMERAS, MAX_PIXELS = 16, 8192  # a task, a side of an image
+MAX_STEPS = 1000  # observations or actions in a window
+MAX_CAMERAS, MAX_PIXELS = 16, 8192  # per task, per side of an image
 _MAX_TEXT = 200  # characters
 RESERVED = frozenset({"state", "action", "timestamp", "robot_eef_pose", "robot_gripper_width"})
-"""Arrays of a replay buffer beside the cameras'."""
-_EARLIER = ("joint_states_topic", "pose_topic", "finger_joints")  # fields of contracts before there were features
+"""Arrays of a replay buffer besides the cameras'."""
+_EARLIER = ("joint_states_topic", "pose_topic", "finger_joints")  # fields of older contracts, without features
 
 Image = NDArray[np.uint8]
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """One camera: where it publishes and the size (pixels) of the rgb8 image that the policy sees."""
+    """One camera: its topic and the size (pixels) of the policy's rgb8 image."""
 
     topic: str
     height: int
     width: int
 
     def fit(self, image: Image) -> Image:
-        """(H, W, 3) uint8 of this camera's size or a larger one of the same shape -> (height, width, 3) uint8.
+        """Resize an image (H, W, 3) uint8 of this size, or larger with the same aspect ratio, to (height, width, 3) uint8.
 
         Raises:
             ContractError: not uint8 RGB, smaller than the contract's image, or of another aspect ratio.
@@ -62,8 +62,8 @@ class Camera:
 
     @staticmethod
     def _fields_like(width: int, height: int) -> str:
-        """What to write into a task file for a camera of this size."""
-        step = height // max(math.gcd(width, height), 1)  # heights with a whole width to them
+        """The task file's fields for a camera of this size."""
+        step = height // max(math.gcd(width, height), 1)  # heights that give a whole width
         if not step:
             return "its height, width and crop"
         fitted = min(max(step * max(round(120 / step), 1), step), height)
@@ -89,7 +89,7 @@ def _check_count(name: str, value: object, most: int) -> None:
 class Contract:
     """The agreement between a task's data, its policies and the nodes. Frozen; read from ``config/tasks/<task>.yaml``.
 
-    ``policy`` names the task whose policies do this one; empty: its own.
+    ``policy`` names the task whose policies are used for this one; empty: its own.
     """
 
     task: str
@@ -115,7 +115,7 @@ class Contract:
         except ValueError as error:
             raise ContractError(f"{error}; correct it in the task file") from error
         if not isinstance(self.base_frame, str) or not 0 < len(self.base_frame) <= _MAX_TEXT:
-            raise ContractError(f"base_frame is {shown(self.base_frame)}, expected the name of a frame, such as base")
+            raise ContractError(f"base_frame is {shown(self.base_frame)}, expected the name of a TF frame, such as base")
         for name, most in (("control_hz", MAX_HZ), ("slop", MAX_SLOP)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= most:
@@ -127,9 +127,9 @@ class Contract:
                 f"n_action_steps {self.n_action_steps} after {self.n_obs_steps} observations exceeds the horizon {self.horizon}"
             )
         if len(self.cameras) > MAX_CAMERAS:
-            raise ContractError(f"cameras is a list of {len(self.cameras)}, expected {MAX_CAMERAS} at most")
+            raise ContractError(f"cameras has {len(self.cameras)} entries, expected {MAX_CAMERAS} at most")
         if taken := sorted(RESERVED & {*self.cameras}):
-            raise ContractError(f"camera name '{taken[0]}' is that of another array in data sets; name the camera otherwise")
+            raise ContractError(f"camera name '{taken[0]}' is reserved for another array in data sets; rename the camera")
         if len(self.crop) != (2 if self.cameras else 0):
             expected = "height and width in pixels" if self.cameras else "none without cameras"
             raise ContractError(f"crop is {shown(list(self.crop))}, expected {expected}")
@@ -147,17 +147,17 @@ class Contract:
 
     @property
     def dt(self) -> float:
-        """Training step, s."""
+        """Control step, s."""
         return 1.0 / self.control_hz
 
     @property
     def dt_ns(self) -> int:
-        """Training step, ns."""
+        """Control step, ns."""
         return round(NANOSECONDS / self.control_hz)
 
     @property
     def least_camera_hz(self) -> float:
-        """Frames a second that each camera must send: a new one at every step, those of two never farther apart than ``slop``."""
+        """Lowest rate (Hz) of each camera: one new frame per step, and frames of two cameras never farther apart than ``slop``."""
         return max(self.control_hz, 1.0 / (2.0 * self.slop) if len(self.cameras) > 1 else 0.0)
 
     @functools.cached_property
@@ -170,32 +170,32 @@ class Contract:
 
     @functools.cached_property
     def state_names(self) -> tuple[str, ...]:
-        """Of the values of a state: ``position.x``, …"""
+        """Names of a state's values: ``position.x``, …"""
         return tuple(name for feature in self.state for name in feature.value_names)
 
     @functools.cached_property
     def action_names(self) -> tuple[str, ...]:
-        """Of the values of an action."""
+        """Names of an action's values."""
         return tuple(name for feature in self.action for name in feature.value_names)
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Steps by which a training window may reach over the start and the end of an episode, as at its start and end live."""
+        """Steps by which a training window may extend beyond an episode's start and end, as live."""
         return self.n_obs_steps - 1, self.n_action_steps - 1
 
     @functools.cached_property
     def state_topics(self) -> dict[str, str]:
-        """Where the state is measured: topic -> message type."""
+        """Topics of the measured state: topic -> message type."""
         return {feature.topic: feature.message_type for feature in self.state}
 
     @functools.cached_property
     def action_topics(self) -> dict[str, str]:
-        """Where actions are commanded: topic -> message type."""
+        """Topics of the commanded actions: topic -> message type."""
         return {feature.topic: feature.message_type for feature in self.action}
 
     @functools.cached_property
     def measured_joints(self) -> dict[str, tuple[str, ...]]:
-        """By topic of joint states, the names of the values that the state needs, each once."""
+        """Joint state topic -> names of the values that the state needs, each once."""
         names: dict[str, dict[str, None]] = {}
         for feature in self.state:
             if not feature.is_pose:
@@ -204,22 +204,22 @@ class Contract:
 
     @functools.cached_property
     def _places(self) -> dict[str, list[int]]:
-        """Where the joints of the state's features stand in :attr:`measured_joints`."""
+        """Feature -> indices of its joints in :attr:`measured_joints`."""
         joints = [feature for feature in self.state if not feature.is_pose]
         return {f.name: [self.measured_joints[f.topic].index(n) for n in f.message_names] for f in joints}
 
     @functools.cached_property
     def arm(self) -> Arm:
-        """The one arm of this contract. ContractError when it is not of one arm with a gripper."""
+        """The single arm of this contract. ContractError if it does not describe one arm with a gripper."""
         return Arm(self)
 
     def encode_state(self, measured: Mapping[str, Any]) -> Floats:
-        """What is measured, by topic -> state (state_dim,) float32.
+        """Measurements by topic -> state (state_dim,) float32.
 
-        ``measured``: a pose, (3,) m and quaternion xyzw (4,), or the values of :attr:`measured_joints`.
+        ``measured``: per topic a pose, (3,) m and quaternion xyzw (4,), or the values of :attr:`measured_joints`.
 
         Raises:
-            ContractError: a value that is not finite, or a quaternion that is not a rotation.
+            ContractError: a value that is not finite, or an invalid quaternion.
         """
         parts = []
         for feature in self.state:
@@ -237,7 +237,7 @@ class Contract:
         return state.astype(np.float32)
 
     def check_numbers(self, action: Floats) -> Floats:
-        """:meth:`check_action` but for the rotations."""
+        """:meth:`check_action` without the check of rotations."""
         action = np.asarray(action, dtype=np.float64)
         if action.shape[-1:] != (self.action_dim,):
             raise ContractError(f"action has shape {action.shape}, expected (..., {self.action_dim})")
@@ -246,10 +246,10 @@ class Contract:
         return action
 
     def check_action(self, action: Floats) -> Floats:
-        """Actions (..., action_dim) as float64.
+        """Check actions (..., action_dim) and return them as float64.
 
         Raises:
-            ContractError: a value that is not finite, a rotation that is not one, or a wrong shape.
+            ContractError: a value that is not finite, an invalid rotation, or a wrong shape.
         """
         action, at = self.check_numbers(action), slices(self.action)
         for feature in self.action:
@@ -259,7 +259,7 @@ class Contract:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Contract:
-        """Read a task file. ContractError for a file that is not a valid contract."""
+        """Read a task file. ContractError if it is not a valid contract."""
         try:
             return cls.from_dict(read_yaml(path))
         except ContractError as error:
@@ -269,7 +269,7 @@ class Contract:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Contract:
-        """Inverse of :meth:`to_dict`. Contracts from before there were features are read, too.
+        """Inverse of :meth:`to_dict`. Also reads older contracts, without features.
 
         Raises:
             ContractError: names a missing or unknown field.
@@ -304,7 +304,8 @@ class Contract:
         return data
 
     def require_same(self, other: Contract, ours: str, theirs: str, any_task: bool = False) -> None:
-        """ContractError that names the first field in which ``other`` (called ``theirs``) differs; ``any_task``: save its name."""
+        """Raise ContractError naming the first field in which ``other`` (called ``theirs``) differs; ``any_task``: the task's name
+        may differ."""
         mine, its = self.to_dict(), other.to_dict()
         for name in {**mine, **its}:
             found, against = mine.get(name, ""), its.get(name, "")
@@ -312,30 +313,30 @@ class Contract:
                 if name in ("state", "action") and len(found) == len(against):
                     found, against = next((a, b) for a, b in zip(found, against, strict=True) if a != b)
                 raise ContractError(
-                    f"{ours} and {theirs} differ in '{name}': {found!r} against {against!r}; use the task file the data and the "
-                    f"checkpoint were made with, or make them again"
+                    f"{ours} and {theirs} differ in '{name}': {found!r} against {against!r}; use the task file that the data "
+                    f"and the checkpoint were made with, or make them again"
                 )
 
     @property
     def policy_task(self) -> str:
-        """The task whose policies do this one."""
+        """The task whose policies are used for this one."""
         return self.policy or self.task
 
     def require_policy(self, policy: Contract, name: str) -> None:
-        """ContractError unless a policy of the contract ``policy``, called ``name``, can do this task."""
+        """Raise ContractError unless a policy with the contract ``policy``, called ``name``, can be used for this task."""
         if policy.task != self.policy_task:
             raise ContractError(
-                f"{name} is a policy of the task {policy.task}, but {self.task} is done with one of {self.policy_task}; give such "
-                f"a policy, or the task file of {policy.task}"
+                f"{name} is a policy of the task {policy.task}, but {self.task} needs one of {self.policy_task}; use such a "
+                f"policy, or the task file of {policy.task}"
             )
         dataclasses.replace(self, task=self.policy_task, policy="").require_same(policy, "the task", name)
 
     def action_stamps(self, stamp: int) -> NDArray[np.int64]:
-        """Times (ns) that a chunk's (horizon,) actions are meant for: ``stamp + (i - (n_obs_steps - 1)) * dt``."""
+        """Times (ns) of a chunk's actions, (horizon,): ``stamp + (i - (n_obs_steps - 1)) * dt``."""
         return stamp + (np.arange(self.horizon, dtype=np.int64) - (self.n_obs_steps - 1)) * self.dt_ns
 
     def history_stamps(self, stamp: int) -> list[int]:
-        """Times (ns), oldest first, at which the observations of one policy input are wanted; the last is ``stamp``."""
+        """Times (ns) of the observations in a policy's input, oldest first; the last is ``stamp``."""
         return [stamp - (self.n_obs_steps - 1 - i) * self.dt_ns for i in range(self.n_obs_steps)]
 
 
@@ -347,7 +348,7 @@ def _check_orientation(quaternion: Floats) -> None:
 
 
 def _with_features(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A contract of one arm from before there were features -> the same with them. ContractError names a missing field."""
+    """Convert an older contract of one arm to one with features. ContractError names a missing field."""
     if missing := sorted(set(_EARLIER) - set(data)):
         raise ContractError(f"contract lacks the fields {missing}")
     joints = data["finger_joints"]
@@ -377,5 +378,5 @@ def _with_features(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def task_contract(task: str) -> Contract:
-    """The contract of a task file, as of :func:`onedp_ros.resources.named_file`."""
+    """The contract of a task file, found by :func:`onedp_ros.resources.named_file`."""
     return Contract.from_yaml(named_file("tasks", task))

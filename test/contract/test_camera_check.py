@@ -56,7 +56,7 @@ def test_the_text_names_topic_picture_and_remedy():
     images = {"wrist": noisy(), "front": np.zeros_like(SCENE)}
     ((reason, text),) = check.faults(Observation(1, images, {"wrist": 1, "front": 1}, state)).values()
     assert reason == "featureless"
-    assert text.startswith("front_camera/color/image_raw: the picture is of one colour, RGB [0, 0, 0]; look at the lens cap")
+    assert text.startswith("front_camera/color/image_raw: the image is of a single colour, RGB [0, 0, 0]; check the lens cap")
 
 
 @pytest.mark.parametrize("motion", [{"speed": 0.1}, {"spin": 0.5}])

@@ -95,12 +95,12 @@ def test_impossible_contract_names_the_field_and_value(change: dict, message: st
         ({**EARLIER, "finger_joints": "ab"}, "finger_joints is 'ab', expected a list of two"),
         ({**EARLIER, "finger_joints": [1, 2]}, r"joints is \(1, 2\), expected a list of joint names"),
         ({**EARLIER, "pose_topic": "a pose"}, "topic of the feature position 'a pose' is no name of a ROS topic"),
-        ({**CONTRACT.to_dict(), "base_frame": ""}, "base_frame is '', expected the name of a frame"),
+        ({**CONTRACT.to_dict(), "base_frame": ""}, "base_frame is '', expected the name of a TF frame"),
         ({**CONTRACT.to_dict(), "task": "../../etc"}, "task name '../../etc' cannot become part of a path: .* 'etc'; correct it"),
         ({**CONTRACT.to_dict(), "task": None}, "task name None cannot become part of a path"),
         (with_camera("arm/wrist"), "camera name 'arm/wrist' cannot become part of a path: .* 'arm_wrist'"),
         (with_camera("/tmp/x"), "camera name '/tmp/x' cannot"),
-        (with_camera("state"), "camera name 'state' is that of another array in data sets; name the camera otherwise"),
+        (with_camera("state"), "camera name 'state' is reserved for another array in data sets; rename the camera"),
         (with_camera("w", height="120"), "the w camera's height is '120', expected a whole number, .*; remove the quotes"),
         (with_camera("w", width=10**9), "the w camera's width is 1000000000, expected .* at most 8192"),
         (with_camera("w", topic="a b"), "the w camera's topic 'a b' is no name of a ROS topic"),
@@ -276,7 +276,7 @@ def test_clock_that_goes_back_starts_again() -> None:
 
 
 def test_missing_finger_joint_names_the_joints_and_the_remedy() -> None:
-    with pytest.raises(ContractError, match=r"joint_states has joints \['a'\].*name the joints of the state's features"):
+    with pytest.raises(ContractError, match=r"joint_states has joints \['a'\].*use the message's joint names"):
         ObservationAssembler(CONTRACT).add_joints(JOINTS, 0, ["a"], [0.0])
 
 
@@ -394,5 +394,5 @@ def test_huge_measurements_are_refused_and_never_come_out_of_pop(value):
     assembler = ObservationAssembler(CONTRACT)
     with pytest.raises(ContractError, match="out of reach"):
         assembler.add_pose(POSE, 1, (value, 0.0, 0.3), (1.0, 0.0, 0.0, 0.0))
-    with pytest.raises(ContractError, match="no measurement"):
+    with pytest.raises(ContractError, match="implausible"):
         assembler.add_joints(JOINTS, 1, FINGERS, [0.02, value])

@@ -96,9 +96,9 @@ def test_a_feature_that_is_none_is_named_with_what_is_expected(change: dict[str,
 
 
 def test_lists_of_features_are_checked() -> None:
-    with pytest.raises(ContractError, match=r"state has two features of the name 'point'"):
+    with pytest.raises(ContractError, match=r"state has two features named 'point'"):
         contract([POINT, {**POINT, "topic": "other"}], [POINT])
-    with pytest.raises(ContractError, match="point is to be both a pose and a joint state"):
+    with pytest.raises(ContractError, match="point is used both as a pose and as a joint state"):
         contract([POINT, {"name": "tool", "kind": "position", "topic": "/point"}], [POINT])
     for wrong in ([], "position", [{"name": "a"}], {"name": "a"}, [POINT] * 100):
         with pytest.raises(ContractError, match=r"action (is|holds)"):

@@ -85,7 +85,7 @@ def with_position(message: Any, **values: float) -> Any:
 
 BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "NaN in a joint state": (JOINTS, lambda m: dataclasses.replace(m, position=np.full(9, np.nan)), "not finite"),
-    "joint state without fingers": (JOINTS, lambda m: dataclasses.replace(m, name=ARM), "name the joints"),
+    "joint state without fingers": (JOINTS, lambda m: dataclasses.replace(m, name=ARM), "joint names"),
     "NaN in a pose": (POSE, lambda m: with_position(m, x=np.nan), "NaN or infinity"),
     "pose in another frame": (
         POSE,

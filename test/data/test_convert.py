@@ -362,5 +362,5 @@ def test_wrong_encoding_and_missing_joints_name_the_bag_and_the_remedy(tmp_path:
         writer.add_image("wrist", START, np.zeros((100, 160, 3), np.uint8))
     with pytest.raises(ConvertError) as error:
         convert([tmp_path / "joints", tmp_path / "size"], tmp_path / "data.zarr", contract, workers=1, progress=False)
-    assert re.search(r"joints holds no complete step; .*joint_states has joints .* name the joints of", str(error.value))
+    assert re.search(r"joints holds no complete step; .*joint_states has joints .* use the message's joint names", str(error.value))
     assert re.search(r"size holds no complete step; .*wrist_camera/color/image_raw: image is 160x100", str(error.value))

@@ -324,7 +324,7 @@ def test_stores_are_joined_and_damaged_episodes_named(contract: Contract, tmp_pa
     assert [e.get("seed") for e in root.attrs["episodes"]] == [None, 1, 2]
     assert (root["data/state"][:, 3] == 1).all()
     assert "episode_0: action holds NaN" in report.skipped[f"{second}/episode_0"]
-    assert "no unit quaternion, its length is" in report.skipped[f"{second}/episode_1"]
+    assert "not a unit quaternion, its length is" in report.skipped[f"{second}/episode_1"]
 
 
 def test_stores_of_other_layouts_are_refused_with_what_they_hold(real_contract: Contract, tmp_path: Path) -> None:

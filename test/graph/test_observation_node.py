@@ -136,7 +136,7 @@ def huge_fingers(source):
         (wrong_encoding, "wrist_camera/color/image_raw", "16UC1"),
         (wrong_size, "wrist_camera/color/image_raw", "90x90"),
         (too_few_bytes, "wrist_camera/color/image_raw", "100 bytes"),
-        (missing_joints, "joint_states", "name the joints"),
+        (missing_joints, "joint_states", "joint names"),
         (nan_in_pose, "current_pose", "NaN"),
         (nan_in_fingers, "joint_states", "not finite"),
         (other_frame, "current_pose", "base"),
@@ -144,7 +144,7 @@ def huge_fingers(source):
         (of_long_ago, "joint_states", "synchronise the clocks"),
         (no_pixels, "wrist_camera/color/image_raw", "160x0"),
         (huge_pose, "current_pose", "out of reach"),
-        (huge_fingers, "joint_states", "no measurement"),
+        (huge_fingers, "joint_states", "implausible"),
     ],
 )
 def test_bad_input_is_named_and_counted_and_sets_come_again_after_it(rig, spoil, topic, words):

@@ -117,7 +117,7 @@ def test_the_policy_that_its_task_file_names_is_found_and_loaded(tmp_path: Path)
     assert model == resource("models", "pnp_milk", "onedp_s")
     assert load_sampler(model, contract=task_contract(str(path)))[0].contract == task_contract("pnp_milk")
     assert task_graph(str(path))[0].parameters["task"] == str(path), "what is released for pnp_milk does it"
-    with pytest.raises(ContractError, match="of the task pnp_milk, but pnp_milk_move is done with one of pnp_anything"):
+    with pytest.raises(ContractError, match="of the task pnp_milk, but pnp_milk_move needs one of pnp_anything"):
         load_sampler(model, contract=CONTRACT)
     assert Contract.from_dict(CONTRACT.to_dict()) == CONTRACT and "policy" not in task_contract("pnp_milk").to_dict()
 
@@ -128,12 +128,12 @@ def test_it_is_done_with_policies_of_pnp_anything_only() -> None:
     CONTRACT.require_policy(anything, "out/policy")
     anything.require_policy(anything, "out/policy")
     expected = (
-        "out/policy is a policy of the task pnp_milk, but pnp_milk_move is done with one of pnp_anything; give such a policy, or "
+        "out/policy is a policy of the task pnp_milk, but pnp_milk_move needs one of pnp_anything; use such a policy, or "
         "the task file of pnp_milk"
     )
     with pytest.raises(ValueError, match=expected):
         CONTRACT.require_policy(milk, "out/policy")
-    with pytest.raises(ValueError, match="of the task pnp_milk_move, but pnp_milk is done with one of pnp_milk"):
+    with pytest.raises(ValueError, match="of the task pnp_milk_move, but pnp_milk needs one of pnp_milk"):
         milk.require_policy(CONTRACT, "out/policy")
     with pytest.raises(ValueError, match="the task and out/policy differ in 'slop'"):
         CONTRACT.require_policy(dataclasses.replace(anything, slop=0.01), "out/policy")
