@@ -1,4 +1,4 @@
-"""Action chunks, and what they plan for an instant."""
+"""Action chunks, and the targets they plan at any time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onedp_ros.geometry import slerp
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the arm should reach: position (3,) m and quaternion xyzw (4,) in the base frame, opening between the fingers, m."""
+    """A target for the arm: position (3,) m and quaternion xyzw (4,) in the base frame, gripper opening, m."""
 
     position: NDArray[np.float64]
     quaternion: NDArray[np.float64]
@@ -22,8 +22,8 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class ActionChunk:
-    """A prediction: ``positions`` (horizon, 3) m, ``quaternions`` (horizon, 4) xyzw and ``openings`` (horizon,) m, each for its
-    time in ``stamps`` (horizon,) ns; ``stamp`` (ns) is that of the observation it was made from."""
+    """A prediction: ``positions`` (horizon, 3) m, ``quaternions`` (horizon, 4) xyzw and ``openings`` (horizon,) m, each for a time
+    in ``stamps`` (horizon,) ns; ``stamp`` (ns) is that of the observation it was predicted from."""
 
     stamp: int
     stamps: NDArray[np.int64]
@@ -33,11 +33,13 @@ class ActionChunk:
 
     @classmethod
     def from_actions(cls, contract: Contract, stamp: int, actions: Floats) -> ActionChunk:
-        """A policy's output (horizon, action_dim) for the observation at ``stamp``. ContractError: NaN or no rotation."""
+        """From a policy's output (horizon, action_dim) for the observation at ``stamp``. ContractError for NaN or an invalid
+        rotation."""
         return cls(stamp, contract.action_stamps(stamp), *contract.arm.decode_action(actions))
 
     def at(self, time: int) -> Target:
-        """The target at ``time`` (ns): position and opening linear, orientation on the shortest arc, ends held."""
+        """The target at ``time`` (ns): position and opening interpolated linearly, orientation on the shortest arc; first and last
+        actions are held."""
         last = len(self.stamps) - 1
         i = int(np.clip(np.searchsorted(self.stamps, time, side="right") - 1, 0, max(last - 1, 0)))
         j = min(i + 1, last)

@@ -1,4 +1,4 @@
-"""Turns the stream of targets into the servo's reference: follows the newest while it is fresh. The arm's own watchdog."""
+"""Turns the stream of targets into the servo's reference: follows the newest while it is fresh. The arm's watchdog."""
 
 from __future__ import annotations
 
@@ -20,28 +20,32 @@ from onedp_ros.settings import Range, check_fields, within
 
 Array = NDArray[np.float64]
 
-SPEED_MARGIN = 0.9  # of the speed limits: the filter may exceed them by what a jerk-limited change of mind takes
+SPEED_MARGIN = 0.9  # of the speed limits: a jerk-limited change of target lets the filter exceed them by that much
 TICK = 0.001  # s, the cycle of the arm's controller
-LOOK_EVERY = 10  # cycles between looks at the joints
-# m, and of a rotation matrix. Poses that the robot, which reports in single precision, cannot tell apart; and poses that cannot be
-# the same motion.
+LOOK_EVERY = 10  # cycles between reads of the joints
+# m, and elements of a rotation matrix: differences below which poses are the same to the robot, which reports in single precision,
+# and above which they cannot belong to the same motion.
 SAME_POSE, OTHER_MOTION = 1e-7, 1e-4
-DEPTH = 12  # commands among which the last one that the robot took is looked for
-MAX_FAILED_SEARCHES = 50  # searches after which there are none: this robot keeps other books
-MAX_COASTED_TICKS = 20  # cycles without a command that the robot makes up for; it stops after more
+DEPTH = 12  # commands among which the last one that the robot received is searched
+MAX_FAILED_SEARCHES = 50  # then searching ends: this robot reports its last command differently
+MAX_COASTED_TICKS = 20  # missed commands that the robot extrapolates over; after more it stops
 
-RESUME_DISTANCE = Range(0.005, 0.2, "m", "less than the arm lags behind keeps it from following, more is a way nobody expects")
-INSET = Range(0.001, 0.03, "m", "less is what an arm overshoots, and more is lost of a small workspace")
+RESUME_DISTANCE = Range(
+    0.005, 0.2, "m", "a smaller one than the arm's lag prevents following, a larger one allows unexpected motion"
+)
+INSET = Range(0.001, 0.03, "m", "less does not cover the arm's overshoot, more wastes a small workspace")
 WALL_DECELERATION = Range(0.0, 9.0, "m/s²", "an FR3 takes 9 m/s² at most")
-RESUME_ANGLE = Range(0.02, 1.0, "rad", "less than the arm lags behind keeps it from following, more is a turn nobody expects")
+RESUME_ANGLE = Range(
+    0.02, 1.0, "rad", "a smaller one than the arm's lag prevents following, a larger one allows unexpected rotation"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class FollowLimits:
-    """``workspace_min``, ``workspace_max`` (m, tool point, base frame); ``stale_after`` (s): older targets are ignored;
-    ``resume_distance`` (m) and ``resume_angle`` (rad): following begins only with a target as near as that; ``inset`` (m): the
-    reference stays that far from the walls of the workspace, so that the arm's overshoot stays inside; ``wall_deceleration``
-    (m/s²): how the reference brakes towards them."""
+    """``workspace_min``, ``workspace_max`` (m, tool center point, base frame); ``stale_after`` (s): older targets are ignored;
+    ``resume_distance`` (m), ``resume_angle`` (rad): following starts only with a target this close; ``inset`` (m): the reference
+    keeps this distance from the walls of the workspace, so that the arm's overshoot stays inside; ``wall_deceleration`` (m/s²): how
+    the reference brakes towards them."""
 
     workspace_min: tuple[float, float, float] = within(WORKSPACE)
     workspace_max: tuple[float, float, float] = within(WORKSPACE)
@@ -58,13 +62,13 @@ class FollowLimits:
 class TargetFollower:
     """Makes a smooth reference from targets that may jump, stall and end.
 
-    ``state`` is ``holding``, ``following`` or ``stopping``; ``columns`` is the reference as the robot takes it, 16 numbers.
-    Following begins with a fresh target near the reference; one that is too far away is counted in ``far`` and ignored. Without a
-    fresh target the reference slows down and stays.
+    ``state`` is ``holding``, ``following`` or ``stopping``; ``columns`` is the reference in the robot's format, 16 numbers.
+    Following starts with a fresh target near the reference; one that is too far away is counted in ``far`` and ignored. Without a
+    fresh target the reference decelerates and holds.
 
     Args:
-        joints: returns the present joint angles (7,) rad and Jacobian (6, 7); called every :data:`LOOK_EVERY` cycles, in which
-            an arm within the limits has hardly moved.
+        joints: returns the current joint angles (7,) rad and Jacobian (6, 7); called every :data:`LOOK_EVERY` cycles, during which
+            an arm within its limits hardly moves.
     """
 
     def __init__(
@@ -84,11 +88,11 @@ class TargetFollower:
         now: int,
         motion: Callable[[], tuple[ArrayLike, ArrayLike, ArrayLike]] | None = None,
     ) -> None:
-        """Hold at a pose, (3,) m and (4,) xyzw. Targets stamped before ``now`` (ns) will not be followed.
+        """Hold a pose, (3,) m and (4,) xyzw. Targets stamped before ``now`` (ns) will not be followed.
 
         Args:
-            motion: returns the pose, as above, and the twist (6,), m/s and rad/s, of an arm that lags behind the reference, as
-                behind a spring; a stop begins there. None: the arm is where the reference is.
+            motion: returns the measured pose, as above, and twist (6,), m/s and rad/s, of an arm that lags behind the reference,
+                as under impedance control; a stop starts from there. None: the arm is at the reference.
         """
         self._motion = motion
         self.filter.reset(position, quaternion)
@@ -105,13 +109,13 @@ class TargetFollower:
         self._goal = self.filter.pose
 
     def catch_up(self, ticks: int, commanded: Sequence[float] | None) -> None:
-        """Begin a cycle ``ticks`` after the previous one, from the pose that the robot itself has as its last command.
+        """Start a cycle ``ticks`` after the previous one, from the pose that the robot reports as its last command.
 
-        A robot that misses a command continues at the last acceleration (libfranka, "Packet handling"); a step from anywhere else
-        would look like a jump to it. Only the robot's own last commanded pose tells how many commands were late.
+        A robot that misses a command continues at the last acceleration (libfranka, "Packet handling"); continuing from any other
+        pose would be a jump to it. Only the robot's last commanded pose tells how many commands were late.
 
         Args:
-            commanded: that pose (``O_T_EE_c``), 16 numbers; None when the robot follows no pose.
+            commanded: that pose (``O_T_EE_c``), 16 numbers; None if the robot is not pose-controlled.
         """
         self._ticks += ticks
         if ticks == 1 and (commanded is None or max(map(abs, map(operator.sub, commanded, self.columns))) < SAME_POSE):
@@ -140,12 +144,12 @@ class TargetFollower:
             self.filter.coast(TICK)
 
     def step(self, stamp: int, position: Sequence[float], quaternion: Sequence[float], now: int, stop: bool = False) -> None:
-        """Advance the reference by a cycle.
+        """Advance the reference by one cycle.
 
         Args:
-            stamp: when the newest target came, ns on the clock of ``now``.
+            stamp: arrival time of the newest target, ns on the clock of ``now``.
             position, quaternion: that target, (3,) m and (4,) xyzw, plain floats.
-            stop: slow down whatever the target.
+            stop: decelerate, whatever the target.
         """
         fresh, turn = not stop and now - stamp < self._stale_after, self._cycle % LOOK_EVERY
         self._cycle += 1
@@ -157,7 +161,7 @@ class TargetFollower:
             self.state, changed = "stopping", True
             if self._motion is not None:
                 self.filter.take_over(*self._motion())
-        if turn == 1:  # a look is spread over four cycles
+        if turn == 1:  # reading the joints is spread over four cycles
             self._seen_joints = self._joints()
             self._looked, self._since = self._ticks, self._ticks - self._looked
         elif turn == 2:
@@ -194,7 +198,7 @@ class TargetFollower:
         self._goal = inside, quaternion
 
     def _wanted(self, fraction: float) -> tuple[Triple, Triple]:
-        """The filter's wanted velocity, but towards a wall no faster than the arm can brake before it."""
+        """The filter's wanted velocity, but no faster towards a wall than the arm can brake in front of it."""
         (x, y, z), spin = self.filter.wanted(*self._goal, fraction)
         here, most = self.filter.pose[0], self._limits.wall_deceleration
         low, high = self._low, self._high
@@ -210,7 +214,7 @@ class TargetFollower:
         self.filter.jerk_fraction = self._guard.jerk_fraction(limits.linear_jerk, limits.angular_jerk)
 
     def _limit_to_joints(self) -> None:
-        """Compute how much of the filter's wanted motion the joints can follow."""
+        """Compute the fractions of the filter's wanted motion that the joints can follow."""
         stopping = self.state == "stopping"
         velocity, spin = (STILL, STILL) if stopping else self._wanted(1.0)
         push, twist = self.filter.pushes(velocity, spin)

@@ -16,21 +16,21 @@ from onedp_ros.geometry import quaternion_from_rotation_vector, quaternion_multi
 
 Array = NDArray[np.float64]
 
-LONGEST_STEP = 0.05  # s: a longer pause between two targets does not allow a longer way
-SMOOTHING = 0.05  # s: time over which the speed is averaged that a stop begins with
+LONGEST_STEP = 0.05  # s: a longer pause between two targets does not allow a larger step
+SMOOTHING = 0.05  # s over which the speed that a stop starts from is averaged
 AT_REST = 1e-3  # m/s and rad/s
-SPAN = 0.02  # s over which a measured pose's speed is taken
-SLOW, SLOW_TURN = 0.02, 0.1  # m/s, rad/s: an arm that moves no faster is at rest
-LONGEST_BRAKE = 0.5  # s for which the measured pose is believed to be one that comes to rest
+SPAN = 0.02  # s over which the speed of the measured pose is estimated
+SLOW, SLOW_TURN = 0.02, 0.1  # m/s, rad/s: a slower arm is at rest
+LONGEST_BRAKE = 0.5  # s that the measured pose may take to come to rest
 
-# Poses that are farther apart than these speeds allow are not those of one arm. An FR3 moves at up to 3 m/s; it turns at 2.5 rad/s,
-# but its wrist alone is faster.
+# Poses farther apart than these speeds allow do not belong to one arm. An FR3 moves at up to 3 m/s and turns at 2.5 rad/s, but its
+# wrist alone is faster.
 FASTEST, FASTEST_TURN = 3.0, 10.0  # m/s, rad/s
 JITTER, JITTER_TURN = 0.01, 0.05  # m, rad
 
 
 def pose_fault(position: ArrayLike, quaternion: ArrayLike) -> str:
-    """Why these numbers are not a pose, ``not_finite`` or ``not_a_rotation``; empty when they are one."""
+    """Why this is not a valid pose, ``not_finite`` or ``not_a_rotation``; empty if it is."""
     values = np.concatenate([np.asarray(position, np.float64), np.asarray(quaternion, np.float64)])
     if not np.all(np.isfinite(values)):
         return "not_finite"
@@ -39,7 +39,7 @@ def pose_fault(position: ArrayLike, quaternion: ArrayLike) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredPose:
-    """Where the end effector was at ``stamp`` (ns): position (3,) m and unit quaternion xyzw (4,), base frame."""
+    """The end effector's pose at ``stamp`` (ns): position (3,) m and unit quaternion xyzw (4,), base frame."""
 
     stamp: int
     position: NDArray[np.float64]
@@ -47,7 +47,7 @@ class MeasuredPose:
 
 
 def jump(before: MeasuredPose, after: MeasuredPose) -> str:
-    """Describes a motion between two measured poses that no arm can make; empty when the motion is possible."""
+    """Describe an impossible motion between two measured poses; empty if the motion is possible."""
     dt = abs(after.stamp - before.stamp) / NANOSECONDS
     away, turn = math.dist(after.position, before.position), rotation_angle(after.quaternion, before.quaternion)
     if away <= FASTEST * dt + JITTER and turn <= FASTEST_TURN * dt + JITTER_TURN:
@@ -58,8 +58,8 @@ def jump(before: MeasuredPose, after: MeasuredPose) -> str:
 class SafetyGate:
     """Checks chunks and limits targets. ``rejected`` and ``limited`` count by reason.
 
-    Every target that comes out is finite, has a unit quaternion, lies in the workspace, and is no farther from the one before than
-    the speed limits allow; except for a stop, which may return to where the arm is.
+    Every target it returns is finite, has a unit quaternion, lies in the workspace, and is no farther from the last one than the
+    speed limits allow; except in a stop, which may go back to the measured pose.
     """
 
     def __init__(self, limits: SafetyLimits) -> None:
@@ -76,15 +76,15 @@ class SafetyGate:
         self._settled, self._trail = True, deque[MeasuredPose]()
 
     def start(self, position: ArrayLike, quaternion: ArrayLike, opening: float | None = None) -> Target:
-        """Start at rest at the measured pose, (3,) m and (4,) xyzw, and return that as the first target. ``opening`` defaults to
-        the last target's.
+        """Start at rest at the measured pose, (3,) m and (4,) xyzw, and return it as the first target. ``opening`` defaults to the
+        last target's.
 
         Raises:
-            ValueError: the pose is not finite, no rotation, or outside the workspace.
+            ValueError: the pose is not finite, has an invalid rotation, or lies outside the workspace.
         """
         p, q = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
         if pose_fault(p, q):
-            raise ValueError(f"measured pose {p.tolist()}, {q.tolist()} is not a pose; check the robot's state publisher")
+            raise ValueError(f"measured pose {p.tolist()}, {q.tolist()} is invalid; check the robot's state publisher")
         if np.any(p < self._low) or np.any(p > self._high):
             raise ValueError(
                 f"end effector at {p.round(3).tolist()} m is outside the workspace {self._low.tolist()} to {self._high.tolist()}; "
@@ -98,7 +98,7 @@ class SafetyGate:
         return self.target
 
     def check(self, chunk: ActionChunk, now: int) -> bool:
-        """Whether the chunk, which arrived at ``now`` (ns), may be followed; counts the reason if not."""
+        """Whether the chunk that arrived at ``now`` (ns) may be followed; counts the reason if not."""
         reason = self._fault(chunk, now)
         if reason is not None:
             self.rejected[reason] += 1
@@ -119,7 +119,7 @@ class SafetyGate:
             return "from_the_future"
         if now - chunk.stamp > self.limits.max_chunk_age * NANOSECONDS:
             return "too_old"
-        if self._stamp is not None and chunk.stamp < self._stamp <= now + tolerance:  # otherwise the clock itself was set back
+        if self._stamp is not None and chunk.stamp < self._stamp <= now + tolerance:  # otherwise the clock was set back
             return "out_of_order"
         return None
 
@@ -143,11 +143,11 @@ class SafetyGate:
         return self._advance(step, turn, opening)
 
     def stop(self, dt: float, measured: MeasuredPose | None = None) -> Target:
-        """The target to send ``dt`` (s) after the last one when there is no chunk to follow: slows down, then stays.
+        """The target to send ``dt`` (s) after the last one when there is no chunk to follow: decelerates, then holds.
 
-        Targets lead and the arm lags, so an arm that continues to where the targets come to rest moves farther than necessary. With
-        the newest ``measured`` pose the target is set there, step by step, until the arm is at rest: its own limits then decide how
-        hard it brakes, whatever its controller.
+        The arm lags behind the targets, so letting the targets come to rest would move it farther than necessary. With the newest
+        ``measured`` pose the target is set there at every step until the arm is at rest: its own limits then decide how hard it
+        brakes, whatever its controller.
         """
         dt = min(max(dt, 0.0), LONGEST_STEP)
         if measured is not None and not self._settled:
@@ -182,7 +182,7 @@ class SafetyGate:
 
     def _last(self) -> Target:
         if self.target is None:
-            raise RuntimeError("safety gate has no measured pose to begin from; call start() first")
+            raise RuntimeError("safety gate has no measured pose to start from; call start() first")
         return self.target
 
     def _advance(self, step: Array, turn: Array, opening: float) -> Target:

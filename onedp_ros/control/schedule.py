@@ -1,4 +1,4 @@
-"""The schedule that samples chunks by time."""
+"""The schedule that samples targets from chunks by time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from onedp_ros.control.handover import DEFAULT, FIRST_FADE, FIRST_TIME, HANDOVER
 from onedp_ros.geometry import quaternion_from_rotation_vector, quaternion_multiply, rotation_difference
 
 SPAN = 10_000_000  # ns over which the velocities of two plans are compared
-MAX_OFFSET, MAX_DRIFT = 4.0, 1.0  # m or rad, and a second: what is more is no arm's motion, and would carry it past the plan
+MAX_OFFSET, MAX_DRIFT = 4.0, 1.0  # m or rad, m/s or rad/s: more is not an arm's motion, and would overshoot the plan
 
 
 class ChunkSchedule:
-    """Makes a plan of the chunks of the last moments and samples the current target from it.
+    """Makes a plan from the most recent chunks and samples the current target from it.
 
-    Samples by time, at ``now + lead``, never by counting: actions whose time has passed are skipped without further ado.
+    Samples by time, at ``now + lead``, never by index: actions whose time has passed are skipped.
 
     Args:
         lead: how far ahead of the clock to sample, s; covers the latency to the arm and the arm's lag behind its targets. May be
             changed at any time.
-        stale_after: time after its arrival at which a chunk is no longer followed, s.
-        handover: from chunk to chunk, one of :data:`onedp_ros.control.handover.HANDOVERS`. ValueError for another one.
+        stale_after: age since arrival, s, from which a chunk is no longer followed.
+        handover: how a new chunk replaces the last, one of :data:`onedp_ros.control.handover.HANDOVERS`; ValueError otherwise.
     """
 
     def __init__(self, lead: float, stale_after: float, handover: str = DEFAULT) -> None:
@@ -36,7 +36,7 @@ class ChunkSchedule:
         self.clear()
 
     def clear(self) -> None:
-        """Follow no chunk until the next one arrives, and forget those that came."""
+        """Discard all chunks; follow none until the next one arrives."""
         self._recent: list[ActionChunk] = []
         self._plan: ActionChunk | None = None
         self._arrived = self._begun = self._since = 0
@@ -49,8 +49,8 @@ class ChunkSchedule:
         return self._recent[-1] if self._recent else None
 
     def add(self, chunk: ActionChunk, now: int, rest: Target | None = None) -> None:
-        """Take ``chunk``, which arrived at ``now`` (ns), into the plan. After a while without chunks, or when the clock was set
-        back, the plan begins anew, at ``rest``: the last target that was sent."""
+        """Add a chunk, which arrived at ``now`` (ns), to the plan. If the last one is stale or the clock was set back, the plan
+        restarts from ``rest``, the last target sent."""
         time = now + round(self.lead * NANOSECONDS)
         if not self._fresh(now) or self._recent[-1].stamp > chunk.stamp:
             self.clear()
@@ -69,7 +69,7 @@ class ChunkSchedule:
             self._drift = np.clip((later - self._offset) * (NANOSECONDS / SPAN), -MAX_DRIFT, MAX_DRIFT)
 
     def sample(self, now: int) -> Target | None:
-        """The target for ``now`` (ns); None when stale: no chunk, none for ``stale_after``, or the last one has run out."""
+        """The target at ``now`` (ns); None if stale: no chunk, none for ``stale_after``, or the last one has ended."""
         time = now + round(self.lead * NANOSECONDS)
         return self._target(time) if self._plan is not None and self._fresh(now) and time <= self._plan.stamps[-1] else None
 
@@ -77,8 +77,8 @@ class ChunkSchedule:
         return bool(self._recent) and 0 <= now - self._arrived <= self._stale_after
 
     def _target(self, time: int) -> Target:
-        """The plan for ``time`` (ns), and what remains of the offset from it: critically damped, so that neither the target nor its
-        velocity jump."""
+        """The plan at ``time`` (ns) plus the remaining offset from it, which decays critically damped, so that neither the target
+        nor its velocity jumps."""
         assert self._plan is not None
         target = self._plan.at(time)
         if not self._fade:
@@ -90,7 +90,7 @@ class ChunkSchedule:
 
 
 def _offset(target: Target | None, planned: Target) -> NDArray[np.float64]:
-    """Position (m) and rotation vector (rad) from a plan to a target, (6,); none without a target."""
+    """Position (m) and rotation vector (rad) from a plan to a target, (6,); zero without a target."""
     if target is None:
         return np.zeros(6)
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""From Cartesian targets to joint torques: a jerk-limited target filter and an impedance law. Both run at 1 kHz."""
+"""From Cartesian targets to joint torques: a jerk-limited target filter and an impedance controller, both at 1 kHz."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ STRONGEST_PUSH = 100.0  # N
 
 @dataclasses.dataclass(frozen=True)
 class ServoLimits:
-    """Bounds of the filtered motion: m/s, m/s², m/s³ and rad/s, rad/s², rad/s³; ``gain`` (1/s) is how fast an error closes.
+    """Limits of the filtered motion: m/s, m/s², m/s³ and rad/s, rad/s², rad/s³; ``gain`` (1/s) is how fast an error closes.
 
     The section ``servo`` of a robot file. The FR3's own limits: https://frankarobotics.github.io/docs, "Robot and interface
     specifications".
     """
 
-    gain: float = within(Range(1.0, 50.0, "1/s", "less lags by seconds, more is too fast for a loop of 1 kHz"))
+    gain: float = within(Range(1.0, 50.0, "1/s", "less lags by seconds, more is too fast for a 1 kHz loop"))
     linear_speed: float = within(Range(1e-4, 3.0, "m/s", "less is standing still, and an FR3 moves at 3 m/s at most"))
     linear_acceleration: float = within(Range(0.5, 9.0, "m/s²", "less hardly brakes, and an FR3 takes 9 m/s² at most"))
     linear_jerk: float = within(Range(10.0, 4500.0, "m/s³", "less hardly brakes, an FR3 takes 4500 m/s³ at most"))
@@ -52,28 +52,28 @@ class ServoLimits:
 
 
 class TargetFilter:
-    """Follows a target that may jump with a pose that cannot: speed, acceleration and jerk stay within limits, of the speeds within
-    the fraction ``speed_margin``.
+    """Follows a target that may jump with a pose that does not: acceleration and jerk stay within their limits, speed within the
+    fraction ``speed_margin`` of its limit.
 
-    Velocity is proportional to the error (bounded by speed and by what can still be braked), acceleration to the error in
-    velocity, and the acceleration's change is bounded. Position and velocity in the base frame. Plain floats inside: a third of the
-    time of NumPy on three numbers.
+    Velocity is proportional to the error (bounded by the speed limit and the braking distance), acceleration to the velocity error,
+    and its rate of change is bounded. Position and velocity in the base frame. Uses plain floats: three times as fast as NumPy on
+    three numbers.
     """
 
     def __init__(self, limits: ServoLimits, speed_margin: float = 1.0) -> None:
         self.limits = limits
         self._speed, self._turn_rate = speed_margin * limits.linear_speed, speed_margin * limits.angular_speed
-        self.jerk_fraction = 1.0  # of the jerks that is used
+        self.jerk_fraction = 1.0  # of the jerk limits, in use
         self.reset(np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]))
 
     def reset(self, position: ArrayLike, quaternion: ArrayLike) -> None:
-        """Begin at rest at a pose: (3,) m, (4,) xyzw."""
+        """Start at rest at a pose: (3,) m, (4,) xyzw."""
         self._position: Triple = tuple(np.asarray(position, np.float64).tolist())
         self._quaternion: Sequence[float] = np.asarray(quaternion, np.float64).tolist()
         self._velocity = self._acceleration = self._spin = self._spin_up = STILL
 
     def take_over(self, position: ArrayLike, quaternion: ArrayLike, twist: ArrayLike) -> None:
-        """Go on from a measured pose, (3,) m and (4,) xyzw, and twist (6,), m/s and rad/s, at the present accelerations."""
+        """Continue from a measured pose, (3,) m and (4,) xyzw, and twist (6,), m/s and rad/s, with the current accelerations."""
         self._position, self._quaternion = tuple(np.asarray(position).tolist()), np.asarray(quaternion).tolist()
         x, y, z, a, b, c = np.asarray(twist).tolist()
         self._velocity, self._spin = (x, y, z), (a, b, c)
@@ -120,7 +120,7 @@ class TargetFilter:
 
     @property
     def at_rest(self) -> bool:
-        """Whether the motion is too slow to see: 0.1 mm/s, 0.1 mrad/s, and no acceleration to speak of."""
+        """Whether the motion is negligible: below 0.1 mm/s, 0.1 mrad/s, 0.01 m/s² and 0.01 rad/s²."""
         return max(map(abs, self._velocity + self._spin)) < 1e-4 and max(map(abs, self._acceleration + self._spin_up)) < 1e-2
 
     def step(self, position: Array, quaternion: Array, dt: float) -> None:
@@ -128,7 +128,7 @@ class TargetFilter:
         self.follow(*self.wanted(position.tolist(), quaternion.tolist()), dt)
 
     def wanted(self, position: Sequence[float], quaternion: Sequence[float], fraction: float = 1.0) -> tuple[Triple, Triple]:
-        """This fraction of the velocity (m/s) and angular velocity (rad/s) that close the errors to a target."""
+        """This fraction of the velocity (m/s) and angular velocity (rad/s) that close the error to a target."""
         lim, (x, y, z) = self.limits, self._position
         error = position[0] - x, position[1] - y, position[2] - z
         turn = rotation_between(quaternion, self._quaternion)
@@ -138,8 +138,8 @@ class TargetFilter:
         )
 
     def follow(self, velocity: Triple, spin: Triple, dt: float, fraction: float = 1.0, drag: float = 0.0) -> None:
-        """Advance by ``dt`` (s) with a wanted velocity (m/s) and angular velocity (rad/s), with this fraction of the accelerations,
-        and a drag (1/s) on the present velocity."""
+        """Advance by ``dt`` (s) towards a wanted velocity (m/s) and angular velocity (rad/s), with this fraction of the
+        accelerations and a drag (1/s) on the current velocity."""
         lim = self.limits
         push, twist = self.pushes(velocity, spin, fraction)
         if drag:
@@ -149,7 +149,7 @@ class TargetFilter:
         self.coast(dt)
 
     def pushes(self, velocity: Triple, spin: Triple, fraction: float = 1.0) -> tuple[Triple, Triple]:
-        """The acceleration (m/s²) and angular acceleration (rad/s²) towards wanted velocities, this fraction of them."""
+        """This fraction of the acceleration (m/s²) and angular acceleration (rad/s²) towards the wanted velocities."""
         lim = self.limits
         return (
             _towards(velocity, self._velocity, fraction, lim.gain, lim.linear_acceleration),
@@ -158,7 +158,7 @@ class TargetFilter:
 
     @property
     def moment(self) -> tuple[Any, ...]:
-        """Pose, velocity and acceleration as they are now, for :meth:`restore`."""
+        """The current pose, velocity and acceleration, for :meth:`restore`."""
         return self._position, self._quaternion, self._velocity, self._spin, self._acceleration, self._spin_up
 
     def restore(self, moment: tuple[Any, ...]) -> None:
@@ -166,7 +166,7 @@ class TargetFilter:
         self._position, self._quaternion, self._velocity, self._spin, self._acceleration, self._spin_up = moment
 
     def coast(self, dt: float) -> None:
-        """Advance by ``dt`` (s) at the present acceleration."""
+        """Advance by ``dt`` (s) at the current acceleration."""
         (px, py, pz), (vx, vy, vz), (ax, ay, az) = self._position, self._velocity, self._acceleration
         vx, vy, vz = self._velocity = vx + dt * ax, vy + dt * ay, vz + dt * az
         self._position = px + dt * vx, py + dt * vy, pz + dt * vz
@@ -177,7 +177,7 @@ class TargetFilter:
         self._quaternion = i / length, j / length, k / length, w / length
 
     def brake(self, dt: float, fraction: float = 1.0, drag: float = 0.0) -> None:
-        """Advance by ``dt`` (s), slowing down; ``fraction`` and ``drag`` as of :meth:`follow`."""
+        """Advance by ``dt`` (s), decelerating; ``fraction`` and ``drag`` as in :meth:`follow`."""
         self.follow(STILL, STILL, dt, fraction, drag)
 
 
@@ -186,23 +186,23 @@ def _plus(a: Triple, b: Triple, scale: float) -> Triple:
 
 
 def _closing(error: Triple, fraction: float, gain: float, speed: float, most: float) -> Triple:
-    """A fraction of the velocity that closes the error: proportional, within the speed limit, and not beyond what can be braked."""
+    """A fraction of the velocity that closes the error: proportional, within the speed limit and the braking distance."""
     x, y, z = error
     distance = math.sqrt(x * x + y * y + z * z)
-    # half of the acceleration is kept for the brake's own delay
+    # half of the acceleration is kept in reserve for the delay of braking
     scale = fraction * min(gain, min(speed, math.sqrt(most * distance)) / max(distance, 1e-12))
     return scale * x, scale * y, scale * z
 
 
 def _towards(wanted: Triple, velocity: Triple, fraction: float, gain: float, most: float) -> Triple:
-    """A fraction of the acceleration that brings the velocity to the wanted one, within its limit."""
+    """A fraction of the acceleration towards the wanted velocity, within its limit."""
     x, y, z = 4.0 * gain * (wanted[0] - velocity[0]), 4.0 * gain * (wanted[1] - velocity[1]), 4.0 * gain * (wanted[2] - velocity[2])
     scale = fraction * min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
     return scale * x, scale * y, scale * z
 
 
 def _changed(wanted: Triple, acceleration: Triple, most: float) -> Triple:
-    """The acceleration, changed towards the wanted one by no more than ``most``."""
+    """The acceleration, changed towards the wanted one by at most ``most``."""
     ax, ay, az = acceleration
     x, y, z = wanted[0] - ax, wanted[1] - ay, wanted[2] - az
     scale = min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
@@ -219,21 +219,21 @@ def _bounded(vector: Array, most: float) -> Array:
 class ImpedanceGains:
     """Stiffness (N/m, Nm/rad), damping (Ns/m, Nms/rad), null-space gains (Nm/rad, Nms/rad) and error clips (m, rad)."""
 
-    linear_stiffness: float = within(Range(10.0, 3000.0, "N/m", "as of the FR3's own Cartesian impedance"))
-    angular_stiffness: float = within(Range(1.0, 300.0, "Nm/rad", "as of the FR3's own Cartesian impedance"))
-    linear_damping: float = within(Range(10.0, 300.0, "Ns/m", "less swings on, more is too much for a loop of 1 kHz"))
-    angular_damping: float = within(Range(1.0, 30.0, "Nms/rad", "less swings on, more is too much for a loop of 1 kHz"))
-    posture_stiffness: float = within(Range(0.0, 100.0, "Nm/rad", "the wrist's joints give 12 Nm"))
-    posture_damping: float = within(Range(0.1, 10.0, "Nms/rad", "less swings on, more is too much at 1 kHz"))
-    linear_clip: float = within(Range(0.001, 0.1, "m", "less does not overcome friction, more presses hard"))
-    angular_clip: float = within(Range(0.01, 1.0, "rad", "less does not overcome friction, more turns hard"))
+    linear_stiffness: float = within(Range(10.0, 3000.0, "N/m", "the range of the FR3's own Cartesian impedance"))
+    angular_stiffness: float = within(Range(1.0, 300.0, "Nm/rad", "the range of the FR3's own Cartesian impedance"))
+    linear_damping: float = within(Range(10.0, 300.0, "Ns/m", "less oscillates, more is too much for a 1 kHz loop"))
+    angular_damping: float = within(Range(1.0, 30.0, "Nms/rad", "less oscillates, more is too much for a 1 kHz loop"))
+    posture_stiffness: float = within(Range(0.0, 100.0, "Nm/rad", "the wrist joints are limited to 12 Nm"))
+    posture_damping: float = within(Range(0.1, 10.0, "Nms/rad", "less oscillates, more is too much for a 1 kHz loop"))
+    linear_clip: float = within(Range(0.001, 0.1, "m", "less does not overcome friction, more pushes too hard"))
+    angular_clip: float = within(Range(0.01, 1.0, "rad", "less does not overcome friction, more twists too hard"))
 
     def __post_init__(self) -> None:
         check_fields(self, "impedance")
         if (push := self.linear_stiffness * self.linear_clip) > STRONGEST_PUSH:
             raise ValueError(
                 f"impedance.linear_stiffness is {self.linear_stiffness:g} N/m and linear_clip {self.linear_clip:g} m, so that the "
-                f"arm presses with {push:.0f} N, expected {STRONGEST_PUSH:g} N at most: ISO/TS 15066 lets a hand bear 140 N"
+                f"arm pushes with {push:.0f} N, expected {STRONGEST_PUSH:g} N at most: ISO/TS 15066 allows 140 N on a hand"
             )
 
 
@@ -258,7 +258,7 @@ def impedance_torque(
         jacobian: (6, 7), linear rows first, base frame.
         joint_velocity: (7,) rad/s.
         posture_error: (7,) rad, preferred minus measured joint angles; acts in the null space only.
-        mass: of the joints, (7, 7) kg m²; with it the arm follows the reference without the lag of its spring.
+        mass: joint-space inertia matrix, (7, 7) kg m²; with it the arm follows the reference without impedance lag.
     """
     wrench = np.empty(6)
     twist = jacobian @ joint_velocity

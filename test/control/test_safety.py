@@ -51,8 +51,8 @@ def test_first_target_is_the_measured_pose():
 @pytest.mark.parametrize(
     ("position", "quaternion", "words"),
     [
-        (np.array([np.nan, 0, 0.3]), DOWN, "not a pose"),
-        (HOME, np.zeros(4), "not a pose"),
+        (np.array([np.nan, 0, 0.3]), DOWN, "is invalid"),
+        (HOME, np.zeros(4), "is invalid"),
         (np.array([0.5, 0.0, 0.9]), DOWN, "outside the workspace"),
     ],
 )
