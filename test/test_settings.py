@@ -103,10 +103,10 @@ def test_fields_without_plausible_values_are_of_their_annotations_types() -> Non
         ("servo", {"linear_speed": 3.0, "linear_acceleration": 0.5}, r"linear_acceleration 0\.5.*stop takes"),
         ("servo", {"angular_speed": 2.5, "angular_acceleration": 2.4}, r"angular_acceleration 2\.4.*stop takes"),
         ("safety", {"linear_speed": 3.0, "linear_deceleration": 0.5}, r"linear_deceleration 0\.5.*stop takes"),
-        ("safety", {"workspace_min": [0.7, -0.45, 0.02]}, r"workspace_min.*0\.7.*rise by"),
-        ("safety", {"opening": [0.05, 0.01]}, "opening.*rising"),
+        ("safety", {"workspace_min": [0.7, -0.45, 0.02]}, r"workspace_min.*0\.7.*increase by"),
+        ("safety", {"opening": [0.05, 0.01]}, "opening.*increasing"),
         ("impedance", {"linear_stiffness": 3000.0, "linear_clip": 0.1}, "pushes with 300 N"),
-        ("gripper", {"close_below": 0.06}, "close_below.*rise"),
+        ("gripper", {"close_below": 0.06}, "close_below.*increasing"),
         ("gripper", {"width": 0.02, "open_above": 0.01, "close_below": 0.005, "empty_width": 0.015}, r"empty_width is 0\.015"),
     ],
 )
