@@ -1,7 +1,7 @@
-"""The command line: ``onedp <command> …``. One file a command: ``fake_franka.py`` is ``onedp fake-franka``.
+"""The command line: ``onedp <command> …``. One file per command: ``fake_franka.py`` is ``onedp fake-franka``.
 
-Its first line is what ``onedp --help`` shows; its ``main`` takes the arguments and returns the exit status. It imports what does
-the work once the arguments are read.
+``onedp --help`` shows the first line of its docstring; its ``main`` takes the arguments and returns the exit status. Heavy imports
+wait until the arguments are parsed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COMMANDS: Registry[Callable[[Sequence[str]], int]] = Registry("command", __name_
 def main(argv: Sequence[str] | None = None) -> int:
     name, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: onedp <command> [options]; onedp <command> --help tells more\n")
+        print("usage: onedp <command> [options]; onedp <command> --help lists the options\n")
         print("\n".join(f"  {command:11} {COMMANDS.summary(command)}" for command in COMMANDS.names()))
         return 0
     try:
@@ -29,6 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS.get(name)(arguments)
     except KeyboardInterrupt:
         return 130
-    except (OSError, ValueError, RuntimeError) as error:  # ours name the thing and the remedy; a trace would bury that
+    except (OSError, ValueError, RuntimeError) as error:  # ours name the thing and the remedy; a traceback would bury that
         print(f"onedp {name}: {error}", file=sys.stderr)
         return 1

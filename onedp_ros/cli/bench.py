@@ -1,5 +1,7 @@
-"""What things cost on this machine: engines and methods, frames over DDS, the arm's loop, the recorder, a node's start; and how
-smooth a policy's targets are."""
+"""Measure speed and cost on this machine, or how smooth a policy's targets are.
+
+By default: a prediction with each engine and method, and camera frames over DDS.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--network", choices=["paper", "compact", "both"], default="both")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--no-frames", action="store_true", help="leave out the frames over DDS")
-    parser.add_argument("--servo", action="store_true", help="the arm's 1 kHz loop instead, against the fake robot")
-    parser.add_argument("--robot-ip", default="", help="with --servo: a real robot, which MOVES")
-    parser.add_argument("--recorder", action="store_true", help="the recorder instead, with two noisy cameras")
-    parser.add_argument("--start", action="store_true", help="the start of policy_node instead, the first one and the next")
-    parser.add_argument("--smooth", action="store_true", help="hand-overs between a policy's chunks instead, in the twin")
+    parser.add_argument("--no-frames", action="store_true", help="skip the frames over DDS")
+    parser.add_argument("--servo", action="store_true", help="instead, the arm's 1 kHz loop, against the fake robot")
+    parser.add_argument("--robot-ip", default="", help="with --servo: address of a real robot, which MOVES")
+    parser.add_argument("--recorder", action="store_true", help="instead, the recorder with two cameras of noisy images")
+    parser.add_argument("--start", action="store_true", help="instead, how long policy_node takes to start, first and again")
+    parser.add_argument("--smooth", action="store_true", help="instead, hand-overs between a policy's chunks, in the twin")
     parser.add_argument("--model", type=Path, help="with --smooth: directory of the policy")
-    parser.add_argument("--method", help="with --smooth: another one of the same weights")
+    parser.add_argument("--method", help="with --smooth: another method with the same weights")
     parser.add_argument("--engine", default="auto", help="with --smooth: inference engine (default auto)")
-    parser.add_argument("--episodes", type=int, default=20, help="with --smooth: a row (20)")
-    parser.add_argument("--latency", default="v100", help="with --smooth: of a prediction, s, or v100: as on the paper's V100")
-    parser.add_argument("--delays", type=_seconds, help="with --smooth: added to the latency, s (0,0.05,0.1,0.2,0.3)")
-    parser.add_argument("--jobs", type=int, help="with --smooth: processes; default: one a core")
-    parser.add_argument("--out", type=Path, default=Path(), help="with --recorder: a folder on the disk that is to be tried (here)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the recorder, or of each row of the servo, 60 at most")
+    parser.add_argument("--episodes", type=int, default=20, help="with --smooth: episodes per row (default 20)")
+    parser.add_argument(
+        "--latency", default="v100", help="with --smooth: of a prediction, s, or v100: as on the paper's V100 (default v100)"
+    )
+    parser.add_argument(
+        "--delays", type=_seconds, help="with --smooth: delays added to the latency, s (default 0,0.05,0.1,0.2,0.3)"
+    )
+    parser.add_argument("--jobs", type=int, help="with --smooth: processes (default: one per core)")
+    parser.add_argument("--out", type=Path, default=Path(), help="with --recorder: folder on the disk to test (default: this one)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of --recorder, or per row of --servo (at most 60)")
     parser.add_argument(
         "--json",
         type=Path,
-        help="write the figures here, and a picture beside it; with --smooth, run again, an interrupted one goes on",
+        help="write the results here, and a plot beside it; with --smooth, an interrupted run continues when repeated",
     )
     args = parser.parse_args(argv)
     if args.servo:
@@ -51,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _write(*_inference(networks, args.repeats, args.threads, not args.no_frames), args.json)
 
 
-Outcome = tuple[dict[str, Any], str, Callable[[dict[str, Any], Path], None] | None]  # figures, a table, and what draws them
+Outcome = tuple[dict[str, Any], str, Callable[[dict[str, Any], Path], None] | None]  # results, table, plotting function
 
 
 def _inference(networks: Sequence[str], repeats: int, threads: int, dds: bool) -> Outcome:

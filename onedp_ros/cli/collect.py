@@ -14,13 +14,13 @@ from onedp_ros.resources import task_folder
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp collect", description=__doc__)
     add_task_argument(parser)
-    parser.add_argument("--episodes", type=int, default=100, help="successes to record (default 100)")
+    parser.add_argument("--episodes", type=int, default=100, help="successful episodes to record (default 100)")
     parser.add_argument("--out", type=Path, default=None, help="folder of bags (default out/<task>/bags)")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--recoveries", type=float, default=0.5, help="fraction of episodes that start off the expert's path")
-    parser.add_argument("--policy", type=Path, help="bundle whose own mistakes those episodes begin with, to improve it")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the task")
-    parser.add_argument("--keep-unsuccessful", action="store_true", help="keep failures too, marked as such")
+    parser.add_argument("--policy", type=Path, help="policy to improve: those episodes start with its own mistakes")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="task option; may be repeated")
+    parser.add_argument("--keep-unsuccessful", action="store_true", help="also keep failed episodes, marked as such")
     add_worker_options(parser)
     args = parser.parse_args(argv)
 

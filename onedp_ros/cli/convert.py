@@ -1,4 +1,4 @@
-"""Turn recordings into a training set."""
+"""Convert recordings into a training set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onedp_ros.parallel import WorkerError, add_worker_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all was converted, 2 some was skipped or is doubtful, 1 nothing was written, 130 interrupted."""
+    """Exit status: 0 everything was converted, 2 some was skipped or has warnings, 1 nothing was written, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="onedp convert", description=__doc__)
     parser.add_argument(
         "sources", nargs="+", help="bags, folders of bags, robomimic HDF5 files, zarr replay buffers, LeRobot v3 data sets"
@@ -24,14 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--task",
-        help="task, or task file; recordings of other tasks with such a contract are taken too; default: the noted contract",
+        help="task name or task file; recordings of other tasks with an equal contract are accepted too (default: the contract "
+        "stored in the recordings)",
     )
-    parser.add_argument("--keep-unsuccessful", action="store_true", help="also episodes noted as not successful")
+    parser.add_argument("--keep-unsuccessful", action="store_true", help="also convert episodes marked as unsuccessful")
     add_worker_options(parser, "--workers")
     parser.add_argument(
-        "--kinesthetic", action="store_true", help="the arm was led by hand: actions are the measured path, a step ahead"
+        "--kinesthetic", action="store_true", help="the arm was guided by hand: actions are the measured path, one step ahead"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with a conversion that was interrupted")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted conversion")
     parser.add_argument("--json", help="write the report to this file")
     options = parser.parse_args(argv)
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted; --resume goes on with {options.out}{PARTIAL}", file=sys.stderr)
+        print(f"interrupted; --resume continues {options.out}{PARTIAL}", file=sys.stderr)
         return 130
     for name, reason in report.skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)

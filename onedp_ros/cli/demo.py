@@ -1,4 +1,4 @@
-"""Watch a released policy do its task in the twin, in real time, through the real graph; then the figures."""
+"""Run a policy in the twin, in real time through the real graph, and report success, rates and latencies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(
 ) -> dict[str, Any]:
     """Run the demo and write ``summary.json``, ``episode.mp4`` and ``timeline.png`` to ``out``. Returns the summary.
 
-    ``policy``: method, engine, model and seed, as of :func:`~onedp_ros.graph.processes.task_graph`.
+    ``policy``: method, engine, model and seed, as for :func:`~onedp_ros.graph.processes.task_graph`.
     """
     out.mkdir(parents=True, exist_ok=True)
     processes = task_graph(task, twin_seed=twin_seed, enabled=False, **policy)
@@ -57,7 +57,7 @@ def run(
 
 
 def _recorded(task: str) -> dict[str, Any]:
-    """What is recorded of an episode: messages by topic."""
+    """Topics to record in an episode, with their message types."""
     from sensor_msgs.msg import Image
     from trajectory_msgs.msg import MultiDOFJointTrajectory
 
@@ -103,7 +103,7 @@ def _print_line(demo: GraphWatch, episode: int, episodes: int, now: float, succe
 
 
 def _summary(demo: GraphWatch, begin: dict[str, int], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of the run from the nodes' own counters, from the first episode's start on."""
+    """Results of the run, from the nodes' own counters since the start of the first episode."""
     import numpy as np
 
     def counted(name: str, key: str) -> float:
@@ -131,7 +131,7 @@ def _summary(demo: GraphWatch, begin: dict[str, int], results: list[dict[str, An
         "ticks_skipped": int(counted("policy_node", "ticks_skipped")),
         "repeats": int(counted("policy_node", "repeats")),
         "frames_sent": frames,
-        "frames_received": min(round(last[1] - first[1]), frames),  # the interpolation is good to a frame
+        "frames_received": min(round(last[1] - first[1]), frames),  # interpolated, to within a frame
         "time_lost_s": float(demo.values("twin_node").get("time_lost_s", 0)),
         **{key: policy.get(key, "") for key in ("engine", "network", "method")},
         "nfe": int(policy.get("nfe", 0)),
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("task", nargs="?", default=default_task(), help=f"{TASK} (default {default_task()})")
     add_options(parser, {name: option for name, option in POLICY.items() if name != "seed"})
     parser.add_argument("--episodes", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=RUN["twin_seed"].default, help="of the twin's first episode")
+    parser.add_argument("--seed", type=int, default=RUN["twin_seed"].default, help="seed of the twin's first episode")
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     args = parser.parse_args(argv)
     policy = values(args, ("method", "engine", "model"))
@@ -197,6 +197,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n" + table(summary) + "\n")
     print(f"written: {args.out}/summary.json, {args.out}/episode.mp4, {args.out}/timeline.png")
     if summary["successes"] < 0.8 * summary["episodes"]:
-        print(f"fewer than four fifths of the episodes succeeded; the nodes' logs are in {args.out}/logs", file=sys.stderr)
+        print(f"fewer than 80 % of the episodes succeeded; the nodes' logs are in {args.out}/logs", file=sys.stderr)
         return 1
     return 0

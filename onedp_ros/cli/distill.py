@@ -16,7 +16,7 @@ from onedp_ros.resources import task_folder
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp distill", description=__doc__)
     add_training_arguments(parser)
-    method_help = f"of {describe_methods()}, one that is distilled (default {DEFAULT_METHOD})"
+    method_help = f"a distilled one of {describe_methods()} (default {DEFAULT_METHOD})"
     parser.add_argument("--method", default=DEFAULT_METHOD, help=method_help)
     parser.add_argument("--teacher", type=Path, help="checkpoint of the pre-trained policy (default out/<task>/teacher)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Measure the success of a policy in simulation."""
+"""Measure a policy's success rate in simulation."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_task_argument(parser)
     add_options(parser, {name: option for name, option in POLICY.items() if name != "seed"})
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--seed", type=int, help="first seed (default: the task's first one that is no training data)")
-    parser.add_argument("--action-steps", type=int, help="actions executed of each chunk (default: the contract's)")
+    parser.add_argument("--seed", type=int, help="first seed (default: the task's first evaluation seed)")
+    parser.add_argument("--action-steps", type=int, help="actions of each chunk to execute (default: the contract's)")
     parser.add_argument(
         "--lead",
         type=float,
-        help="how far ahead of the clock chunks are executed, s (default: 0; with --latency 0.18, as live)",
+        help="how far ahead of the clock chunks are sampled, s (default: 0; with --latency 0.18, as live)",
     )
     parser.add_argument(
         "--latency",
-        help="the world goes on while the policy predicts: for so long, s; measured: as long as it takes here; v100: as on the "
-        "paper's V100 (default: the world waits)",
+        help="keep simulating while the policy predicts, for this long, s; measured: for as long as it takes here; v100: as on the "
+        "paper's V100 (default: the simulation waits)",
     )
-    parser.add_argument("--handover", help="with --latency: from chunk to chunk as action_node's parameter of that name")
-    parser.add_argument("--max-time", type=float, help="s, simulated (default: the task's)")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the task")
+    parser.add_argument("--handover", help="with --latency: hand-over between chunks, as action_node's parameter of that name")
+    parser.add_argument("--max-time", type=float, help="time limit of an episode, simulated, s (default: the task's)")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="task option; may be repeated")
     add_worker_options(parser)
     parser.add_argument(
         "--json",
         type=Path,
-        help="write the results here, and a picture of the starts beside it; run again, an interrupted evaluation goes on",
+        help="write the results here, and a plot of the starts beside it; an interrupted evaluation continues when repeated",
     )
     args = parser.parse_args(argv)
 

@@ -1,6 +1,6 @@
-"""Serve an FR3 on this machine, to try the real client without an arm.
+"""Run a fake FR3 server on this machine, to try the real client without an arm.
 
-``--install`` only makes the server's environment. Other options are the server's: ``onedp fake-franka --help``.
+``--install`` only sets up the server's environment. All other options are the server's: ``onedp fake-franka --help``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a bag or a training set holds: rates, gaps, ranges, pictures."""
+"""Show what bags or training sets contain: rates, gaps, ranges, pictures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Exit code: 0 when everything can be read, fits its contract and raises no doubt, else 2."""
+    """Exit status: 0 when everything can be read, fits its contract and has no problems or warnings, else 2."""
     parser = argparse.ArgumentParser(prog="onedp inspect", description=__doc__)
-    parser.add_argument("paths", nargs="+", type=Path, help="bags, folders of bags, or data sets as 'onedp convert' reads")
-    parser.add_argument("--task", help="task, or task file; default: the contract noted in each bag")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--out", type=Path, help="folder for two pictures a bag: frames of the cameras, and motion over time")
-    parser.add_argument("--rerun", action="store_true", help="also a recording for rerun.io there (pip install rerun-sdk==0.23.1)")
+    parser.add_argument("paths", nargs="+", type=Path, help="bags, folders of bags, or data sets that 'onedp convert' reads")
+    parser.add_argument("--task", help="task name or task file (default: the contract stored in each bag)")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--out", type=Path, help="folder for two pictures per bag: camera frames, and motion over time")
+    parser.add_argument("--rerun", action="store_true", help="also write a rerun.io file there (pip install rerun-sdk==0.23.1)")
     args = parser.parse_args(argv)
     if args.rerun and not args.out:
-        parser.error("--rerun writes into the folder of --out; name one")
+        parser.error("--rerun writes to the folder of --out; give --out, too")
     from tqdm import tqdm
 
     from onedp_ros.contract import Contract, ContractError, task_contract
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found, broken = find_bags(others) if others else ([], {})
     names = Counter(bag.name for bag in found)
     if args.out and (twice := [name for name, count in names.items() if count > 1]):
-        parser.error(f"two bags are named {twice[0]}; draw them into different folders of --out")
+        parser.error(f"two bags are named {twice[0]}; inspect them one at a time, with different --out")
     unreadable = {str(bag): reason for bag, reason in broken.items()}
     bags: list[dict[str, Any]] = []
     written: list[Path] = []

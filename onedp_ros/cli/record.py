@@ -1,6 +1,6 @@
-"""Record demonstrations: robot, operator's device and recorder, and one line that tells how it goes.
+"""Record demonstrations: start the robot or the twin, the operator's device and the recorder, and show its state.
 
-The operator begins and ends episodes with the device's own buttons, or by the recorder's services ~/start, ~/stop, ~/fail and
+The operator starts and ends episodes with the device's buttons, or with recorder_node's services ~/start, ~/stop, ~/fail and
 ~/discard. With ``--device expert`` the twin's scripted expert demonstrates, through the same topics and the same recorder.
 """
 
@@ -23,16 +23,16 @@ from onedp_ros.teleop.devices import DEVICES
 if TYPE_CHECKING:
     from onedp_ros.graph.client import GraphWatch
 
-START_TIME = 60.0  # s until the graph must be there
-CAMERA_TIME = 20.0  # s from then until the cameras must be there too
+START_TIME = 60.0  # s for the graph to start
+CAMERA_TIME = 20.0  # s more for the cameras
 SETTLE = 0.3  # s after a reset
 LINGER = 0.5  # s after success, so that a policy learns to stay
-EPISODE_TIME = 20.0  # s after which an expert's episode has failed
+EPISODE_TIME = 20.0  # s after which an episode of the expert counts as failed
 LINE_PERIOD = 0.5  # s
 
 
 def describe_recorder(watch: GraphWatch) -> str:
-    """What the recorder reports, in one line."""
+    """The recorder's diagnostics in one line."""
     report = watch.values("recorder_node")
     level = "" if report.get("level", "0") == "0" else f"  {report['message']}"
     rates = [f"{key.split('.', 1)[1]} {float(value):.0f}" for key, value in report.items() if key.startswith("hz.")]
@@ -40,7 +40,7 @@ def describe_recorder(watch: GraphWatch) -> str:
 
 
 def record_expert(watch: GraphWatch, episodes: int) -> dict[str, int]:
-    """Let the twin's expert demonstrate. Returns how many episodes were successes and failures."""
+    """Let the twin's expert demonstrate. Returns the numbers of successes and failures."""
     from std_srvs.srv import SetBool, Trigger
 
     def request(service: str, patience: float = 0.0) -> None:
@@ -58,7 +58,7 @@ def record_expert(watch: GraphWatch, episodes: int) -> dict[str, int]:
 
     ended = {"successes": 0, "failures": 0}
     for episode in range(episodes):
-        if episode:  # the first scene is that of the twin's start
+        if episode:  # the twin starts with a fresh scene
             request("twin_node/reset")
             watch.spin_for(SETTLE)
         request("recorder_node/start", CAMERA_TIME)
@@ -74,8 +74,8 @@ def record_expert(watch: GraphWatch, episodes: int) -> dict[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = graph_parser("record", __doc__, RECORD, ROBOT)
-    parser.add_argument("--episodes", type=int, default=10, help="of the expert (default 10)")
-    parser.add_argument("--twin-seed", type=int, help="of the twin's first scene (default: how many bags are there already)")
+    parser.add_argument("--episodes", type=int, default=10, help="with --device expert: episodes to record (default 10)")
+    parser.add_argument("--twin-seed", type=int, help="seed of the twin's first scene (default: number of bags already in --out)")
     args = parser.parse_args(argv)
     out = Path(args.out) if args.out else task_folder(args.task) / "bags"
     chosen = graph_arguments(values(args, RECORD, ROBOT))
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(watch: GraphWatch, quiet: bool) -> None:
-    """One line for ever; without a terminal, or with one that the device uses, only what changes."""
+    """Show a status line until interrupted; only changes of state if there is no terminal or the device uses it."""
     before = ""
     while True:
         watch.spin_for(LINE_PERIOD)

@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="for example models/<task>/<method>")
     parser.add_argument("--evaluation", type=Path, action="append", default=[], help="JSON of onedp evaluate; may be repeated")
-    parser.add_argument("--command", action="append", default=[], help="a command that made it; may be repeated")
+    parser.add_argument("--command", action="append", default=[], help="a command that produced it; may be repeated")
     args = parser.parse_args(argv)
 
     from onedp_ros.learning.release import release

@@ -1,4 +1,4 @@
-"""Start the graph of a task without ros2 launch, and watch it."""
+"""Run the graph of a task without ros2 launch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from onedp_ros.graph.supervisor import Supervisor, on_terminate
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = graph_parser("run", __doc__, RUN, ROBOT)
-    parser.add_argument("--threads", type=int, default=0, help="processor threads of the engine (default: its own choice)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the engine (default: half of the cores)")
     wait = parser.add_mutually_exclusive_group()
-    wait.add_argument("--disabled", action="store_true", help="do not move before action_node's service ~/enable is called")
-    wait.add_argument("--enabled", action="store_true", help="move at once; what only the twin does by itself")
+    wait.add_argument("--disabled", action="store_true", help="do not move until action_node's service ~/enable is called")
+    wait.add_argument("--enabled", action="store_true", help="move at once (default with the twin only)")
     parser.add_argument("--record", type=Path, help="folder to record the run to, for onedp replay")
     args = parser.parse_args(argv)
     processes = task_graph(

@@ -1,4 +1,4 @@
-"""Race methods on the tasks in the twin, in real time through the graph, and make the paper's tables of it."""
+"""Race methods on the twin's tasks, in real time through the graph, and produce the paper's tables."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--method", action="append", default=[], help="may be repeated (default: dp_ddim10, the teacher, onedp_s and onedp_d)"
     )
-    parser.add_argument("--rounds", type=int, help="of each task and method (default: one for each cell of the grid of starts)")
-    parser.add_argument("--out", type=Path, default=Path("out/study"), help="folder of the rounds and tables (default out/study)")
-    parser.add_argument("--tables", type=Path, metavar="DIR", help="run nothing: make the tables of a study's folder again")
+    parser.add_argument("--rounds", type=int, help="rounds per task and method (default: one per cell of the grid of starts)")
+    parser.add_argument("--out", type=Path, default=Path("out/study"), help="folder for rounds and tables (default out/study)")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="only regenerate the tables of an existing study's folder")
     parser.add_argument(
         "--latency",
-        help="not in real time: the simulated world goes on while the policy predicts, for so long, s (0,0.1: each in turn); v100: "
-        "as on the paper's V100; measured: as long as it takes here",
+        help="not in real time: keep simulating while the policy predicts, for this long, s (0,0.1: each in turn); v100: as on the "
+        "paper's V100; measured: for as long as it takes here",
     )
-    parser.add_argument("--jobs", type=int, help="processes, with --latency (default: one a core; measured: 1)")
+    parser.add_argument("--jobs", type=int, help="with --latency: processes (default: one per core; measured: 1)")
     add_options(parser, {name: POLICY[name] for name in ("engine", "model")})
     args = parser.parse_args(argv)
     if args.tables is not None:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, on_terminate)
     if args.jobs is not None and args.latency is None:
-        parser.error("--jobs is for --latency; in real time one round runs after the other")
+        parser.error("--jobs needs --latency; in real time one round runs after the other")
     latencies = [] if args.latency is None else args.latency.split(",")
     jobs = 1 if args.jobs is None and "measured" in latencies else args.jobs
     try:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(folder, series, args.engine, jobs)
     except KeyboardInterrupt:
-        print(f"\nstopped; the rounds that are over are in {args.out}, and the same command goes on with the others", flush=True)
+        print(f"\nstopped; finished rounds are in {args.out}; the same command continues with the others", flush=True)
         raise
     finally:
         folder.close()

@@ -15,11 +15,11 @@ from onedp_ros.resources import task_folder
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onedp train", description=__doc__)
     add_training_arguments(parser)
-    parser.add_argument("--method", help=f"whose loss is learned: {describe_methods()} (default: the teacher's)")
+    parser.add_argument("--method", help=f"a method that is trained, one of {describe_methods()} (default: the teacher's)")
     parser.add_argument("--out", type=Path, help="directory for the checkpoint, logs and train.json (default out/<task>/teacher)")
     parser.add_argument("--init", type=Path, help="checkpoint to begin with, such as a released teacher")
     parser.add_argument("--encoders", type=Path, help="checkpoint of any task, whose image encoders to begin with")
-    parser.add_argument("--learning-rate", type=float, help="in place of the configured one")
+    parser.add_argument("--learning-rate", type=float, help="overrides the configuration")
     args = parser.parse_args(argv)
 
     from onedp_ros.contract import task_contract

@@ -234,7 +234,7 @@ def test_interrupted_conversion_goes_on_and_its_result_equals_an_uninterrupted_o
         process.kill()
     _, errors = process.communicate()
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), errors
-    assert how == signal.SIGKILL or f"interrupted; --resume goes on with {partial}" in errors
+    assert how == signal.SIGKILL or f"interrupted; --resume continues {partial}" in errors
     assert not out.exists()
 
     capsys.readouterr()

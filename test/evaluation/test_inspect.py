@@ -269,7 +269,7 @@ def test_two_bags_of_one_name_are_not_drawn_over_each_other(
     assert main(paths) == 0
     with pytest.raises(SystemExit, match="2"):
         main([*paths, "--out", str(tmp_path / "out")])
-    assert "two bags are named a; draw them into different folders" in capsys.readouterr().err
+    assert "two bags are named a; inspect them one at a time, with different --out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

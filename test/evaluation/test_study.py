@@ -231,7 +231,7 @@ def test_tables_of_another_folder_are_refused(tmp_path: Path, capsys: pytest.Cap
         (["--method", "dp_ddim"], "unknown method 'dp_ddim', expected dp_ddimN"),
         (["--engine", "steam"], "unknown engine 'steam', expected one of"),
         (["--latency", "0.1,slow"], "--latency is 'slow', expected measured or v100, or seconds from 0 to 10"),
-        (["--jobs", "2"], "--jobs is for --latency; in real time one round runs after the other"),
+        (["--jobs", "2"], "--jobs needs --latency; in real time one round runs after the other"),
     ],
 )
 def test_what_cannot_be_studied_is_a_usage_error(arguments: list[str], told: str, tmp_path: Path, capsys: Any) -> None:
