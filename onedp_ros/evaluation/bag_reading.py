@@ -1,4 +1,4 @@
-"""One reading of a bag: when the messages of each topic came, some frames of each camera, and the curves of the motion."""
+"""One pass over a bag: when each topic's messages came, some frames of each camera, and the curves of the motion."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from onedp_ros.data.timing import StreamTiming
 from onedp_ros.geometry import quaternion_to_matrix
 from onedp_ros.messages.decode import bare_name, decode_image, pose_arrays
 
-KEPT_FRAMES = 64  # a camera, of a recording of any length
+KEPT_FRAMES = 64  # per camera, however long the recording
 KEPT_WIDTH = 320  # pixels
 
-_TARGET, _GRIPPER_TARGET = "target_pose", "gripper_target"  # where a recording names no contract
+_TARGET, _GRIPPER_TARGET = "target_pose", "gripper_target"  # for a recording without a contract
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _POSE, _JOINTS = "geometry_msgs/msg/PoseStamped", "sensor_msgs/msg/JointState"
 
 
 class _Frames:
-    """Frames spread evenly over a stream of unknown length: from half of ``KEPT_FRAMES`` on up to that many."""
+    """Frames spread evenly over a stream of unknown length; of a long one, between half of ``KEPT_FRAMES`` and that many."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[int, NDArray[np.uint8]]] = []
@@ -50,7 +50,7 @@ class _Frames:
 
 
 class _Curve:
-    """Values over time, ``width`` at each, in little memory."""
+    """A time series with ``width`` values per stamp, stored compactly."""
 
     def __init__(self, width: int) -> None:
         self._width, self._stamps, self._values = width, array("q"), array("d")
@@ -65,9 +65,9 @@ class _Curve:
 
 
 class BagReading:
-    """What one reading of a bag leaves: the timing and type of every topic, some frames of each camera, and the curves to plot.
+    """The result of one pass over a bag: timing and type of every topic, some frames of each camera, and the curves to plot.
 
-    Images are let go as they are read. Raises BagError for a bag that cannot be read or holds no message.
+    Other images are released as they are read. Raises BagError if the bag cannot be read or holds no message.
     """
 
     def __init__(self, bag: Path, contract: Contract | None) -> None:
@@ -105,7 +105,7 @@ class BagReading:
     def _image(self, topic: str, stamp: int, message: Any, contract: Contract | None) -> None:
         kinds, frames = self.images.setdefault(topic, Counter()), self.frames.setdefault(topic, _Frames())
         raw = hasattr(message, "encoding")
-        # The size of a compressed image is known when it is decoded, as the first is.
+        # The size of a compressed image is known only once it is decoded, as the first one is.
         seen = [kind for kind in kinds if not kind.endswith("unreadable")]
         kind = f"{message.encoding} {message.width}x{message.height}" if raw else next(reversed(seen), "")
         wanted = frames.wants()
@@ -119,49 +119,49 @@ class BagReading:
                     camera.fit(image)
                 if wanted:
                     frames.keep(stamp, image)
-            except ContractError:  # what the converter makes of it is told elsewhere
+            except ContractError:  # reported with what the converter drops
                 kind = kind if raw else f"{message.format} unreadable"
         kinds[kind] += 1
 
     def lag_ms(self, topic: str) -> dict[str, float] | None:
-        """Time from a topic's stamps to their recording, ms: median, least and greatest. None when it has no stamps."""
+        """Delay from a topic's header stamps to its log times, ms: median, minimum and maximum. None when it has no stamps."""
         lags = np.frombuffer(self._lags[topic], np.int64) * 1e-6
         if self.refusals.unstamped[topic] == len(lags) or not np.any(lags):
             return None
         return {"p50": float(np.median(lags)), "min": float(lags.min()), "max": float(lags.max())}
 
     def find(self, topic: str) -> str | None:
-        """Under which name a topic of the contract was recorded: as it is or "/compressed"."""
+        """The name under which a topic of the contract was recorded, with or without "/compressed"; None when it was not."""
         return next((t for t in self.timing if bare_name(t) == bare_name(topic)), None)
 
     def cameras(self, contract: Contract | None) -> dict[str, str]:
-        """Topics of the images by the camera's name, of cameras that the contract does not name by topic."""
+        """Image topics by name of the camera; a camera that is not in the contract goes by its topic."""
         names = {} if contract is None else {bare_name(camera.topic): name for name, camera in contract.cameras.items()}
         found = {names.get(bare_name(topic), topic): topic for topic in self.images}
         return {name: found[name] for name in [*names.values(), *found] if name in found}
 
 
 def _one_arm(contract: Contract | None) -> Arm | None:
-    """The arm of a contract of one arm; None for any other."""
+    """The contract's arm, if it has exactly one; else None."""
     with contextlib.suppress(ContractError):
         return contract.arm if contract else None
     return None
 
 
 def _opening(topic: str, message: Any, arm: Arm | None) -> tuple[str, float] | None:
-    """Whether a joint state tells the opening of the gripper as "measured" or "target", and the opening."""
+    """("measured" or "target", opening of the gripper) from a joint state; None when it does not hold that."""
     try:
         if topic == bare_name(arm.gripper_topic if arm else _GRIPPER_TARGET):
             return "target", float(message.position[0])
         if arm and topic == bare_name(arm.joint_states_topic):
             return "measured", arm.opening([message.position[message.name.index(joint)] for joint in arm.finger_joints])
     except (ValueError, IndexError):
-        pass  # other joints, or no positions: what the contract says of that is told by the converter
+        pass  # other joints, or no positions; the converter reports that
     return None
 
 
 def write_rerun(bag: Path, contract: Contract | None, path: Path) -> None:
-    """Images, poses and openings of a bag as a recording for the viewer of https://rerun.io, over the stamps of their headers.
+    """Write a bag's images, poses and openings as a recording for https://rerun.io, on the timeline of their header stamps.
 
     Raises:
         RuntimeError: the rerun SDK is not installed.
@@ -173,7 +173,7 @@ def write_rerun(bag: Path, contract: Contract | None, path: Path) -> None:
             f"--rerun needs the rerun SDK ({error}); pip install rerun-sdk==0.23.1 (newer ones need NumPy 2)"
         ) from error
     arm = _one_arm(contract)
-    rr.set_strict_mode(True)  # or what it cannot take would only be warned of
+    rr.set_strict_mode(True)  # raise errors instead of only warning
     stream = rr.RecordingStream("onedp_inspect", recording_id=bag.name)
     partial = path.with_name(path.name + PARTIAL)
     stream.save(partial)

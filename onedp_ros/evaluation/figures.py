@@ -1,4 +1,4 @@
-"""Pictures of results."""
+"""Plots and videos of results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 
 def plot_starts(summary: dict[str, Any], path: Path) -> bool:
-    """Where every episode of ``onedp evaluate`` started, successes and failures apart: the first two numbers of a start as a place,
-    a third, if there is one, as the direction of a stroke (rad). Without two numbers there is no picture. Whether it was drawn."""
+    """Plot where the episodes of ``onedp evaluate`` started, coloured by success: the first two values of a start as the position,
+    a third, if any, as the direction of a stroke (rad). Returns False, without a plot, when a start has fewer than two values."""
     labels = summary["start_labels"]
     if len(labels) < 2:
         return False
@@ -39,7 +39,8 @@ def plot_starts(summary: dict[str, Any], path: Path) -> bool:
 
 
 def write_video(frames: Mapping[str, Sequence[tuple[int, NDArray[np.uint8]]]], path: Path, fps: int = 30, zoom: int = 3) -> None:
-    """Cameras side by side. ``frames``: by camera, (stamp ns, (H, W, 3) uint8 RGB) in order; the newest of each is shown."""
+    """Write a video of the cameras side by side. ``frames``: by camera, (stamp ns, (H, W, 3) uint8 RGB) in order; shows the newest
+    of each."""
     stamps = {name: np.array([s for s, _ in items]) for name, items in frames.items()}
     begin, end = max(s[0] for s in stamps.values()), min(s[-1] for s in stamps.values())
     with imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=8) as writer:
@@ -60,7 +61,7 @@ def plot_timeline(
     summary: Mapping[str, Any],
     path: Path,
 ) -> None:
-    """One episode over time: tool position and opening, commanded and measured, and each chunk's age on arrival and period.
+    """Plot an episode over time: tool position and opening, commanded and measured, and each chunk's age on arrival and period.
 
     Samples are (stamp ns, value), positions (3,) m, openings m; chunks are (arrival ns, stamp ns).
     """
@@ -97,7 +98,7 @@ def plot_timeline(
 
 
 def plot_bench(result: Mapping[str, Any], path: Path) -> None:
-    """Median time of a prediction by network, method and engine, on a logarithmic axis; whiskers to the 95th percentile."""
+    """Plot the median time of a prediction by network, method and engine; whiskers to the 95th percentile."""
     rows = sorted(result["rows"], key=lambda r: (r["network"], r["p50_ms"]), reverse=True)
     colours = {engine: f"C{i}" for i, engine in enumerate(sorted({r["engine"] for r in rows}))}
     figure, axes = plt.subplots(figsize=(9, 0.4 * len(rows) + 1.5), layout="constrained")
@@ -114,7 +115,7 @@ def plot_bench(result: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_servo(result: Mapping[str, Any], path: Path) -> None:
-    """Of ``onedp bench --servo``: how long the loop worked in a cycle, and how long cycles were apart."""
+    """Plot ``onedp bench --servo``: histograms of the work per cycle and of the time between cycles."""
     rows = result["rows"]
     figure, axes = plt.subplots(len(rows), 2, figsize=(10, 1.6 * len(rows) + 1), sharex="col", layout="constrained")
     for row, (left, right) in zip(rows, axes, strict=True):
@@ -138,7 +139,7 @@ def plot_servo(result: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_recorder(result: Mapping[str, Any], path: Path) -> None:
-    """Of ``onedp bench --recorder``: the fraction of a core that the recorder took, and what waited for the disk."""
+    """Plot ``onedp bench --recorder``: the fraction of a core that the recorder used, and the data waiting for the disk."""
     at, used, waiting = np.array(result["looks"]).T
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
     top.step(at[1:], 100 * np.diff(used) / np.diff(at), color="tab:blue")
@@ -151,7 +152,8 @@ def plot_recorder(result: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_contact_sheet(frames: Mapping[str, Sequence[tuple[float, NDArray[np.uint8]]]], title: str, path: Path) -> None:
-    """A row a camera, moments of a recording side by side. ``frames``: by camera (time s, (H, W, 3) uint8 RGB), as many of each."""
+    """Plot moments of a recording side by side, one row per camera. ``frames``: by camera, (time s, (H, W, 3) uint8 RGB), the same
+    number for each."""
     columns = len(next(iter(frames.values())))
     height = sum(max(image.shape[0] / image.shape[1] for _, image in row) for row in frames.values())
     figure, grid = plt.subplots(
@@ -175,10 +177,10 @@ def plot_recording(
     title: str,
     path: Path,
 ) -> None:
-    """A recording over time: what was measured and commanded, and below when the messages of each topic came, gaps in red.
+    """Plot a recording over time: what was measured and commanded, and below, each topic's messages, with gaps in red.
 
-    ``curves``: by the label of its axis, the lines "measured" and "target": times (N,) s, values (N,). ``streams``: by topic, the
-    times (N,) s of its messages and its gaps (time s, seconds, frames missing).
+    ``curves``: by axis label, the lines "measured" and "target": times (N,) s, values (N,). ``streams``: by topic, the times (N,) s
+    of its messages and its gaps (time s, seconds, frames missing).
     """
     heights = [1.7] * len(curves) + [0.4 * len(streams) + 0.3]
     figure, axes = plt.subplots(
@@ -199,7 +201,7 @@ def plot_recording(
     strip = axes[-1, 0]
     for row, (times, gaps) in enumerate(streams.values()):
         strip.plot(times, np.full(len(times), row), "|", color="tab:blue", markersize=9, markeredgewidth=0.5)
-        # Never thinner than a pixel or two, or a gap in a long recording could not be seen.
+        # At least a pixel or two wide, so that gaps show in a long recording.
         width = 2e-3 * max(1.0, max(float(t[-1]) for t, _ in streams.values()))
         strip.broken_barh([(at, max(seconds, width)) for at, seconds, _ in gaps], (row - 0.35, 0.7), color="tab:red")
     missing = [sum(count for *_, count in gaps) for _, gaps in streams.values()]

@@ -1,6 +1,6 @@
-"""The golden recording: a second of a demonstration, and what the released policies said to it in eager float32.
+"""The golden recording: a second of a demonstration, and what the released policies predict for it in eager float32.
 
-How it is made: README.md of the folder ``golden`` of the task in models.
+How it is made: README.md in ``models/<task>/golden``.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from onedp_ros.resources import default_task, resource
 
 METHODS = ("onedp_s", "onedp_d", "dp_ddim10")
 SEED = 7
-BEGIN, END = 0.9, 2.1  # s of the demonstration: the end of the approach, the hand closes at 1.58, the lift begins
-EVERY = 4  # of the sets' windows, one
+BEGIN, END = 0.9, 2.1  # s: from the end of the approach, past the closing of the hand at 1.58, to the start of the lift
+EVERY = 4  # use every fourth window
 
 
 def golden(task: str) -> tuple[Path, dict[str, NDArray[Any]]]:
-    """The bag, and the actions by method (N, horizon, 10) beside the ``stamps`` (N,) ns of their windows."""
+    """Path of the bag, and arrays by name: each method's actions (N, horizon, 10), and ``stamps`` (N,) ns of the windows."""
     folder = resource("models", task, "golden")
     return folder / "bag", load_file(folder / "actions.safetensors")
 
 
 def golden_windows(bag: Path) -> list[list[Observation]]:
-    """Every fourth window of the bag, by the live code."""
+    """Every fourth window of the bag, as the live code forms it."""
     contract = recorded_contract(bag, default_task())
     return list(windows(contract, observe(bag, contract, "raw", Counter()), None, whole=True))[::EVERY]
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m onedp_ros.evaluation.golden", description=__doc__)
     parser.add_argument("bag", type=Path)
-    parser.add_argument("out", type=Path, help="folder, without a bag in it")
+    parser.add_argument("out", type=Path, help="folder to write to, without a bag in it")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     cut(args.bag, args.out / "bag", BEGIN, END)

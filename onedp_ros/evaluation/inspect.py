@@ -1,4 +1,4 @@
-"""What a recording or a training set holds: rates, gaps, synchrony of the cameras, ranges, and whether it fits its contract."""
+"""What a recording or a training set contains: rates, gaps, synchrony of the cameras, ranges, and whether it fits its contract."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from onedp_ros.evaluation.bag_reading import BagReading
 from onedp_ros.evaluation.figures import plot_contact_sheet, plot_recording
 
 MOMENTS = 8  # columns of a contact sheet
-RATE_TOLERANCE = 0.01  # clocks of two machines differ, so that 19.99 Hz are 20 Hz
+RATE_TOLERANCE = 0.01  # the clocks of two machines differ: 19.99 Hz pass as 20 Hz
 
 
 class InspectError(ValueError):
-    """What is no training set; the message names the file and the remedy."""
+    """Not a training set; the message names the file and the remedy."""
 
 
 def _spread(values: NDArray[np.float64]) -> dict[str, float]:
@@ -37,12 +37,12 @@ def _spread(values: NDArray[np.float64]) -> dict[str, float]:
 def ranges(contract: Contract, state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayLike) -> dict[str, Any]:
     """Ranges of states (N, state_dim) and actions (N, action_dim) of episodes that end before the rows ``ends``; all in SI units.
 
-    ``measured`` and ``target``: [least, greatest] of each position and opening. ``turn_rad``: greatest angle between a target and
-    the first of its episode. ``speed_m_s``, ``turn_rad_s``: how fast the target moves from step to step. Of a contract that is not
-    of one arm, [least, greatest] of every value, and no more.
+    ``measured`` and ``target``: [minimum, maximum] of each position and opening. ``turn_rad``: greatest angle between a target and
+    the first of its episode. ``speed_m_s``, ``turn_rad_s``: speed of the target from step to step. For a contract without exactly
+    one arm, only [minimum, maximum] of every value.
 
     Raises:
-        ContractError: an action that is NaN or no rotation.
+        ContractError: an action is NaN or not a rotation.
     """
 
     def extent(values: NDArray[Any]) -> list[float]:
@@ -57,7 +57,7 @@ def ranges(contract: Contract, state: NDArray[np.float32], action: NDArray[np.fl
     measured, _, fingers = arm.poses(state)
     ends = np.asarray(ends, dtype=np.int64)
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    within = np.delete(np.arange(1, len(action)), ends[:-1] - 1)  # steps that follow another of their episode
+    within = np.delete(np.arange(1, len(action)), ends[:-1] - 1)  # all but the first step of each episode
     first = quaternion[np.repeat(starts, np.diff(ends, prepend=0))]
 
     def angle(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -76,13 +76,13 @@ def ranges(contract: Contract, state: NDArray[np.float32], action: NDArray[np.fl
 
 
 def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, Any], BagReading]:
-    """Figures of a bag, plain data, and what its pictures are drawn from.
+    """A report on a bag (plain data), and the reading from which :func:`draw` makes its pictures.
 
-    Without ``contract`` the one noted in the bag is used; without any, ``fits`` is None and nothing is counted as a step.
+    Without ``contract``, the one stored in the bag is used; without any, ``fits`` is None and ``steps`` is 0.
 
     Raises:
         BagError: the bag cannot be read.
-        ContractError: the contract noted in it is none.
+        ContractError: the contract stored in it is invalid.
     """
     metadata = read_metadata(bag)
     noted = None
@@ -91,7 +91,7 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
             noted = Contract.from_dict(metadata["contract"])
         except ContractError as error:
             if contract is None:
-                raise ContractError(f"the contract noted in it is none of this version: {error}; give one with --task") from error
+                raise ContractError(f"the stored contract is invalid in this version: {error}; give one with --task") from error
     contract = contract or noted
     recording = BagReading(bag, contract)
     report: dict[str, Any] = {
@@ -121,7 +121,7 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
         "steps": 0,
         "pieces": 0,
         "dropped": {},
-        "not_converted": "it notes no contract; name the task file with --task",
+        "not_converted": "it stores no contract; give the task file with --task",
         "ranges": None,
         "warnings": [],
     }
@@ -137,7 +137,7 @@ def inspect_bag(bag: Path, contract: Contract | None = None) -> tuple[dict[str, 
 
 
 def _sync(recording: BagReading, contract: Contract | None) -> dict[str, dict[str, float]]:
-    """By pair of the contract's cameras (or of any) the time (ms) from each frame of both to the nearest of the other."""
+    """For each pair of the contract's cameras (of all cameras, without one): time from a frame to the other's nearest frame, ms."""
     found = recording.cameras(contract).items()
     stamps = {name: recording.timing[topic].stamps for name, topic in found if contract is None or name in contract.cameras}
     return {
@@ -147,7 +147,7 @@ def _sync(recording: BagReading, contract: Contract | None) -> dict[str, dict[st
 
 
 def _misfits(recording: BagReading, contract: Contract) -> list[str]:
-    """Where a recording is not what its contract asks for."""
+    """How a recording violates its contract: missing topics and low rates."""
     held = {feature.topic for feature in contract.action if feature.kind == "opening"}
     cameras = [camera.topic for camera in contract.cameras.values()]
     steady = [*cameras, *contract.state_topics, *(topic for topic in contract.action_topics if topic not in held)]
@@ -155,7 +155,7 @@ def _misfits(recording: BagReading, contract: Contract) -> list[str]:
     for wanted in [*steady, *held]:
         topic = recording.find(wanted)
         if topic is None:
-            problems.append(f"{wanted} is missing; is its node running, and does the recorder take the topic?")
+            problems.append(f"{wanted} is missing; check that its node runs and that the recorder subscribes to it")
         elif wanted in steady and (hz := recording.timing[topic].hz) < contract.control_hz * (1 - RATE_TOLERANCE):
             problems.append(f"{topic} came at {hz:.1f} Hz, expected at least control_hz {contract.control_hz:g}; raise its rate")
     return problems
@@ -184,11 +184,11 @@ def _converted(episodes: Sequence[Episode], contract: Contract, dropped: Dropped
 
 
 def inspect_dataset(path: Path) -> dict[str, Any]:
-    """Figures of a training set of ``onedp convert``, plain data; images are not read.
+    """A report on a training set of ``onedp convert`` (plain data); images are not read.
 
     Raises:
-        InspectError: no such training set.
-        ContractError: its contract is none.
+        InspectError: it is not such a training set.
+        ContractError: its contract is invalid.
     """
     try:
         store = ZarrStore(path)
@@ -201,7 +201,9 @@ def inspect_dataset(path: Path) -> dict[str, Any]:
     except (KeyError, OSError, ValueError) as error:
         if isinstance(error, ContractError):
             raise
-        raise InspectError(f"{path} is no training set ({type(error).__name__}: {error}); make it with 'onedp convert'") from error
+        raise InspectError(
+            f"{path} is not a training set ({type(error).__name__}: {error}); make it with 'onedp convert'"
+        ) from error
     lengths = np.diff(ends, prepend=0)
     rows = {"state": len(state), "action": len(action), **{name: array.shape[0] for name, array in images.items()}}
     problems = []
@@ -231,13 +233,13 @@ def inspect_dataset(path: Path) -> dict[str, Any]:
 
 
 def inspect_set(path: Path, contract: Contract | None = None) -> dict[str, Any]:
-    """Figures of any data set that ``onedp convert`` reads, as of :func:`inspect_dataset`; images are not read.
+    """A report as of :func:`inspect_dataset` on any data set that ``onedp convert`` reads; images are not read.
 
-    Without ``contract`` the one noted in it is used.
+    Without ``contract``, the one stored in it is used.
 
     Raises:
         InspectError, SourceError: it cannot be read; names it and the remedy.
-        ContractError: its contract is none.
+        ContractError: its contract is invalid.
     """
     reader = next(reader for reader in READERS if reader.recognises(path))
     if reader is replay_buffer and path.is_dir():
@@ -245,11 +247,11 @@ def inspect_set(path: Path, contract: Contract | None = None) -> dict[str, Any]:
             return inspect_dataset(path)
         except InspectError:
             if contract is None:
-                raise  # else it may be another program's
+                raise  # with a contract, it may be another program's replay buffer
     sources = reader.sources(path)
     noted = next((source.notes["contract"] for source in sources if "contract" in source.notes), None)
     if contract is None and noted is None:
-        raise InspectError(f"{path} notes no contract; name the task file with --task")
+        raise InspectError(f"{path} stores no contract; give the task file with --task")
     contract = contract or Contract.from_dict(noted)  # type: ignore[arg-type]
     episodes: list[Episode] = []
     dropped, skipped = Dropped(), {}
@@ -280,7 +282,7 @@ def inspect_set(path: Path, contract: Contract | None = None) -> dict[str, Any]:
 
 
 def draw(report: Mapping[str, Any], recording: BagReading, out: Path) -> list[Path]:
-    """The pictures of a bag in the folder ``out``: ``<bag>_images.png``, where it has any, and ``<bag>_timeline.png``."""
+    """Draw ``<bag>_images.png``, if the bag has images, and ``<bag>_timeline.png`` into the folder ``out``. Returns their paths."""
     contract = Contract.from_dict(report["contract"]) if report["contract"] else None
     name, begin = Path(report["bag"]).name, recording.begin
     title = f"{name}, {report['seconds']:.1f} s, {report['steps']} steps"
@@ -313,6 +315,7 @@ def draw(report: Mapping[str, Any], recording: BagReading, out: Path) -> list[Pa
 
 
 def sum_up(bags: Sequence[Mapping[str, Any]], unreadable: Mapping[str, str]) -> dict[str, Any]:
+    """Totals over the reports of all bags."""
     return {
         "bags": len(bags),
         "seconds": sum(r["seconds"] for r in bags),

@@ -1,4 +1,4 @@
-"""What ``onedp inspect`` found, as lines to print."""
+"""The reports of ``onedp inspect`` as lines to print."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _notes(metadata: Mapping[str, Any]) -> str:
 
 
 def bag_lines(report: Mapping[str, Any]) -> list[str]:
-    """A bag's figures to print."""
+    """The report on a bag."""
     rows = [
         ("topic", "type", "messages", "Hz", "period", "jitter p95", "gaps", "missing", "longest", "late", "log - stamp", "images")
     ]
@@ -56,7 +56,7 @@ def bag_lines(report: Mapping[str, Any]) -> list[str]:
         lines += _range_lines(report["ranges"])
     lines.append(f"converts to {report['steps']} steps in {report['pieces']} piece{'s' * (report['pieces'] != 1)}")
     if metadata.get("success") is False:
-        lines.append("is left out by convert without --keep-unsuccessful")
+        lines.append("skipped by convert unless --keep-unsuccessful is given")
     lines += [f"dropped {count}: {reason}" for reason, count in sorted(report["dropped"].items())]
     if report["not_converted"]:
         lines.append(f"does not convert: {report['not_converted']}")
@@ -68,7 +68,7 @@ def bag_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def bags_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line a bag."""
+    """One line per bag."""
     rows = [("bag", "seconds", "steps", "success", "fits", "missing", "longest", "sync p95", "remark")]
     for r in reports:
         missing = sum(r["topics"][t]["missing_frames"] for t in r["topics"] if r["topics"][t]["images"])
@@ -84,11 +84,11 @@ def bags_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def dataset_lines(report: Mapping[str, Any]) -> list[str]:
-    """A training set's figures to print."""
+    """The report on a training set."""
     contract = report["contract"]
     lines = [
         f"{contract['task']}: {report['episodes']} episodes, {report['steps']} steps at {contract['control_hz']:g} Hz, "
-        f"{report['seconds']:.0f} s; least, median and most of an episode: {report['steps_an_episode']}",
+        f"{report['seconds']:.0f} s; minimum, median and maximum per episode: {report['steps_an_episode']}",
         *(f"{name}: {' x '.join(map(str, shape))} uint8" for name, shape in report["images"].items()),
     ]
     if report["ranges"]:

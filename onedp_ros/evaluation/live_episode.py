@@ -1,4 +1,4 @@
-"""Episodes of a policy in the twin, in real time, through the nodes of a graph that runs: for the demo and the study."""
+"""Episodes of a policy in the twin, in real time, through the nodes of a running graph: for the demo and the study."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from onedp_ros.graph.client import GraphWatch
 from onedp_ros.nodes.lib.polled import PolledSubscriber
 
 START_TIME = 120.0  # s for loading, warm-up and engine checks
-RECORD_DEPTH = 60  # messages between two looks: 0.3 s of the robot's states
+RECORD_DEPTH = 60  # messages queued between two polls: 0.3 s of the robot's states
 SETTLE = 0.6  # s after a reset, so that no observation of the old scene is left
-LOOK = 0.1  # s between two looks at whether the task is done
+CHECK_PERIOD = 0.1  # s between two checks whether the task is done
 
 
 @dataclasses.dataclass(frozen=True)
 class LiveOutcome:
-    """How an episode ended: ``time`` (s) since the arm was enabled, by the wall clock, and why it failed, if so."""
+    """Result of an episode: ``time`` (s, wall clock) since the arm was enabled, and the reason of a failure (else empty)."""
 
     success: bool
     time: float
@@ -32,13 +32,13 @@ class LiveOutcome:
 
 
 class RecordedTopics:
-    """The messages of topics as they come, serialized, with their arrival (ns): read after the episode, to cost little in it.
+    """Records topics as serialized messages with their arrival times (ns): cheap, since they are decoded after the episode.
 
     Call :meth:`poll` a few times a second.
 
     Args:
-        kinds: messages by topic.
-        every: of how many messages of a topic one is kept.
+        kinds: message types by topic.
+        every: keep one of this many messages of each topic.
     """
 
     def __init__(self, node: Any, kinds: Mapping[str, Any], every: int = 1) -> None:
@@ -50,19 +50,19 @@ class RecordedTopics:
         ]
 
     def begin(self) -> None:
-        """Begin, or begin anew; nothing after :meth:`end`."""
+        """Start recording, or start over; does nothing after :meth:`end`."""
         if not self._subscribers:
             return
         self.poll()
         self.messages = {topic: [] for topic in self.kinds}
 
     def poll(self) -> None:
-        """Take what came."""
+        """Store the messages that have arrived."""
         for subscriber in self._subscribers:
             subscriber.poll()
 
     def end(self) -> None:
-        """Take what came, and nothing more."""
+        """Store the messages that have arrived, and unsubscribe."""
         self.poll()
         for subscriber in self._subscribers:
             subscriber.destroy()
@@ -75,21 +75,21 @@ class RecordedTopics:
 
 
 def wait_for_policy(watch: GraphWatch, logs: Path) -> None:
-    """Wait until chunks come. RuntimeError when they do not; ``logs``: where the nodes' output is."""
+    """Wait until policy_node predicts. RuntimeError when it does not; ``logs``: folder of the nodes' output."""
     if not watch.spin_until(lambda: float(watch.values("policy_node").get("policy_hz", 0)) > 0, START_TIME):
         raise RuntimeError(f"the policy did not start within {START_TIME:.0f} s: {watch.complaints()}; logs are in {logs}")
     watch.spin_for(1.0)
 
 
 def reset_twin(watch: GraphWatch, seed: int | None = None) -> None:
-    """Disable the arm, and place arm and objects for a seed, by default the next one. RuntimeError when the twin does not."""
+    """Disable the arm and reset the scene to a seed, by default the next one. RuntimeError when the twin refuses."""
     watch.call(SetBool, "action_node/enable", SetBool.Request(data=False))
     if seed is not None:
         value = ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=seed)
         request = SetParameters.Request(parameters=[Parameter(name="seed", value=value)])
         (result,) = watch.call(SetParameters, "twin_node/set_parameters", request).results
         if not result.successful:
-            raise RuntimeError(f"the twin does not take the seed {seed}: {result.reason}")
+            raise RuntimeError(f"the twin refuses the seed {seed}: {result.reason}")
     answer = watch.call(Trigger, "twin_node/reset")
     if not answer.success or (seed is not None and answer.message != f"seed {seed}"):
         raise RuntimeError(f"the twin was not reset: {answer.message}")
@@ -98,10 +98,10 @@ def reset_twin(watch: GraphWatch, seed: int | None = None) -> None:
 def run_episode(
     watch: GraphWatch, max_time: float, progress: Callable[[float, bool, bool], None] = lambda time, success, over: None
 ) -> LiveOutcome:
-    """Let scene and policy settle after a reset, enable the arm, and watch until the task is done or ``max_time`` (s) is over.
+    """Let scene and policy settle after a reset, enable the arm, and wait until the task is done or ``max_time`` (s) is over.
 
     ``progress`` is called with the time (s), whether the task is done, and whether the episode is over. RuntimeError when a node
-    does not answer, NodeDiedError when one ended.
+    does not answer, NodeDiedError when one exits.
     """
     watch.spin_for(SETTLE)
     watch.call(SetBool, "action_node/enable", SetBool.Request(data=True))
@@ -113,4 +113,4 @@ def run_episode(
         progress(now, verdict.success, over)
         if over:
             return LiveOutcome(verdict.success, round(now, 2), "" if verdict.success else verdict.message)
-        watch.spin_for(LOOK)
+        watch.spin_for(CHECK_PERIOD)

@@ -1,6 +1,6 @@
-"""What a policy sees in a recording, by the live code, and whether it is what it saw and predicted live.
+"""Replays a recording through the live code, and compares what the policy sees and predicts with what it saw and predicted live.
 
-How, :mod:`onedp_ros.cli.replay` tells.
+:mod:`onedp_ros.cli.replay` describes how.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from onedp_ros.policy.checkpoint import find_released
 
 
 def choose_policy(args: argparse.Namespace, noted: Mapping[str, str], task: str) -> dict[str, Any]:
-    """Model, method, engine, threads and seed: as given, else as policy_node noted them, else the released policy.
+    """Model, method, engine, threads and seed: as given, else as policy_node reported them, else the released policy.
 
     Raises:
-        ValueError: what was noted is not here.
+        ValueError: the reported model does not exist here.
     """
     if args.policy is None and noted:
         model, method = Path(noted["model"]), args.method or noted["method"]
         if not model.exists():
-            raise ValueError(f"the recording was made with {model}, which is not here; give it, or another, as --policy")
+            raise ValueError(f"the recording was made with {model}, which does not exist here; give it, or another, with --policy")
     elif args.policy is None:
         method = args.method or DEFAULT_METHOD
         model = find_released(task, method)
@@ -45,7 +45,7 @@ def choose_policy(args: argparse.Namespace, noted: Mapping[str, str], task: str)
 
 
 def replay(bag: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """What ``onedp replay`` does with a bag. Returns the report."""
+    """Replay a bag as ``onedp replay`` does with these arguments. Returns the report."""
     contract = recorded_contract(bag, args.task)
     recording = read_recording(bag, contract, args.image_transport)
     policy = choose_policy(args, recording.outputs.policy, contract.policy_task)

@@ -1,4 +1,4 @@
-"""A recording through observation_node and policy_node themselves."""
+"""Replays a recording through observation_node and policy_node themselves."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from onedp_ros.nodes.player_node import PlayerNode
 def replay_in_graph(
     bag: Path, recording: Recorded, *, real_time: bool = False, logs: Path | None = None, **policy: Any
 ) -> Replayed:
-    """Play a bag through both nodes, as processes in a ROS domain of their own: no arm must follow a recording.
+    """Play a bag through both nodes, as processes in a separate ROS domain, so that no arm follows the recording.
 
-    In the time of the recording, which waits for the chunk of each set, or with ``real_time`` as it was. ``policy`` as of
-    ``graph.task_graph``: method, engine, model, seed, threads.
+    The clock is the recording's, and waits for the chunk of each set; with ``real_time`` it does not. ``policy``: method, engine,
+    model, seed, threads, as for ``graph.task_graph``.
 
     Raises:
-        NodeDiedError: a node ended.
+        NodeDiedError: a node exited.
         RuntimeError: no chunk came.
-        BagError: the bag was not finished, or lacks a topic.
+        BagError: the bag is unfinished, or lacks a topic.
     """
     contract, domain = recording.outputs.contract, free_domain()
     with tempfile.TemporaryDirectory(prefix="onedp_replay_") as folder:
@@ -58,6 +58,6 @@ def _replay(
         finally:
             player.destroy_node()
             rclpy.shutdown(context=context)
-    # In real time the policy may pass over the first sets, of which it then keeps none.
+    # In real time the policy may skip the first sets, which its history then lacks.
     window_stamps = stamps_of_windows(contract, sorted(outputs.sets), outputs.chunks, whole=not real_time)
     return Replayed(outputs.sets, outputs.chunks, window_stamps, {"sets without a chunk in time": player.late})

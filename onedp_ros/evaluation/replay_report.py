@@ -1,4 +1,4 @@
-"""What a replay made against what was recorded: figures, table, picture."""
+"""Compares a replay with its recording: statistics, table, plot."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ QUANTITIES = ("position_mm", "rotation_deg", "gripper_mm")
 
 
 def differences(chunk: ActionChunk, other: ActionChunk) -> NDArray[np.float64]:
-    """Of each action: position (mm), rotation (deg), gripper (mm). (horizon, 3)."""
+    """Differences of each action in position (mm), rotation (deg) and gripper opening (mm), (horizon, 3)."""
     position = np.linalg.norm(chunk.positions - other.positions, axis=-1)
     rotation = [rotation_angle(a, b) for a, b in zip(chunk.quaternions, other.quaternions, strict=True)]
     return np.stack([1e3 * position, np.rad2deg(rotation), 1e3 * np.abs(chunk.openings - other.openings)], axis=-1)
 
 
 def from_commands(contract: Contract, chunk: ActionChunk, targets: Targets) -> NDArray[np.float64]:
-    """:func:`differences` of the actions to execute from what was commanded at their times. (up to n_action_steps, 3)."""
+    """:func:`differences` between the actions to execute and the commands at their times, (up to n_action_steps, 3)."""
     first = contract.n_obs_steps - 1
     which = [i for i in range(first, first + contract.n_action_steps) if targets.hold(int(chunk.stamps[i]))]
     if not which:
@@ -49,10 +49,10 @@ def equal(chunk: ActionChunk, other: ActionChunk) -> bool:
 
 
 def compare_sets(recorded: Mapping[int, SetDigests], replayed: Mapping[int, SetDigests]) -> tuple[dict[str, Any], set[int]]:
-    """How many of the recorded sets the replay made with the same bytes, in the time that both cover.
+    """How many of the recorded sets the replay reproduced byte by byte, within the time that both cover.
 
-    Returns, too, the stamps of those that say nothing about the code, since frames came in another order live, or were lost:
-    missing here, or of the same frames, paired otherwise.
+    Also returns the stamps of the sets that are missing in the replay, or pair the same frames differently: these say nothing
+    about the code, since live, frames arrived in another order or were lost.
     """
     if not recorded or not replayed:
         none = dict.fromkeys(("compared", "equal", "different", "paired_otherwise", "missing", "only_replayed"), 0)
@@ -79,7 +79,8 @@ def compare_sets(recorded: Mapping[int, SetDigests], replayed: Mapping[int, SetD
 def compare_chunks(
     recording: Recorded, replayed: Replayed, apart: Collection[int]
 ) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
-    """Recorded chunks against those that the replay made of the same windows, without the sets ``apart``; differences by stamp."""
+    """Compare recorded chunks with the replay's for the same windows, except those with sets in ``apart``. Also returns the
+    differences by stamp."""
     recorded, contract = recording.outputs.chunks, recording.outputs.contract
     begin = min(replayed.sets, default=0)
     stamps = [s for s in sorted(recording.outputs.sets or replayed.sets) if s >= begin]
@@ -98,7 +99,7 @@ def compare_chunks(
 
 
 def compare_commands(recording: Recorded, replayed: Replayed) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
-    """Chunks against what was commanded, and the differences by stamp."""
+    """Compare chunks with what was commanded. Also returns the differences by stamp."""
     contract = recording.outputs.contract
     found = {s: from_commands(contract, chunk, recording.targets) for s, chunk in sorted(replayed.chunks.items())}
     found = {s: rows for s, rows in found.items() if len(rows)}
@@ -120,7 +121,7 @@ def statistics(found: Mapping[int, NDArray[np.float64]]) -> dict[str, Any]:
 def compare(
     recording: Recorded, replayed: Replayed, reference: Mapping[int, SetDigests]
 ) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
-    """The whole report, sets against those of ``reference``, and the differences of actions by stamp.
+    """The full report, with sets compared to those of ``reference``, and the differences of actions by stamp.
 
     Raises:
         BagError: the recording has neither chunks nor commands.
@@ -130,7 +131,7 @@ def compare(
         actions, found = compare_chunks(recording, replayed, apart)
     elif recording.targets.stamps:
         actions, found = compare_commands(recording, replayed)
-    elif reference:  # of an arm that was led by hand, for example
+    elif reference:  # with an arm that was guided by hand, for example
         actions, found = {"against": "nothing", "predictions": len(replayed.chunks), "compared": 0}, {}
     else:
         raise BagError(
@@ -173,7 +174,7 @@ def table(report: Mapping[str, Any]) -> str:
 def plot(
     recording: Recorded, replayed: Replayed, found: Mapping[int, NDArray[np.float64]], report: Mapping[str, Any], path: Path
 ) -> None:
-    """The action for now of each chunk over time, replayed and recorded, and how far chunks differ."""
+    """Plot each chunk's current action over time, replayed and recorded, and how far chunks differ."""
     import matplotlib
 
     matplotlib.use("Agg")

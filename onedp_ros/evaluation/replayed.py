@@ -1,4 +1,4 @@
-"""What nodes made of a recording live, and what their code makes of it again, without a graph."""
+"""What the nodes published live, as recorded, and what their code makes of the recording again, without a graph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from onedp_ros.data.targets import Targets
 from onedp_ros.messages.decode import bare_name, chunk_from_message, feed, observation_from_messages, stamp_ns
 
 CHUNK_TOPIC, STATE_TOPIC, DIAGNOSTICS_TOPIC = "action/chunk", "observation/state", "diagnostics"
-POLICY_FACTS = ("model", "method", "engine", "threads", "seed")  # what policy_node reports of itself in /diagnostics
+POLICY_FACTS = ("model", "method", "engine", "threads", "seed")  # policy_node reports these in /diagnostics
 
 
 SetDigests = dict[str, bytes]  # by camera, and "state", the digest of its bytes
@@ -36,7 +36,7 @@ Window = tuple[int, ...]  # stamps of a prediction's observations, oldest first,
 
 
 class Outputs:
-    """What observation_node and policy_node published: sets by their digests, chunks, and what the policy reported of itself."""
+    """What observation_node and policy_node published: digests of the sets, chunks, and :data:`POLICY_FACTS`."""
 
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
@@ -51,7 +51,7 @@ class Outputs:
         return [*self._images, STATE_TOPIC, CHUNK_TOPIC, DIAGNOSTICS_TOPIC]
 
     def add(self, topic: str, message: Any) -> None:
-        """Take a message of one of the :attr:`topics`. ContractError for one that is none of this contract's."""
+        """Add a message of one of the :attr:`topics`. ContractError when it does not fit the contract."""
         if topic == CHUNK_TOPIC:
             chunk = chunk_from_message(message, self.contract.base_frame)
             self.chunks[chunk.stamp] = chunk
@@ -67,13 +67,13 @@ class Outputs:
                 state = parts.pop("state")
                 observation = observation_from_messages(self.contract, parts, state)
                 self.sets[observation.stamp] = digests(observation)
-                for stamp in [s for s in self._parts if s <= observation.stamp]:  # of those before a part was lost
+                for stamp in [s for s in self._parts if s <= observation.stamp]:  # also of earlier sets, which lost a part
                     del self._parts[stamp]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """Of a bag: what the nodes had published, if anything, and what was commanded."""
+    """Content of a bag: what the nodes had published, if anything, what was commanded, and the image transport to read."""
 
     outputs: Outputs
     targets: Targets
@@ -91,7 +91,7 @@ class Replayed:
 
 
 def digests(observation: Observation) -> SetDigests:
-    """A set in few bytes; equal for equal bytes."""
+    """The digest of each part of a set."""
     parts = {**observation.images, "state": observation.state}
     return {name: hashlib.blake2b(np.ascontiguousarray(part).tobytes(), digest_size=16).digest() for name, part in parts.items()}
 
@@ -99,9 +99,9 @@ def digests(observation: Observation) -> SetDigests:
 def windows(
     contract: Contract, observations: Iterable[Observation], predicted: Collection[int] | None, whole: bool
 ) -> Iterator[list[Observation]]:
-    """The windows of a policy that predicted from the observations of these stamps (None: from all), as in policy_node.
+    """The windows, as in policy_node, of a policy that predicted at the stamps ``predicted`` (None: at every observation).
 
-    Unless the ``whole`` history is there, windows that may hold an observation from before the first prediction are left out.
+    Unless the ``whole`` history is known, windows that may contain observations from before the first prediction are left out.
     """
     history = ObservationHistory(contract)
     first = -math.inf if whole else math.inf
@@ -117,29 +117,29 @@ def windows(
 
 
 def stamps_of_windows(contract: Contract, stamps: Iterable[int], predicted: Collection[int], whole: bool) -> dict[int, Window]:
-    """:func:`windows` where only the observations' stamps are known; by the newest stamp."""
+    """As :func:`windows`, when only the observations' stamps are known; by the newest stamp."""
     bare = (Observation(stamp, {}, {}, np.zeros(0)) for stamp in stamps)
     return {w[-1].stamp: tuple(o.stamp for o in w) for w in windows(contract, bare, predicted, whole)}
 
 
 def recorded_contract(bag: Path, task: str) -> Contract:
-    """The contract that a bag was recorded under; that of ``task`` when its recorder noted none."""
+    """The contract stored in a bag, or that of ``task`` when there is none."""
     noted = read_metadata(bag).get("contract")
     return task_contract(task) if noted is None else Contract.from_dict(noted)
 
 
 def read_recording(bag: Path, contract: Contract, transport: str | None = None) -> Recorded:
-    """What a bag holds besides cameras and robot. Of cameras recorded both raw and compressed, ``transport`` says which to take.
+    """Read the nodes' outputs and the commands in a bag. ``transport``: the images to use if both raw and compressed were recorded.
 
     Raises:
         BagError: the bag cannot be read.
-        ContractError: it holds what the contract forbids.
+        ContractError: an output does not fit the contract.
     """
     outputs, targets = Outputs(contract), Targets(contract)
     commanded = {bare_name(topic) for topic in contract.action_topics}
     for topic, stamp, message in read_bag(bag, [*outputs.topics, *contract.action_topics]):
         if bare_name(topic) in commanded:
-            with suppress(ContractError, AttributeError):  # a single one of them is passed over, as by the converter
+            with suppress(ContractError, AttributeError):  # a bad command is skipped, as by the converter
                 targets.add(topic, stamp, message)
         else:
             outputs.add(topic, message)
@@ -153,14 +153,14 @@ def _transport(bag: Path, contract: Contract) -> str:
 
 
 def source_topics(contract: Contract, transport: str) -> dict[str, str]:
-    """Topics that observation_node listens to, with their types."""
+    """Topics that observation_node subscribes to, with their types."""
     suffix, kind = ("", "Image") if transport == "raw" else ("/compressed", "CompressedImage")
     topics = {f"{camera.topic}{suffix}": f"sensor_msgs/msg/{kind}" for camera in contract.cameras.values()}
     return topics | contract.state_topics
 
 
 def observe(bag: Path, contract: Contract, transport: str, dropped: Counter[str]) -> Iterator[Observation]:
-    """The sets of a bag, as observation_node makes them. ``dropped`` counts, by reason, what did not become part of one."""
+    """The sets of a bag, as observation_node forms them. ``dropped`` counts, by reason, what did not become part of one."""
     assembler, check = ObservationAssembler(contract), CameraCheck(contract)
     for topic, _, message in read_bag(bag, source_topics(contract, transport)):
         try:
@@ -178,8 +178,8 @@ def observe(bag: Path, contract: Contract, transport: str, dropped: Counter[str]
 def replay_offline(bag: Path, recording: Recorded, predictor: Any) -> Replayed:
     """Play a bag through the code of both nodes, without ROS.
 
-    ``predictor`` as of ``policy.predictor``. The policy predicts where it did live, from those sets that it got live; in a
-    recording without chunks, from every set.
+    ``predictor``: a ``policy.predictor.Predictor``. It predicts where it did live, from the sets that it received live; if the
+    recording has no chunks, from every set.
     """
     contract, outputs = recording.outputs.contract, recording.outputs
     sets: dict[int, SetDigests] = {}

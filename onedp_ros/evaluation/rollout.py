@@ -1,4 +1,4 @@
-"""Success of a policy in simulation, without ROS: fixed seeds that no demonstration used, in lock step, on all cores."""
+"""Evaluates a policy in simulation, without ROS: on fixed seeds that no demonstration used, on all cores."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from onedp_ros.tasks.timed_drive import LATENCIES, LEAD, Timing, drive_timed
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeResult:
-    """How one episode went: ``time`` (s, simulated), its start and ``score`` (0 to 1), as of
-    :class:`~onedp_ros.tasks.base.Environment`, and why it failed, if so."""
+    """Result of an episode: ``time`` (s, simulated), ``start`` and ``score`` (0 to 1) of its
+    :class:`~onedp_ros.tasks.base.Environment`, and the reason of a failure (else empty)."""
 
     seed: int
     success: bool
@@ -51,8 +51,8 @@ def rollout(
     timing: Timing | None = None,
     writer: Any = None,
 ) -> EpisodeResult:
-    """One episode with ``predictor`` (as of ``policy.predictor``), in lock step (:func:`onedp_ros.tasks.drive.drive`), or with
-    ``timing`` in continuous time (:func:`onedp_ros.tasks.timed_drive.drive_timed`). ``writer``: as of ``environment.record``."""
+    """Run an episode with ``predictor`` (a ``policy.predictor.Predictor``), in lock step (:func:`onedp_ros.tasks.drive.drive`), or
+    with ``timing`` in continuous time (:func:`onedp_ros.tasks.timed_drive.drive_timed`). ``writer``: for ``environment.record``."""
     environment.reset(np_random(seed)[0])
     if writer is not None:
         environment.record(writer)
@@ -78,13 +78,15 @@ def rollout(
 def loaded(
     model: Path, digests: str, method: str | None, engine: str, options: Mapping[str, Any], contract: Contract
 ) -> Iterator[tuple[Any, Environment]]:
-    """A policy, on one thread, and the environment that it is for; ``options`` are the task's. ValueError when the checkpoint has
-    other ``digests``."""
+    """A policy, on one thread, and its environment; ``options`` are the task's. ValueError when the checkpoint has other
+    ``digests``."""
     from onedp_ros.policy.checkpoint import load_sampler
     from onedp_ros.policy.predictor import load_predictor
 
     if load_sampler(model, method, contract)[1] != digests:
-        raise ValueError(f"{model} on {platform.node()} is another checkpoint than where the evaluation was started; copy it there")
+        raise ValueError(
+            f"{model} on {platform.node()} is not the checkpoint that the evaluation was started with; copy that one there"
+        )
     # One thread, so that results do not depend on how many processes there are.
     predictor = load_predictor(model, method=method, engine=engine, contract=contract, threads=1)
     environment = TASKS.get(contract.task).make(contract, **options)
@@ -104,7 +106,7 @@ def _run(
 
 
 class _Partial:
-    """The results of an evaluation that goes on: JSON lines, the settings first. Without a path, nothing is kept."""
+    """Results of a running evaluation, kept as JSON lines, the settings first. Without a path, nothing is kept."""
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self._path = path
@@ -114,7 +116,7 @@ class _Partial:
         lines = [json.dumps(settings, sort_keys=True)]
         earlier = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         if earlier[:1] == [lines[0] + "\n"]:
-            for line in (line for line in earlier[1:] if line.endswith("\n")):  # else it was cut off
+            for line in (line for line in earlier[1:] if line.endswith("\n")):  # else it was truncated
                 told = json.loads(line)
                 episode = EpisodeResult(**told["episode"] | {"start": tuple(told["episode"]["start"])})
                 self.done[episode.seed] = episode, told["facts"]
@@ -152,23 +154,23 @@ def evaluate(
     """Success rate with its 95 % interval, mean time of the successes (s), failures by reason, and every episode.
 
     Args:
-        model: bundle.
+        model: checkpoint directory.
         task: name of a file in config/tasks, or path of a task file.
-        seed: of the first episode; default: the task's first seed for evaluations.
-        action_steps: executed of each chunk; default: the contract's.
-        lead: how far ahead of the clock chunks are executed, s. Default: 0 in lock step, action_node's in continuous time.
-        latency: of :class:`onedp_ros.tasks.timed_drive.Timing`: the world goes on meanwhile. Default: it waits, in lock step.
-        handover: from chunk to chunk, where there is a latency; default: action_node's.
-        max_time: s, simulated; default: the task's.
+        seed: of the first episode; default: the task's first evaluation seed.
+        action_steps: actions of each chunk to execute; default: the contract's.
+        lead: how far ahead of the clock chunks are sampled, s. Default: 0 in lock step, action_node's in continuous time.
+        latency: see :class:`onedp_ros.tasks.timed_drive.Timing`; the simulation continues meanwhile. Default: lock step, it waits.
+        handover: hand-over between chunks, with a latency; default: action_node's.
+        max_time: time limit of an episode, s, simulated; default: the task's.
         options: of the task, by name.
-        jobs, scheduler: of :class:`onedp_ros.parallel.Workers`.
-        partial: file that keeps the results until all are there. What an interrupted evaluation with the same settings left in it
-            is not run again.
+        jobs, scheduler: see :class:`onedp_ros.parallel.Workers`.
+        partial: file that keeps results until the evaluation is complete. Episodes that an interrupted evaluation with the same
+            settings left in it are not run again.
 
     Raises:
         UnknownNameError: the contract's task cannot be simulated.
-        ValueError: an unknown option, more action steps than a chunk has, or a latency that is none or not of a task in the cell.
-        WorkerError: as of :class:`onedp_ros.parallel.Workers`.
+        ValueError: an unknown option, too many action steps, or a latency that is invalid or given for a task outside the cell.
+        WorkerError: see :class:`onedp_ros.parallel.Workers`.
     """
     from onedp_ros.policy.checkpoint import load_policy, load_sampler
 
@@ -184,7 +186,7 @@ def evaluate(
                 f"action_steps is {action_steps}, but with a latency actions are executed by time; give one or the other"
             )
         if simulated.scene is None:
-            raise ValueError(f"task {contract.task} is simulated step by step and waits for the policy; give no latency")
+            raise ValueError(f"task {contract.task} is simulated in lock step with the policy only; give no latency")
         timing = Timing(latency, LEAD if lead is None else lead, handover or DEFAULT)
         lead, action_steps = timing.lead, 1
     elif handover is not None:
@@ -194,8 +196,8 @@ def evaluate(
     most = contract.horizon - contract.n_obs_steps + 1 - lead_steps
     if not 1 <= action_steps <= most:
         raise ValueError(f"action_steps is {action_steps}, expected 1 to {most} with a lead of {lead} s")
-    load_policy(model, method, contract)  # here, or its error would be hidden in a worker's
-    model = model.absolute()  # workers may have another current folder
+    load_policy(model, method, contract)  # here, so that its errors are not hidden in a worker's
+    model = model.absolute()  # workers may have another working directory
     digests = load_sampler(model, method, contract)[1]
     settings = {
         "contract": contract.to_dict(),
@@ -258,7 +260,7 @@ def table(summary: dict[str, Any]) -> str:
     """The summary as lines to print."""
     low, high = summary["ci95"]
     mean = "-" if summary["mean_time_s"] is None else f"{summary['mean_time_s']:.2f} s"
-    executed = f"{summary['action_steps']} actions a chunk"
+    executed = f"{summary['action_steps']} actions per chunk"
     if summary["latency"] is not None:
         unit = "" if summary["latency"] in LATENCIES else " s"
         executed = f"in continuous time, latency {summary['latency']}{unit}, {summary['lead_s']} s ahead, {summary['handover']}"

@@ -154,7 +154,7 @@ class WindowDataset:
         """Endless random batches of ``size``, starting with number ``first``; the ``world`` ranks get disjoint ones.
 
         Batch number i depends on the seed, the rank and i alone, so that a resumed run sees what an uninterrupted one would.
-        Every epoch shuffles all windows anew. A thread prepares the next batches while the current one is used.
+        Every epoch reshuffles all windows. A thread prepares the next batches while the current one is used.
 
         Raises:
             DatasetError: there are too few windows for one batch on every rank.

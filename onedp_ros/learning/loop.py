@@ -126,7 +126,7 @@ class Loop:
             trainee: what to train, on :attr:`device`.
             made_of: what, besides settings and data, must not change when the run is resumed.
             report: file name of the JSON report in ``out``.
-            resume: continue from ``out/state.safetensors``, with the result of an uninterrupted run; without one, start anew.
+            resume: continue from ``out/state.safetensors``, with the result of an uninterrupted run; else start from scratch.
             stop_at: end early at this step, as if interrupted.
 
         Returns:

@@ -309,7 +309,7 @@ def test_a_lerobot_set_has_the_figures_of_the_replay_buffer(
     assert capsys.readouterr().out.count("3 episodes, ") == 2
     (tmp_path / "lerobot" / "meta" / "onedp.json").unlink()
     assert main([str(tmp_path / "lerobot"), str(tmp_path / "zarr")]) == 2, "the other one is shown all the same"
-    assert "notes no contract; name the task file with --task" in (out := capsys.readouterr().out) and "3 episodes, " in out
+    assert "stores no contract; give the task file with --task" in (out := capsys.readouterr().out) and "3 episodes, " in out
     assert main([str(tmp_path / "lerobot"), "--task", "pnp_milk"]) == 0
 
 
@@ -362,7 +362,7 @@ def test_a_broken_training_set_is_named(record: Record, tmp_path: Path) -> None:
     assert "NaN" in report["problems"][0] and report["ranges"] is None
     path, root = broken("other.zarr")
     del root["data/state"]
-    with pytest.raises(InspectError, match=r"other\.zarr is no training set.*onedp convert"):
+    with pytest.raises(InspectError, match=r"other\.zarr is not a training set.*onedp convert"):
         inspect_dataset(path)
 
 

@@ -214,7 +214,7 @@ def test_the_policy_is_the_recorded_one_unless_another_is_given(bundle, tmp_path
     assert choose_policy(given(policy=bundle), {}, "pnp_milk")["method"] == "onedp_s"
     released = choose_policy(given(method="dp_ddim10"), {}, "pnp_milk")
     assert (released["model"].name, released["engine"], released["seed"]) == ("teacher", "auto", 0)
-    with pytest.raises(ValueError, match=r"nowhere, which is not here; give it, or another, as --policy"):
+    with pytest.raises(ValueError, match=r"nowhere, which does not exist here; give it, or another, with --policy"):
         choose_policy(given(), {**noted, "model": str(tmp_path / "nowhere")}, "pnp_milk")
 
 

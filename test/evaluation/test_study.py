@@ -107,7 +107,7 @@ def test_a_folder_goes_on_where_it_was_left(tmp_path: Path) -> None:
     assert set(known["policies"]) == {"pnp_milk onedp_s", "pnp_milk onedp_d"}
     again.close()
     (tmp_path / "rounds" / "real_time" / "pnp_milk" / "onedp_s" / "001.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"001\.json has no mode, so it is no round of a study; remove it"):
+    with pytest.raises(ConfigError, match=r"001\.json has no mode, so it is not a round of a study; remove it"):
         read_rounds(tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_a_folder_made_with_something_else_is_refused(tmp_path: Path, monkeypatc
         ({"machine": {**MACHINE, "cores": 8}}, "machine.cores was 2, is 8"),
         ({"engine": "torch"}, "engine was 'auto', is 'torch'"),
     ):
-        with pytest.raises(ConfigError, match=rf"must not be mixed with new ones: {told}; begin anew with another --out"):
+        with pytest.raises(ConfigError, match=rf"must not be mixed with new ones: {told}; start again with another --out"):
             made(tmp_path, **arguments)
     for other, told in ((retrained, "policies.pnp_milk onedp_s was"), (slower, "tasks.pnp_milk.max_time_s was 20.0, is 30.0")):
         with pytest.raises(ConfigError, match=told):
@@ -129,7 +129,7 @@ def test_a_folder_made_with_something_else_is_refused(tmp_path: Path, monkeypatc
         made(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
-    with pytest.raises(ConfigError, match=r"is not empty, and no study's folder: it has no study\.json; give another --out"):
+    with pytest.raises(ConfigError, match=r"is neither empty nor a study's folder: it has no study\.json; give another --out"):
         made(tmp_path / "other")
 
 
@@ -159,9 +159,7 @@ def test_a_round_that_falls_apart_is_run_again_and_never_counted(
     assert [r["time_s"] for r in study.done("real_time", "pnp_milk", "onedp_s").values()] == [5.0, 4.0, 5.0, 5.0]
     printed = capsys.readouterr()
     assert "round 3, is run again: policy_node was killed" in printed.err
-    assert (
-        "1 of 4 rounds are there already" in printed.out and "[4/4] pnp_milk onedp_s, round 4: success after 5.0 s" in printed.out
-    )
+    assert "1 of 4 rounds are already done" in printed.out and "[4/4] pnp_milk onedp_s, round 4: success after 5.0 s" in printed.out
 
     def broken(of: Series, numbers: list[int], **_: Any) -> Iterator[dict[str, Any]]:
         raise RuntimeError("no OpenGL")
@@ -217,10 +215,10 @@ def test_tables_and_pictures_from_the_files_alone(tmp_path: Path, capsys: pytest
 
 def test_tables_of_another_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "--tables", str(tmp_path)]) == 1
-    assert f"{tmp_path} is no study's folder: it has no study.json" in capsys.readouterr().err
+    assert f"{tmp_path} is not a study's folder: it has no study.json" in capsys.readouterr().err
     (tmp_path / "study.json").write_text('{"format": 0}')
     assert main(["study", "--tables", str(tmp_path)]) == 1
-    assert "has the format 0, expected 1; run the study anew" in capsys.readouterr().err
+    assert "has the format 0, expected 1; run the study again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -244,7 +242,7 @@ def test_policies_are_checked_before_anything_runs(tmp_path: Path) -> None:
     found = plan([], METHODS, ["real_time"], 2)
     assert {s.task for s in found} >= {"pnp_milk"} and {s.method for s in found} == set(METHODS)
     assert all(len(s.grid.starts) == 2 for s in found)
-    with pytest.raises(ValueError, match="the model x is of one task and one method; give one --task and one --method with it"):
+    with pytest.raises(ValueError, match="the model x is for one task and one method; give one --task and one --method with it"):
         plan(["pnp_milk"], [], ["real_time"], model=Path("x"))
     with pytest.raises(ValueError, match="2001 rounds of pnp_milk: expected from 1 to 2000"):
         plan(["pnp_milk"], ["onedp_s"], ["real_time"], 2001)

@@ -19,7 +19,7 @@ FAILURE = "darkred"
 
 
 def draw(settings: Record, rounds: Sequence[Record], found: Mapping[str, Any], folder: Path) -> list[str]:
-    """Draw all that there is, into ``folder``. Returns the files' names."""
+    """Draw every figure for which there are results into ``folder``. Returns the file names."""
     names = []
     for mode, tasks in ((m, t) for m, t in grouped(rounds).items() if latency_of(m) is None):
         names.append("figure7.png" if mode == REAL_TIME else f"figure7_{mode}.png")
@@ -33,7 +33,7 @@ def draw(settings: Record, rounds: Sequence[Record], found: Mapping[str, Any], f
 
 
 def _draw_starts(tasks: Mapping[str, Any], grids: Mapping[str, Record], path: Path) -> None:
-    """Completion time by start, a row a task, a column a method."""
+    """Completion time by start: one row per task, one column per method."""
     columns = max(map(len, tasks.values()))
     width = 1.0 + 3.6 * columns
     heights = [1.2 + (2.6 if grids[task]["rows"] > 1 else 0.6) for task in tasks]
@@ -79,7 +79,7 @@ def _draw_starts(tasks: Mapping[str, Any], grids: Mapping[str, Record], path: Pa
 
 
 def _cells(rounds: Mapping[int, Record], shape: tuple[int, int]) -> tuple[Any, Any, Any]:
-    """Of each cell of the grid: mean time of the successes (s), whether half of its rounds or more failed, and what is written."""
+    """For each cell of the grid: mean time of the successes (s), whether at least half of its rounds failed, and its text."""
     time, failed = np.full(shape, np.nan), np.zeros(shape, bool)
     texts = np.full(shape, "", dtype=object)
     for cell in {r["cell"] for r in rounds.values()}:
@@ -105,12 +105,12 @@ def _latency_curve(found: Mapping[str, Any], task: str) -> dict[str, list[tuple[
 
 
 def _draw_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, ...]]]], path: Path) -> None:
-    """Success against latency, a panel a task."""
+    """Success against latency, one panel per task."""
     figure, axes = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 4), squeeze=False, layout="constrained")
     for axis, (task, methods) in zip(axes[0], curves.items(), strict=True):
         for i, name in enumerate(ordered(methods)):
             latency, rate, low, high = np.array(methods[name]).T
-            beside = 0.01 * i * max(latency)  # so that equal ones are seen
+            beside = 0.01 * i * max(latency)  # so that equal points do not hide each other
             axis.errorbar(latency + beside, rate, yerr=[rate - low, high - rate], marker="o", markersize=4, capsize=3, label=name)
         axis.set(title=task, xlabel="latency of a prediction (ms)", ylabel="success (95 % interval)", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)

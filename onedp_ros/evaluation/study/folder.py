@@ -1,8 +1,7 @@
-"""A study's folder: what it was made with, and a file for each round that is done.
+"""A study's folder: its settings, and a file for each finished round.
 
-``study.json`` tells what the rounds were made with; ``rounds/<mode>/<task>/<method>/<number>.json`` is a round, and beside it lies
-the video of one that failed. A file appears when its round is over, whole, so that a study that was killed at any moment goes on
-with what is missing.
+``study.json`` holds the settings; ``rounds/<mode>/<task>/<method>/<number>.json`` is a round, with a video beside it if it failed.
+Each file is written atomically when its round is over, so a study can be killed at any moment and continue with what is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from onedp_ros.resources import resource
 FORMAT = 1
 SETTINGS = "study.json"
 PACKAGES = ("mujoco", "numpy", "torch", "openvino")
-PARTS = (  # of the package, which decide how a round goes
+PARTS = (  # of the package that affect a round
     *("contract", "control", "geometry.py", "messages", "nodes", "policy", "tasks", "twin"),
     *(
         "evaluation/live_episode.py",
@@ -31,11 +30,11 @@ PARTS = (  # of the package, which decide how a round goes
         *(f"evaluation/study/{name}.py" for name in ("live", "starts", "stepped")),
     ),
 )
-GROWING = ("policies", "tasks")  # settings that further runs add to
+GROWING = ("policies", "tasks")  # settings to which later runs may add entries
 
 
 def program() -> dict[str, Any]:
-    """The versions that decide how a round goes: of packages, and a digest of this package's own parts and of the twin's arm."""
+    """The versions that affect a round: of packages, and a digest of :data:`PARTS` and the twin's robot file."""
     root = Path(__file__).resolve().parents[2]
     files = [file for part in PARTS for file in ([root / part] if part.endswith(".py") else sorted((root / part).rglob("*.py")))]
     digest = hashlib.sha256()
@@ -52,11 +51,11 @@ def _version(package: str) -> str:
 
 
 class StudyFolder:
-    """The folder of a study that this process runs; nobody else may write to it meanwhile.
+    """The folder of the study that this process runs, locked against other writers.
 
     Args:
-        path: the folder; made when it is not there.
-        settings: what the study is made with. Those in :data:`GROWING` are by name, and may be others than before.
+        path: the folder; created when missing.
+        settings: of the study. Those in :data:`GROWING` are dictionaries, and may have other entries than before.
 
     Raises:
         ConfigError: another process is writing to it, its files are damaged, or it was made with other settings; says which.
@@ -84,60 +83,60 @@ class StudyFolder:
             earlier = read_json(file)
             if differing := _differences(earlier, ours, GROWING):
                 raise ConfigError(
-                    f"the rounds in {self.path} were made with something else, and must not be mixed with new ones: "
-                    f"{'; '.join(differing)}; begin anew with another --out"
+                    f"the rounds in {self.path} were run with other settings, and must not be mixed with new ones: "
+                    f"{'; '.join(differing)}; start again with another --out"
                 )
             for name in GROWING:
                 ours[name] = {**earlier.get(name, {}), **ours[name]}
         elif any(not p.name.startswith(".") for p in self.path.iterdir()):
-            raise ConfigError(f"{self.path} is not empty, and no study's folder: it has no {SETTINGS}; give another --out")
+            raise ConfigError(f"{self.path} is neither empty nor a study's folder: it has no {SETTINGS}; give another --out")
         write_atomically(file, (json.dumps(ours, indent=1) + "\n").encode())
 
     def file(self, mode: str, task: str, method: str, number: int) -> Path:
-        """Of a round, whether it is done or not."""
+        """Path of a round's file, whether it exists or not."""
         return self.path / "rounds" / mode / task / method / f"{number:03}.json"
 
     def done(self, mode: str, task: str, method: str) -> dict[int, dict[str, Any]]:
-        """The rounds that are done, by number."""
+        """The finished rounds, by number."""
         return {r["round"]: r for r in read_rounds(self.path, f"{mode}/{task}/{method}")}
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Keep a round. OSError when the disk is full."""
+        """Write a finished round. OSError when the disk is full."""
         file = self.file(record["mode"], record["task"], record["method"], record["round"])
         write_atomically(file, (json.dumps(record, indent=1) + "\n").encode())
 
     def close(self) -> None:
-        """Let others write to it."""
+        """Release the lock."""
         os.close(self._lock)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What a study was made with. ConfigError when ``path`` is no study's folder, or of another version."""
+    """The settings of a study. ConfigError when ``path`` is not a study's folder, or has another format."""
     if not (path / SETTINGS).is_file():
-        raise ConfigError(f"{path} is no study's folder: it has no {SETTINGS}; give that of --out")
+        raise ConfigError(f"{path} is not a study's folder: it has no {SETTINGS}; give a study's --out")
     settings = read_json(path / SETTINGS)
     if settings.get("format") != FORMAT:
         raise ConfigError(
-            f"{path / SETTINGS} has the format {shown(settings.get('format'))}, expected {FORMAT}; run the study anew"
+            f"{path / SETTINGS} has the format {shown(settings.get('format'))}, expected {FORMAT}; run the study again"
         )
     return settings
 
 
 def read_rounds(path: Path, below: str = "") -> list[dict[str, Any]]:
-    """The rounds in a study's folder, in order; ``below``: those of ``<mode>/<task>/<method>``. ConfigError names a file that is
-    none."""
+    """The rounds in a study's folder, in order; ``below``: only those of ``<mode>/<task>/<method>``. ConfigError names a file that
+    is not a round."""
     rounds = []
     for file in sorted((path / "rounds" / below).rglob("[0-9]*.json")):
         record = read_json(file)
         names = ("mode", "task", "method", "round", "success", "time_s")
         if missing := [name for name in names if name not in record]:
-            raise ConfigError(f"{file} has no {missing[0]}, so it is no round of a study; remove it to have the round run again")
+            raise ConfigError(f"{file} has no {missing[0]}, so it is not a round of a study; remove it, and the round is run again")
         rounds.append(record)
     return rounds
 
 
 def _differences(earlier: Any, now: Any, growing: tuple[str, ...] = (), name: str = "") -> list[str]:
-    """What two settings differ in, in words; of those called ``growing`` what both have."""
+    """Describe how two settings differ; of those named ``growing``, compare only the entries that both have."""
     if not (isinstance(earlier, dict) and isinstance(now, dict)):
         return [] if earlier == now else [f"{name} was {shown(earlier)}, is {shown(now)}"]
     found = []

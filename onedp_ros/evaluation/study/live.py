@@ -23,26 +23,26 @@ from onedp_ros.graph.processes import graph_environment, own_domain, task_graph
 from onedp_ros.graph.supervisor import Supervisor
 from onedp_ros.messages.decode import decode_image, stamp_ns
 
-KEPT_FRAMES, VIDEO_FPS = 3, 10  # of how many frames of a camera one is kept, and what comes of that
-NODES = ("policy_node", "action_node", "twin_node")  # whose figures a round has
+KEPT_FRAMES, VIDEO_FPS = 3, 10  # keep every third frame of a camera; 10 a second
+NODES = ("policy_node", "action_node", "twin_node")  # whose diagnostics are in a round's record
 
 
 def live_rounds(
     series: Series, numbers: Sequence[int], *, engine: str, logs: Path, videos: Path
 ) -> Generator[dict[str, Any], None, None]:
-    """Start the graph, run the rounds, and yield the record of each when it is over; then the graph ends.
+    """Start the graph, run the rounds, yield the record of each when it is over, and stop the graph.
 
     Args:
         numbers: of the rounds.
-        engine: of :func:`~onedp_ros.graph.processes.task_graph`.
-        logs: folder of the nodes' output.
-        videos: folder of the videos of failed rounds.
+        engine: see :func:`~onedp_ros.graph.processes.task_graph`.
+        logs: folder for the nodes' output.
+        videos: folder for the videos of failed rounds.
 
     Raises:
-        RuntimeError: a node died, or does not answer; the round is not over.
+        RuntimeError: a node died or does not answer, and the round could not be finished.
     """
     if not os.environ.get("ROS_DOMAIN_ID"):
-        os.environ.update(own_domain())  # nobody else shall be in this graph
+        os.environ.update(own_domain())  # keep other nodes out of this graph
     os.environ.update(graph_environment(os.environ, "localhost"))
     processes = task_graph(series.task_file, method=series.method, engine=engine, model=series.model, enabled=False)
     with Supervisor(processes, logs=logs) as supervisor:
@@ -60,10 +60,10 @@ def live_rounds(
 def _round(watch: GraphWatch, series: Series, number: int, frames: RecordedTopics, video: Path) -> dict[str, Any]:
     record, begin = series.begin_record(number), time.monotonic()
     reset_twin(watch, record["seed"])
-    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):  # its figures begin with the round
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):  # restarts its statistics
         request = ChangeState.Request(transition=Transition(id=transition))
         if not watch.call(ChangeState, "policy_node/change_state", request).success:
-            raise RuntimeError(f"policy_node could not be activated anew: {watch.complaints()}")
+            raise RuntimeError(f"policy_node could not be activated again: {watch.complaints()}")
     frames.begin()
     earlier = {name: len(watch.history.get(name, ())) - 1 for name in NODES}
     outcome = run_episode(watch, series.max_time)
@@ -81,7 +81,7 @@ def _round(watch: GraphWatch, series: Series, number: int, frames: RecordedTopic
 
 
 def _figures(history: dict[str, list[tuple[float, dict[str, str]]]]) -> dict[str, Any]:
-    """What the nodes' reports from the round's begin to its end tell."""
+    """Results from the nodes' diagnostics between start and end of a round."""
     policy, action, twin = (history[name] for name in NODES)
     now = policy[-1][1]
 
@@ -106,7 +106,7 @@ def _figures(history: dict[str, list[tuple[float, dict[str, str]]]]) -> dict[str
 
 
 def _write_video(series: Series, frames: RecordedTopics, path: Path) -> None:
-    """The cameras side by side; not of a camera that has sent nothing."""
+    """Write a video of the cameras side by side, unless one of them has sent nothing."""
     images = {}
     for name, camera in series.contract.cameras.items():
         messages = [deserialize_message(data, Image) for _, data in frames.messages[camera.topic]]

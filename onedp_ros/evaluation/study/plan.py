@@ -26,23 +26,23 @@ def plan(
     """The series of rounds, by mode, task and method, in the order in which they run.
 
     Args:
-        tasks: names of files in config/tasks, or paths of task files; none: all tasks in the cell of which policies are released.
-        methods: none: :data:`METHODS`.
-        modes: as of :class:`Series`.
-        rounds: of each; default: one for each cell of the task's grid.
+        tasks: names of files in config/tasks, or paths of task files; empty: all tasks in the cell with released policies.
+        methods: empty: :data:`METHODS`.
+        modes: see :class:`Series`.
+        rounds: per task and method; default: one per cell of the task's grid.
         model: directory of the policy, for one task and one method; default: the released ones.
 
     Raises:
         UnknownNameError: an unknown task or method.
-        FileNotFoundError: no such task file, or no policy was released.
-        ValueError: a policy of another contract or method, or damaged; a task without a scene; more rounds than there are starts.
+        FileNotFoundError: no such task file, or no policy is released.
+        ValueError: a policy is damaged or has another contract or method; a task has no scene; more rounds than starts.
     """
     methods = methods or METHODS
     for method in methods:
         find_method(method)
     tasks = tasks or _released_tasks(methods)
     if model is not None and (len(tasks), len(methods)) != (1, 1):
-        raise ConfigError(f"the model {model} is of one task and one method; give one --task and one --method with it")
+        raise ConfigError(f"the model {model} is for one task and one method; give one --task and one --method with it")
     found = []
     for name in tasks:
         contract = task_contract(name)
@@ -58,7 +58,7 @@ def plan(
 
 
 def settings(plan: Sequence[Series], machine: dict[str, Any], engine: str) -> dict[str, Any]:
-    """What a study is made with, for its folder."""
+    """The settings of a study, for its folder."""
     tasks = {
         series.task: {"contract": series.contract.to_dict(), "max_time_s": series.max_time, "grid": series.grid.to_dict()}
         for series in plan
@@ -77,7 +77,7 @@ def _released_tasks(methods: Sequence[str]) -> list[str]:
         except FileNotFoundError:
             continue
     if not found:
-        raise FileNotFoundError(f"of no task are policies of {', '.join(methods)} released; give --task, --method and --model")
+        raise FileNotFoundError(f"no task has released policies for {', '.join(methods)}; give --task, --method and --model")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Runs the rounds of a study that are missing, one after the other."""
+"""Runs the missing rounds of a study."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from onedp_ros.evaluation.study.folder import StudyFolder
 from onedp_ros.evaluation.study.series import REAL_TIME, Series
 from onedp_ros.parallel import Workers
 
-OVERLOADED = 0.1  # s that physics may lose in a round
-TRIES = 3  # of a round whose graph falls apart
+OVERLOADED = 0.1  # s of physics lost in a round, above which it is reported
+TRIES = 3  # attempts at a round whose graph fails
 
 
 def run(folder: StudyFolder, plan: Sequence[Series], engine: str, jobs: int | None = None) -> None:
-    """Run what is missing in ``folder``; each round is written when it is over.
+    """Run the rounds that are missing in ``folder``; each is written when it is over.
 
     Args:
-        engine: as of :func:`~onedp_ros.graph.processes.task_graph`.
-        jobs: processes for the rounds that are not in real time; default: one a core.
+        engine: see :func:`~onedp_ros.graph.processes.task_graph`.
+        jobs: processes for the rounds that are not in real time; default: one per core.
 
     Raises:
-        ConfigError: an engine other than that of the rounds that are there.
+        ConfigError: the engine is not that of the earlier rounds.
         RuntimeError: a round could not be finished in :data:`TRIES` attempts.
     """
     missing = [[i for i in range(len(s.grid.starts)) if i not in folder.done(s.mode, s.task, s.method)] for s in plan]
@@ -51,7 +51,7 @@ def run(folder: StudyFolder, plan: Sequence[Series], engine: str, jobs: int | No
 def _rounds(
     folder: StudyFolder, series: Series, numbers: Sequence[int], engine: str, workers: Workers
 ) -> Generator[dict[str, Any], None, None]:
-    """Records of rounds, each when it is over."""
+    """Run rounds, and yield the record of each when it is over."""
     videos = folder.file(series.mode, series.task, series.method, 0).parent
     if series.mode == REAL_TIME:
         from onedp_ros.evaluation.study.live import live_rounds
@@ -70,17 +70,17 @@ def _check_engine(folder: StudyFolder, series: Series, engine: str) -> None:
         if earlier["engine"] != engine:
             raise ConfigError(
                 f"{series.name} now runs on engine {engine}, its rounds in {folder.path} ran on {earlier['engine']}, and they must "
-                f"not be mixed; begin anew with another --out, and name the --engine"
+                f"not be mixed; start again with another --out, and give --engine"
             )
 
 
 class _Progress:
-    """Prints what a round came to, and how long the rest will take."""
+    """Prints the result of each round, and the estimated time left."""
 
     def __init__(self, missing: int, total: int) -> None:
         self._missing, self._total, self._done, self._begin = missing, total, 0, time.monotonic()
         if missing < total:
-            print(f"{total - missing} of {total} rounds are there already", flush=True)
+            print(f"{total - missing} of {total} rounds are already done", flush=True)
 
     def over(self, series: Series, record: dict[str, Any]) -> None:
         self._done += 1
@@ -88,7 +88,7 @@ class _Progress:
         result = f"success after {record['time_s']:.1f} s" if record["success"] else f"failed, {record['failure']}"
         rates = f", policy {record['policy_hz']:.1f} Hz, targets {record['target_hz']:.1f} Hz" if series.mode == REAL_TIME else ""
         if record.get("time_lost_s", 0.0) > OVERLOADED:
-            rates += f", not quite real time: physics lost {record['time_lost_s']:.1f} s, other programs take the processor"
+            rates += f", not quite real time: physics lost {record['time_lost_s']:.1f} s to other programs on this machine"
         number = self._total - self._missing + self._done
         print(
             f"[{number}/{self._total}] {series.name}, round {record['round'] + 1}: {result}{rates}; {_duration(left)} left",

@@ -1,4 +1,4 @@
-"""The rounds of one task and method, and what each is known by."""
+"""The rounds of one task and method, and how they are identified."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ REAL_TIME, LATENCY = "real_time", "latency_"
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Of a study: round ``i`` begins at ``grid.starts[i]``, whatever the method.
+    """A study's rounds of one mode, task and method. Round ``i`` begins at ``grid.starts[i]``, whatever the method.
 
     Attributes:
-        mode: :data:`REAL_TIME`, or ``latency_`` and what the policy takes to answer.
+        mode: :data:`REAL_TIME`, or ``latency_`` and the latency of a prediction.
         task_file: name of a file in config/tasks, or path of a task file.
         contract: of the task.
         method: as in ``policy.methods``.
         model: directory of the policy.
         digests: of its files.
-        grid: where rounds start, as many as there are.
-        max_time: s that a round may last.
+        grid: the starts, one per round.
+        max_time: time limit of a round, s.
     """
 
     mode: str
@@ -40,18 +40,18 @@ class Series:
 
     @property
     def latency(self) -> str | float:
-        """What a prediction takes in simulated time, as of :class:`~onedp_ros.tasks.timed_drive.Timing`."""
+        """Latency of a prediction in simulated time, for :class:`~onedp_ros.tasks.timed_drive.Timing`."""
         seconds = latency_of(self.mode)
         return self.mode.removeprefix(LATENCY) if seconds is None else seconds
 
     @property
     def task(self) -> str:
-        """Its name."""
+        """Name of the task."""
         return self.contract.task
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Task, method and mode, for messages."""
         return " ".join([self.task, self.method] + ([] if self.mode == REAL_TIME else [self.mode.replace("_", " ")]))
 
     def begin_record(self, number: int) -> dict[str, Any]:
@@ -70,13 +70,13 @@ class Series:
 
 
 def latency_mode(latency: str) -> str:
-    """The mode of a latency as the command line gives it. ValueError for one that there is not."""
+    """The mode for a latency from the command line. ValueError when the latency is invalid."""
     Timing(latency)
     return LATENCY + (latency if latency in LATENCIES else f"{float(latency):.3f}")
 
 
 def latency_of(mode: str) -> float | None:
-    """The latency of a mode, s; None in real time, and where it is another one for each method."""
+    """The latency of a mode, s; None in real time, and when it depends on the method."""
     try:
         return float(mode.removeprefix(LATENCY))
     except ValueError:

@@ -1,7 +1,7 @@
 """Where the rounds of a study start: the cells of a grid over the area where the objects may lie, in a fixed order.
 
-A start is a seed, as of every episode in the twin, so the graph and the stepped cell begin a round alike. Of many seeds that
-neither demonstrations nor ``onedp evaluate`` take by themselves, each cell gets those whose starts are the nearest to its middle.
+A start is a seed, as for every episode in the twin, so that the graph and the stepped cell begin a round alike. From many seeds
+that neither demonstrations nor ``onedp evaluate`` use by default, each cell gets those whose starts are nearest to its centre.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onedp_ros.tasks.base import Task
 from onedp_ros.twin.cell import Cell
 
 FIRST_SEED = 1_000_000
-LOOKED_AT = 2000  # seeds
+CANDIDATES = 2000  # seeds
 ROWS, COLUMNS = 4, 5  # 20 cells, as in the paper (section 4.2)
 
 
@@ -31,13 +31,13 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The starts of a task's rounds, each cell once, then each once more, and so on.
+    """The starts of a task's rounds: one in each cell, then a second one in each, and so on.
 
     Attributes:
         rows, columns: of cells.
-        bounds: of the first number of a place, along the columns, and of the second, along the rows; empty when the cells are not
+        bounds: range of a place's first value, along the columns, and of its second, along the rows; empty when the cells are not
             places.
-        labels: of the columns, and of the rows if there is more than one.
+        labels: of the columns, and of the rows if there are several.
         start_labels: of the task.
     """
 
@@ -50,7 +50,7 @@ class Grid:
 
     @property
     def cells(self) -> int:
-        """How many there are; as many rounds begin in each of them once."""
+        """Number of cells; that many rounds visit each of them once."""
         return self.rows * self.columns
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,16 +64,16 @@ def find_starts(task: Task) -> Grid:
         raise ValueError("the task has no scene in the twin's cell; measure it with onedp evaluate")
     cell = Cell(task.scene(task.choose({})))
     first = max(FIRST_SEED, task.evaluation_seeds)
-    seeds = range(first, first + LOOKED_AT)
+    seeds = range(first, first + CANDIDATES)
     places = []
     for seed in seeds:
         cell.reset(np.random.default_rng(seed))
         places.append(cell.scene.start(cell))
-    values = np.array(places, dtype=np.float64).reshape(LOOKED_AT, -1)
+    values = np.array(places, dtype=np.float64).reshape(CANDIDATES, -1)
     rows, columns = 1, ROWS * COLUMNS
     bounds: tuple[tuple[float, float], ...] = ()
     labels: tuple[str, ...] = ("start",)
-    distances = np.zeros(LOOKED_AT)
+    distances = np.zeros(CANDIDATES)
     if task.study_by:
         numbers = values[:, task.start_labels.index(task.study_by)]
         different, cells = np.unique(numbers, return_inverse=True)
@@ -87,7 +87,7 @@ def find_starts(task: Task) -> Grid:
         cells = place[:, 1] * columns + place[:, 0]
         bounds = tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
     else:
-        cells = np.arange(LOOKED_AT) % columns
+        cells = np.arange(CANDIDATES) % columns
     ranked: dict[int, int] = defaultdict(int)
     order = []
     for i in np.argsort(distances, kind="stable"):

@@ -1,4 +1,4 @@
-"""Rounds of a study in simulated time: the world goes on for a given latency while the policy predicts."""
+"""Rounds of a study in simulated time: the simulation continues for a given latency while the policy predicts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from onedp_ros.evaluation.study.series import Series
 from onedp_ros.parallel import Workers, kept
 from onedp_ros.tasks.timed_drive import Timing
 
-KEPT_FRAMES, VIDEO_FPS = 3, 10  # as of the live rounds
+KEPT_FRAMES, VIDEO_FPS = 3, 10  # as in the live rounds
 
 
 class Frames:
-    """What :meth:`~onedp_ros.twin.stepped.SteppedCell.record` writes to: keeps some frames of each camera, (stamp ns, image)."""
+    """A writer for :meth:`~onedp_ros.twin.stepped.SteppedCell.record` that keeps some frames of each camera, (stamp ns, image)."""
 
     def __init__(self, cameras: Sequence[str]) -> None:
         self._seen = dict.fromkeys(cameras, 0)
@@ -45,11 +45,11 @@ def stepped_rounds(
     """Run the rounds on the workers, and yield the record of each, in order.
 
     Args:
-        numbers, engine, videos: as of :func:`~onedp_ros.evaluation.study.live.live_rounds`.
-        workers: processes of this machine.
+        numbers, engine, videos: see :func:`~onedp_ros.evaluation.study.live.live_rounds`.
+        workers: processes on this machine.
 
     Raises:
-        WorkerError: as of :class:`~onedp_ros.parallel.Workers`.
+        WorkerError: see :class:`~onedp_ros.parallel.Workers`.
     """
     calls = [(series, number, engine, videos / f"{number:03}.mp4") for number in numbers]
     return workers.run(_round, calls, [f"{series.name}, round {number + 1}" for number in numbers])

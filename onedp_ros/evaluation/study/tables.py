@@ -18,7 +18,7 @@ Grouped = dict[str, dict[str, dict[str, dict[int, Record]]]]
 
 
 def grouped(rounds: Sequence[Record]) -> Grouped:
-    """Rounds by what they are known by, in the order of the files."""
+    """Rounds by mode, task, method and number, in the order given."""
     found: Grouped = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for record in rounds:
         found[record["mode"]][record["task"]][record["method"]][record["round"]] = record
@@ -40,8 +40,8 @@ def difference(ours: tuple[int, int], theirs: tuple[int, int]) -> tuple[float, f
 
 
 def figures(rounds: Sequence[Record]) -> dict[str, Any]:
-    """By mode and task, what the tables show of each method. The first method, the teacher if it is there, is what others are
-    compared with."""
+    """The values in the tables, by mode, task and method. The other methods are compared with the first one, the teacher if there
+    is one."""
     return {mode: {task: _task_figures(methods) for task, methods in tasks.items()} for mode, tasks in grouped(rounds).items()}
 
 
@@ -90,7 +90,7 @@ def _counted(reasons: Any) -> dict[str, int]:
 
 
 def markdown(settings: Record, found: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    """The tables as a page; ``pictures``: their files."""
+    """The tables as a Markdown page; ``pictures``: file names of the figures."""
     machine = settings["machine"]
     lines = [
         "# Study",
@@ -119,7 +119,7 @@ def _title(mode: str) -> str:
 
 
 def _table(title: str, tasks: Mapping[str, Any], cell: Any) -> list[str]:
-    """Methods down, tasks across."""
+    """One row per method, one column per task."""
     methods = ordered({method: None for entries in tasks.values() for method in entries})
     rows = [[method, *(cell(entries[method]) if method in entries else "" for entries in tasks.values())] for method in methods]
     rows = [row for row in rows if any(row[1:])]
