@@ -1,7 +1,7 @@
 """Recordings -> training set: ``onedp convert``.
 
-Bags, and the data sets of other programs, are read as episodes; each goes, encoded, into a piece of its own in ``<out>.partial``,
-and all pieces together become ``<out>``. So a conversion that was interrupted goes on where it was, and ``<out>`` is whole.
+Bags, and data sets of other programs, are read as episodes. Each is encoded into its own folder in ``<out>.partial``, and at the
+end all of them are assembled into ``<out>``: an interrupted conversion can be resumed, and ``<out>`` is always complete.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from onedp_ros.files import write_atomically
 from onedp_ros.parallel import WorkerError, Workers
 
 WRITERS: dict[str, Any] = {"zarr": replay_buffer, "lerobot": lerobot}  # each: check, encode, assemble
-READERS = (replay_buffer, lerobot, robomimic)  # each: recognises, sources; what none recognises is bags
-_NOTES = ("seed", "success", "interrupted", "problems", "versions", "warnings")  # of a recording's notes, what the data set keeps
+READERS = (replay_buffer, lerobot, robomimic)  # each: recognises, sources; anything else is read as bags
+_NOTES = ("seed", "success", "interrupted", "problems", "versions", "warnings")  # the notes of a recording that the data set keeps
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ConvertError(RuntimeError):
-    """Nothing could be converted, or it was cut short; the message says why and what to do."""
+    """Nothing could be converted, or the conversion was interrupted; the message names the reason and the remedy."""
 
 
 @dataclasses.dataclass
 class ConversionReport:
-    """What :func:`convert` did. ``skipped``: recording -> reason; ``dropped``: reason -> messages, sets or steps left out;
-    ``warnings``: recording -> what is doubtful about what was kept.
+    """The result of :func:`convert`. ``skipped``: recording -> reason; ``dropped``: reason -> number of messages, observations or
+    steps; ``warnings``: recording -> doubts about the data that were kept.
 
-    ``recordings`` has an entry for each, with its ``source`` and: the ``steps`` of each of its episodes, their ``seconds`` in all,
-    the ``gaps`` between them (s), what was ``dropped``, and what its recorder noted; or ``unsuccessful``; or why it is ``skipped``.
+    ``recordings`` has an entry for each, with its ``source`` and: the ``steps`` of each of its episodes, their total ``seconds``,
+    the ``gaps`` between them (s), what was ``dropped``, and its recorder's notes; or ``unsuccessful``; or why it is ``skipped``.
     """
 
     out: str
@@ -66,7 +66,7 @@ class ConversionReport:
 
     @property
     def speed(self) -> float:
-        """Recorded seconds a second."""
+        """Recorded seconds converted per second."""
         return self.recorded_s / max(self.wall_s, 1e-9)
 
 
@@ -83,36 +83,36 @@ def convert(
     resume: bool = False,
     kinesthetic: bool = False,
 ) -> ConversionReport:
-    """Recordings -> data set ``out`` ("zarr" or "lerobot"), which appears whole or not at all.
+    """Convert recordings to the data set ``out`` ("zarr" or "lerobot"), which is created complete or not at all.
 
-    ``sources`` are bags, folders of bags, robomimic HDF5 files, replay buffers (zarr) and LeRobot data sets. What is damaged or
-    holds no step is left out and named in ``skipped`` of the report. Recordings of other tasks join those of ``contract`` if all
-    else in their contracts is the same. Without ``contract`` the first one noted is used, and all must be of it. What an
-    interrupted conversion left in ``<out>.partial`` is gone on with by ``resume``; the result is the same. In ``kinesthetic`` bags
-    the arm was led by hand: each action is what was measured one step later.
+    ``sources`` are bags, folders of bags, robomimic HDF5 files, replay buffers (zarr) and LeRobot data sets. A recording that is
+    damaged or holds no step is left out and listed in ``skipped`` of the report. Recordings of other tasks are accepted if their
+    contracts equal ``contract`` in everything else. Without ``contract`` the first one found in a recording is used, and all must
+    match it. ``resume`` continues an interrupted conversion from ``<out>.partial``, with the same result. In ``kinesthetic`` bags
+    the arm was guided by hand: each action is the state measured one step later.
 
     Raises:
-        ContractError: a recording of another contract, names the field; or one that the format cannot express.
+        ContractError: a recording with a different contract, naming the field; or a contract that the format cannot express.
         BagError, SourceError: a path that holds no recording.
-        ConvertError: ``out`` or ``<out>.partial`` is in the way, nothing could be converted, or the disk is full.
-        ValueError, WorkerError: as of :class:`onedp_ros.parallel.Workers`, which ``workers`` and ``scheduler`` are for.
+        ConvertError: ``out`` or ``<out>.partial`` exists, nothing could be converted, or the disk is full.
+        ValueError, WorkerError: see :class:`onedp_ros.parallel.Workers`, which gets ``workers`` and ``scheduler``.
     """
     begin = time.monotonic()
     out = Path(out)
-    if scheduler:  # whose workers have another current folder
+    if scheduler:  # its workers run in another directory
         sources, out = [Path(source).absolute() for source in sources], out.absolute()
     partial = out.with_name(out.name + PARTIAL)
     if out.exists():
         raise ConvertError(f"{out} exists; choose another name")
     if partial.exists() and not resume:
-        raise ConvertError(f"{partial} is left of an interrupted conversion; go on with it by --resume, or choose another --out")
+        raise ConvertError(f"{partial} is left from an interrupted conversion; continue it with --resume, or choose another --out")
     found, skipped = find_sources(sources, kinesthetic)
     contract, found = _agree_on_contract(found, contract, skipped)
     writer = WRITERS[format]
     writer.check(contract)
     unsuccessful = [] if keep_unsuccessful else [source for source in found if source.notes.get("success") is False]
     left_out = {source.name for source in unsuccessful}
-    wanted = {_name_folder(source): source for source in found if source.name not in left_out}  # what is given twice counts once
+    wanted = {_name_folder(source): source for source in found if source.name not in left_out}  # duplicates count once
 
     try:
         places = {key: partial / "pieces" / key for key in wanted}
@@ -127,7 +127,7 @@ def convert(
             skipped |= {source.name: reason for (_, source, _, _), reason in zip(jobs, reasons, strict=True) if reason}
             done = [(source, places[key]) for key, source in wanted.items() if source.name not in skipped]
             if not done:
-                if not any((partial / "pieces").iterdir()):  # else what other sources gave stays, to be gone on with
+                if not any((partial / "pieces").iterdir()):  # else keep what other sources gave, for --resume
                     shutil.rmtree(partial)
                 raise ConvertError(_explain_nothing(skipped, len(unsuccessful)))
             recordings = [_read_report(source, place) for source, place in done]
@@ -143,19 +143,19 @@ def convert(
                 "versions": versions(),
             }
             whole = partial / "dataset"
-            shutil.rmtree(whole, ignore_errors=True)  # of an attempt that was interrupted here
+            shutil.rmtree(whole, ignore_errors=True)  # left from an attempt that was interrupted here
             writer.assemble(pieces, contract, attributes, whole, functools.partial(run, title=f"write {out.name}"))
         _sync_all(whole)
         whole.rename(out)
         sync(out.parent)
         shutil.rmtree(partial)
     except OSError as error:
-        remedy = "make room on the disk" if error.errno in _FULL else "mend that"
-        raise ConvertError(f"{partial} cannot be written: {error}; {remedy}, then go on with --resume") from error
+        remedy = "free disk space" if error.errno in _FULL else "fix that"
+        raise ConvertError(f"{partial} cannot be written: {error}; {remedy}, then continue with --resume") from error
     except WorkerError as error:
         if not partial.exists():
             raise
-        raise ConvertError(f"{error}; {partial} keeps what is done, go on with --resume") from error
+        raise ConvertError(f"{error}; {partial} keeps what is done, continue with --resume") from error
     steps = sum(len(piece.state) for piece in pieces)
     return ConversionReport(
         out=str(out),
@@ -177,7 +177,7 @@ def convert(
 
 
 def find_sources(paths: Sequence[str | Path], kinesthetic: bool = False) -> tuple[list[Source], dict[str, str]]:
-    """The recordings in files and folders, each told by what it is, and what cannot be read, with the reason.
+    """The recordings in files and folders, of any format, and those that cannot be read, with the reason.
 
     Raises:
         BagError, SourceError: a path that does not exist or holds no recording.
@@ -208,9 +208,9 @@ def find_sources(paths: Sequence[str | Path], kinesthetic: bool = False) -> tupl
 def _agree_on_contract(
     sources: Sequence[Source], contract: Contract | None, skipped: dict[str, str]
 ) -> tuple[Contract, list[Source]]:
-    """The contract of all, ``contract`` or, without it, the first that a source names; and the sources whose note of it is one.
+    """The common contract, ``contract`` or else the first one in a source's notes, and the sources without an invalid one.
 
-    The others come into ``skipped``.
+    The others are added to ``skipped``.
     """
     named_by, given = "the task file", contract is not None
     agreed = []
@@ -219,38 +219,38 @@ def _agree_on_contract(
             try:
                 theirs = Contract.from_dict(noted)
             except ContractError as error:
-                skipped[source.name] = f"the contract that it notes is none of this version: {error}"
+                skipped[source.name] = f"its contract is not valid in this version: {error}"
                 continue
             if contract is None:
                 contract, named_by = theirs, source.name
             contract.require_same(theirs, named_by, source.name, any_task=given)
         agreed.append(source)
     if contract is None:
-        raise ConvertError("no recording names its contract; give the task file with --task")
+        raise ConvertError("no recording contains its contract; give the task file with --task")
     return contract, agreed
 
 
 def _explain_nothing(skipped: Mapping[str, str], unsuccessful: int) -> str:
     reasons = [f"\n  {name}: {reason}" for name, reason in skipped.items()]
     more = f"\n  and {len(reasons) - 10} more" if len(reasons) > 10 else ""
-    remedy = " (taken with --keep-unsuccessful)" * bool(unsuccessful)
+    remedy = " (kept with --keep-unsuccessful)" * bool(unsuccessful)
     return (
         f"no recording could be converted; {unsuccessful} unsuccessful{remedy}, {len(skipped)} skipped{''.join(reasons[:10])}{more}"
     )
 
 
-# What an interrupted conversion leaves: plan.json, and a folder in pieces/ for each recording that is done.
+# An interrupted conversion leaves plan.json, and a folder in pieces/ for each recording that is done.
 
 
 def _name_folder(source: Source) -> str:
-    """The name of a recording's folder; another one when it was recorded anew."""
+    """The name of a recording's folder; it changes if the recording does."""
     path = source.path.resolve()
     identity = f"{path}{source.name.removeprefix(str(source.path))} {path.stat().st_mtime_ns}"
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
 def _begin(partial: Path, plan: dict[str, Any]) -> None:
-    """Make ``partial``, or check that it was begun with the same plan."""
+    """Create ``partial``, or check that it was started with the same plan."""
     (partial / "pieces").mkdir(parents=True, exist_ok=True)
     for folder in (partial / "pieces").glob("*.*"):
         shutil.rmtree(folder)  # its process died
@@ -259,27 +259,27 @@ def _begin(partial: Path, plan: dict[str, Any]) -> None:
         begun = json.loads(file.read_text(encoding="utf-8"))
         if differing := [name for name in plan if begun.get(name) != plan[name]]:
             raise ConvertError(
-                f"{partial} was begun with another {differing[0]}, {begun.get(differing[0])}; go on with the same options, or "
-                f"choose another --out"
+                f"{partial} was started with another {differing[0]}, {begun.get(differing[0])}; use the same options, or choose "
+                f"another --out"
             )
         return
     write_atomically(file, json.dumps(plan).encode())
 
 
 def _encode(format: str, source: Source, contract: Contract, folder: Path) -> str:
-    """Read a recording into ``folder``, in a process of its own. Returns "", or why it cannot be read."""
-    if folder.exists():  # the process that did it died before it could tell
+    """Convert a recording into ``folder``, in a worker process. Returns "", or why it cannot be read."""
+    if folder.exists():  # the worker that did it died before reporting
         return ""
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
         _read(format, source, contract, unfinished)
     except (BagError, SourceError, ContractError) as error:
         reason = str(error)
-    except OSError:  # of the place that is written to
+    except OSError:  # of the output folder
         raise
     except MemoryError:
-        reason = "it needs more memory than there is; leave it out"
-    except Exception as error:  # one that cannot be used must not cost the others
+        reason = "it needs more memory than is available; leave it out"
+    except Exception as error:  # one bad recording must not stop the others
         reason = f"it cannot be used ({type(error).__name__}: {error}); leave it out"
     else:
         _sync_all(unfinished)
@@ -315,7 +315,7 @@ def _read_report(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def _entries(source: Source, line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the data set says of each episode of a recording."""
+    """The data set's notes on each episode of a recording."""
     name = str(Path(source.name).relative_to(source.path.parent))
     return [{"bag": name, "steps": steps, **{key: line[key] for key in _NOTES if key in line}} for steps in line["steps"]]
 
@@ -342,6 +342,6 @@ def _run(
     unit: str = "part",
     done: int = 0,
 ) -> list[Any]:
-    """Results of ``function(*job)``, in order; ``done``: how many more jobs had been done before, for the bar."""
+    """Results of ``function(*job)``, in order; ``done``: number of jobs finished earlier, for the progress bar."""
     results = crew.run(function, jobs, names or [f"{title}, {unit} {i}" for i in range(len(jobs))])
     return list(tqdm(results, total=done + len(jobs), initial=done, unit=unit, desc=title, disable=not progress))

@@ -1,10 +1,10 @@
-"""A bag -> episodes: observations on the control grid, each with the action that was commanded at its stamp.
+"""Bag -> episodes: observations on the control grid, each with the action that was commanded at its stamp.
 
-Messages pass, in log order, through the ObservationAssembler of ``contract/``, as they do in the live node. Of the
-observations those nearest to a grid of ``dt = 1 / control_hz`` are kept, from the first one that has a target. A message that
-cannot be used is dropped and counted, whatever it is.
+Messages pass, in log order, through the ObservationAssembler of ``contract/``, as in the live node. The observations nearest to a
+grid of ``dt = 1 / control_hz`` are kept, starting with the first that has a target. Messages that cannot be used are dropped and
+counted.
 
-What is imported from other data sets passes through :func:`on_grid`, to the same grid.
+Episodes of other data sets are resampled to the same grid by :func:`on_grid`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ _TOO_SHORT = "steps in pieces shorter than the observation horizon"
 
 
 class SourceError(RuntimeError):
-    """A data set that cannot be read as episodes; the message names the file, the field and what to do."""
+    """A data set that cannot be read as episodes; the message names the file, the field and the remedy."""
 
 
 @dataclasses.dataclass
 class Episode:
-    """Steps spaced by ``dt``: stamps (T,) int64 ns, by camera T images, state (T, state_dim), action (T, action_dim)
-    float32."""
+    """Steps spaced by ``dt``: stamps (T,) int64 ns, T images per camera, state (T, state_dim), action (T, action_dim) float32."""
 
     stamps: NDArray[np.int64]
     images: dict[str, Images]
@@ -47,7 +46,7 @@ class Episode:
 
 
 class Dropped(Counter[str]):
-    """How often what was left out, by reason; ``warnings`` tell what is doubtful about the rest."""
+    """Counts of what was left out, by reason; ``warnings`` are doubts about the rest."""
 
     def __init__(self, *counts: Mapping[str, int]) -> None:
         super().__init__(*counts)
@@ -56,15 +55,15 @@ class Dropped(Counter[str]):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A recording to convert: a bag, or an episode of another data set. It can be sent to another process.
+    """A recording to convert: a bag, or an episode of another data set. Can be pickled.
 
-    ``path`` is the file or folder it lies in, ``name`` what messages call it, ``notes`` what its recorder noted (contract, seed,
-    success, …). ``read`` gives its episodes under a contract, one unless it has gaps, and counts of what was dropped; images on
-    their way are kept in the folder given, if any.
+    ``path`` is its file or folder, ``name`` its name in messages, ``notes`` its recorder's notes (contract, seed, success, …).
+    ``read`` returns its episodes under a contract, one unless it has gaps, and counts of what was dropped; images are buffered in
+    the given folder, if any.
 
-    ``read``, and going through the images, raises:
+    ``read``, and iterating over the images, raises:
         BagError, SourceError: it cannot be read or holds no step.
-        ContractError: it holds what the contract forbids.
+        ContractError: it violates the contract.
     """
 
     path: Path
@@ -75,8 +74,8 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """An episode on its way into a data set: its images encoded in ``folder``, its state (T, state_dim) and action (T, action_dim)
-    here."""
+    """An episode to be assembled into a data set: its images encoded in ``folder``, its state (T, state_dim) and action
+    (T, action_dim) in memory."""
 
     folder: Path
     state: NDArray[np.float32]
@@ -84,15 +83,15 @@ class Piece:
 
 
 Run = Callable[[Callable[..., None], Sequence[tuple[Any, ...]]], Any]
-"""Calls a function with each of these arguments, in several processes."""
+"""Calls a function with each of these argument tuples, in several processes."""
 
 
 def grid_segments(stamps: NDArray[np.int64], step: int, commanded: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     """Indices of the observations nearest to ``start + k * step`` (ns), within half a step.
 
-    The grid starts at the first observation, or at one less than a step later that a command was given at (``commanded``):
-    an operator in lock step with the observations then has each command beside the observation it answers.
-    Where there is no observation, the segment ends; the next begins after the gap.
+    The grid starts at the first observation, or at one less than a step later at which a command was given (``commanded``): if
+    commands are in lockstep with observations, each is then paired with the observation it responds to. A segment ends where there
+    is no observation; the next starts after the gap.
     """
     segments = []
     start = 0
@@ -117,7 +116,7 @@ _IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 
 
 def expected_types(contract: Contract) -> dict[str, str]:
-    """The topics, without leading "/", that are read of a bag, with their types."""
+    """The topics, without leading "/", that are read from a bag, with their types."""
     types = {bare_name(topic): kind for topic, kind in contract.state_topics.items()}
     for camera in contract.cameras.values():
         types |= {bare_name(camera.topic): _IMAGE, f"{bare_name(camera.topic)}/compressed": _COMPRESSED}
@@ -125,15 +124,15 @@ def expected_types(contract: Contract) -> dict[str, str]:
 
 
 class _Run:
-    """What was recorded until the recorder's clock was set back, or to the end: what was commanded, and what was observed."""
+    """Commands and observations up to the point where the recorder's clock was set back, or to the end."""
 
     def __init__(self, contract: Contract) -> None:
         self.targets = Targets(contract)
         self.stamps: list[int] = []
         self.states: list[NDArray[np.floating[Any]]] = []
-        self.frames: list[dict[str, int]] = []  # by camera, the number in the store
-        self.numbers: dict[tuple[str, int], int] = {}  # of a camera and stamp
-        self.begin: int | None = None  # of what makes the sets, ns
+        self.frames: list[dict[str, int]] = []  # per observation, camera -> image number in the store
+        self.numbers: dict[tuple[str, int], int] = {}  # (camera, stamp) -> image number
+        self.begin: int | None = None  # first stamp on the topics that trigger observations, ns
         self.end = 0
 
     def add(self, observation: Observation, store: FrameStore) -> None:
@@ -146,13 +145,13 @@ class _Run:
         self.states.append(observation.state)
 
     def saw(self, stamp: int) -> None:
-        """A message of a camera came, or of what makes the sets where there are none."""
+        """Note the stamp of a message that triggers observations: of a camera, or of the first state topic without cameras."""
         self.begin = stamp if self.begin is None else min(self.begin, stamp)
         self.end = max(self.end, stamp)
 
 
 class _Reading:
-    """One reading of a bag: its runs, and what was not used."""
+    """One pass over a bag: its runs, and what was not used."""
 
     def __init__(self, contract: Contract, store: FrameStore) -> None:
         self.contract, self.store = contract, store
@@ -172,7 +171,7 @@ class _Reading:
         for topic, stamp, logged, content in read_messages(bag, types, self.refusals):
             name = bare_name(topic)
             if self._transports.setdefault(name, topic) != topic:
-                continue  # recorded both raw and compressed: as the first of them
+                continue  # recorded both raw and compressed: use the one that came first
             self.heard[topic] += 1
             self._lags.setdefault(topic, array("q")).append(logged - stamp)
             if content.__msgtype__ != types[topic]:
@@ -202,7 +201,7 @@ class _Reading:
             if self._jumps() > before:
                 run = self._begin_run()
         for observation in self.assembler.pop():
-            faults = self.check.faults(observation)  # what the live node withholds from a policy teaches it nothing
+            faults = self.check.faults(observation)  # the live node would withhold it, too
             self.assembler.dropped.update(f"{camera} picture {reason}" for camera, (reason, _) in faults.items())
             if not faults:
                 run.add(observation, self.store)
@@ -211,12 +210,12 @@ class _Reading:
         return sum(count for reason, count in self.assembler.dropped.items() if reason.endswith("jumped back"))
 
     def _begin_run(self) -> _Run:
-        if self.runs[-1].stamps:  # else it has just begun, by another stream
+        if self.runs[-1].stamps:  # else another stream has just started it
             self.runs.append(_Run(self.contract))
         return self.runs[-1]
 
     def lags(self) -> dict[str, float]:
-        """By topic, the median time (s) from stamp to recording."""
+        """Median time (s) from stamp to recording, by topic."""
         return {
             topic: float(np.median(np.frombuffer(lags, np.int64))) / NANOSECONDS
             for topic, lags in self._lags.items()
@@ -229,8 +228,8 @@ def read_episodes(
 ) -> tuple[list[Episode], Dropped]:
     """The episodes of a bag, one unless it has gaps, and counts of what was dropped.
 
-    Images on their way are kept in ``folder``, in memory without one, or not at all. ``kinesthetic``: the arm was led by hand, and
-    each action is what was measured one step later, whatever was commanded.
+    Images are buffered in ``folder``, without one in memory, or not at all. ``kinesthetic``: the arm was guided by hand, and each
+    action is the state measured one step later, whatever was commanded.
 
     Raises:
         BagError: the bag cannot be read or holds no step; names what could not be used.
@@ -269,7 +268,7 @@ def read_episodes(
 def _grid(
     run: _Run, held: list[int], store: FrameStore, contract: Contract, dropped: Counter[str], kinesthetic: bool
 ) -> Iterator[Episode]:
-    """The episodes of a run, of the observations ``held`` that have a target."""
+    """The episodes of a run, from the observations ``held`` that have a target."""
     stamps = np.array([run.stamps[i] for i in held], dtype=np.int64)
     commanded = [] if kinesthetic else run.targets.stamps
     for part in np.split(np.arange(len(held)), np.nonzero(np.diff(stamps) <= 0)[0] + 1):
@@ -293,7 +292,7 @@ def _grid(
 
 
 def _measured_openings(contract: Contract, state: NDArray[np.float32]) -> list[dict[str, float]]:
-    """By step, the openings to assume before the first command: of one arm, what is measured; of others, none."""
+    """Per step, the openings to assume before the first command: the measured one for a single arm, else none."""
     try:
         arm, opening = contract.arm, next(feature.name for feature in contract.action if feature.kind == "opening")
     except (ContractError, StopIteration):
@@ -302,7 +301,7 @@ def _measured_openings(contract: Contract, state: NDArray[np.float32]) -> list[d
 
 
 def _next_states(contract: Contract, state: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Actions (T, action_dim) that lead to the state (T, state_dim) of the next step; the last one holds."""
+    """Actions (T, action_dim) that command the next step's state, from states (T, state_dim); the last one holds."""
     arm = contract.arm
     steps = zip(*arm.poses(np.concatenate([state[1:], state[-1:]])), strict=True)
     return np.stack([arm.encode_action(position, quaternion, arm.opening(fingers)) for position, quaternion, fingers in steps])
@@ -322,24 +321,22 @@ def _why_nothing(bag: Path, reading: _Reading, dropped: Dropped, complete: bool,
         alike = [other for other in others if bare_name(other).split("/")[-1] in last]
         text = f"it lacks the topics {missing}, it has {alike or others}; "
         if set(missing) <= targets:
-            text += (
-                "name the topics of the action's features in the task file as they are in the bag; of an arm that was led by hand, "
-            )
+            text += "use the bag's topic names for the action's features in the task file; if the arm was guided by hand, "
             text += "convert with --kinesthetic"
         else:
-            text += "name the cameras' and the robot's topics in the task file as they are in the bag"
+            text += "use the bag's topic names for the cameras and the robot in the task file"
         reasons.insert(0, text)
     reasons += quality.lags(reading.lags())
     return f"{bag} holds no complete step; " + ("; ".join(reasons) or f"nothing fits together: {dict(dropped)}")
 
 
 def on_grid(name: str, episode: Episode, contract: Contract) -> tuple[list[Episode], Dropped]:
-    """An imported episode, recorded at ``control_hz`` or faster -> what :func:`read_episodes` gives: its steps on the grid.
+    """Resample an imported episode, recorded at ``control_hz`` or faster, to the grid of :func:`read_episodes`.
 
-    A quaternion of the other half-space is turned into the contract's. ``name`` is for messages.
+    Quaternions are flipped into the contract's half-space. ``name`` is for messages.
 
     Raises:
-        SourceError: it is shorter than the observation horizon, slower than ``control_hz``, or holds NaN or what is no rotation.
+        SourceError: it is shorter than the observation horizon, slower than ``control_hz``, or holds NaN or an invalid rotation.
     """
     stamps, state = episode.stamps, episode.state
     lengths = {"actions": len(episode.action), **{camera: len(images) for camera, images in episode.images.items()}}
@@ -348,7 +345,7 @@ def on_grid(name: str, episode: Episode, contract: Contract) -> tuple[list[Episo
     if len(stamps) < contract.n_obs_steps:
         raise SourceError(f"{name} has {len(stamps)} steps, expected at least {contract.n_obs_steps}; leave it out")
     if np.any(np.diff(stamps) <= 0):
-        raise SourceError(f"{name}: its timestamps do not rise; leave it out")
+        raise SourceError(f"{name}: its timestamps do not increase; leave it out")
     if (spacing := float(np.median(np.diff(stamps)))) > 1.1 * contract.dt_ns:
         raise SourceError(
             f"{name} was recorded at {NANOSECONDS / spacing:.4g} Hz, expected {contract.control_hz:g} Hz or more; set control_hz "

@@ -1,4 +1,4 @@
-"""The images of an episode on their way into a data set: streamed one by one, never all in memory, however long the episode."""
+"""The images of an episode while it is converted: streamed one by one, never all in memory, however long the episode."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PACK = numcodecs.Blosc("lz4", clevel=1)
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Selected images of a stream, each (height, width, 3) uint8; may be iterated any number of times.
+    """Selected images of a stream, each (height, width, 3) uint8; can be iterated any number of times.
 
-    ``stream`` yields all its images from the start; ``chosen`` (T,) are the indices of the selected ones, increasing.
+    ``stream`` yields all images from the start; ``chosen`` (T,) are the indices of the selected ones, increasing.
     """
 
     stream: Callable[[], Iterator[Image]]
@@ -42,12 +42,12 @@ class Images:
             raise ValueError(f"the stream of images ended before image {following}; it was cut short")
 
     def pick(self, rows: NDArray[np.int64]) -> Images:
-        """Those of these images at ``rows``, increasing."""
+        """The images at ``rows``, increasing."""
         return Images(self.stream, self.chosen[rows])
 
 
 class FrameStore:
-    """Keeps images by camera and number, compressed in files of ``folder`` (None: in memory). ``keep`` False: only counts them."""
+    """Stores images by camera and number, compressed in files in ``folder`` (None: in memory). ``keep`` False: only counts them."""
 
     def __init__(self, folder: Path | None, keep: bool = True) -> None:
         self._folder, self._keep = folder, keep
@@ -57,7 +57,7 @@ class FrameStore:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, camera: str, image: Image) -> int:
-        """Keep an image and return its number; a camera's images have one shape. OSError when the disk is full."""
+        """Store an image and return its number; all images of a camera have one shape. OSError if the disk is full."""
         if self._folder is None:
             held = self._held.setdefault(camera, [])
             held.append(image if self._keep else np.empty((0, 0, 3), np.uint8))
@@ -73,7 +73,7 @@ class FrameStore:
         return len(places) - 1
 
     def images(self, camera: str, numbers: NDArray[np.int64]) -> Images:
-        """The images with these numbers, in this order. Call it when all have been added."""
+        """The images with these numbers, in this order. Call it after all have been added."""
         return Images(lambda: self._read(camera, numbers), np.arange(len(numbers)))
 
     def _read(self, camera: str, numbers: NDArray[np.int64]) -> Iterator[Image]:

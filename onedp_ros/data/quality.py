@@ -1,4 +1,4 @@
-"""Warnings about recorded data that can be read but look wrong: units, the seam of the quaternion, clocks."""
+"""Warnings about recorded data that can be read but look wrong: units, the quaternion's seam, clocks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from onedp_ros.contract import Contract
 from onedp_ros.contract.features import slices
 
 REACH = 3.0  # m from the base frame's origin: three times an arm's reach, for one on a rail
-BEYOND = 0.25  # of an opening's range, by which its values may exceed it: calibration is not exact
+BEYOND = 0.25  # fraction of an opening's range by which its values may exceed it: calibration is not exact
 APART = 0.4  # m between target and end effector, median: an arm follows its targets within a few centimetres
 SEAM = math.radians(15.0)  # of rotation, from the orientations at which the state's quaternion changes its sign
 LATE, EARLY = 0.1, 0.02  # s that a stamp may lie before and after the time of recording, median
-LOST = 0.05  # of the steps, or of a topic's messages, that may be lost without a warning
+LOST = 0.05  # fraction of the steps, or of a topic's messages, that may be lost without a warning
 LOST_TIME = 0.5  # s that may be lost in any case, at start and end
-IDLE = 0.3  # of a recording that may have no command: an operator gets ready
+IDLE = 0.3  # fraction of a recording that may have no command: the operator gets ready
 
 
 def doubts(contract: Contract, state: NDArray[np.float32], action: NDArray[np.float32], ends: ArrayLike) -> list[str]:
-    """Warnings about states (N, state_dim) and actions (N, action_dim) of episodes that end before the rows ``ends``."""
+    """Warnings about the states (N, state_dim) and actions (N, action_dim) of episodes that end before the rows ``ends``."""
     found = []
     positions: dict[str, list[NDArray[np.float32]]] = {}
     seams: list[str] = []
@@ -42,7 +42,7 @@ def doubts(contract: Contract, state: NDArray[np.float32], action: NDArray[np.fl
                 if low < least - spare or high > most + spare:
                     found.append(
                         f"{name} spans {low:.4g} to {high:.4g}, expected {least:g} to {most:g}; record it in the unit of its "
-                        f"range, or give the range (closed, open) of what is recorded in the task file"
+                        f"range, or set the recorded range (closed, open) in the task file"
                     )
             elif feature.kind == "quaternion" and where == "measured":
                 seams += _seam(feature.name, values, np.asarray(ends, dtype=np.int64))
@@ -67,19 +67,19 @@ def _seam(name: str, quaternion: NDArray[np.float32], ends: NDArray[np.int64]) -
         f"in {len(set(episodes.tolist()))} of {len(ends)} episodes the orientation comes within {math.degrees(SEAM):.0f} degrees "
         f"of the seam of the state's quaternion ({name}.x = 0, 180 degrees from tool down), in {int(near.sum())} steps; it "
         f"changes its sign there {int(flips.sum())} times, and one pose looks like two: use the kind rotation_6d, or "
-        f"keep the tool nearer to straight down"
+        f"keep the tool closer to straight down"
     ]
 
 
 def lags(seconds: Mapping[str, float]) -> list[str]:
-    """Warnings about the time (s, median) from stamp to recording, by topic."""
+    """Warnings about the median time (s) from stamp to recording, by topic."""
     found = []
     for topic, lag in seconds.items():
         if lag > LATE or lag < -EARLY:
             when = f"{lag:.3f} s after" if lag > 0 else f"{-lag:.3f} s before"
             found.append(
-                f"{topic} was recorded {when} its stamps (median; the least of all {min(seconds.values()):.3f}): its clock is "
-                f"off (synchronise with chrony), it is stamped at the wrong moment, or it comes so late to a policy, too"
+                f"{topic} was recorded {when} its stamps (median; the smallest of all {min(seconds.values()):.3f}): its clock is "
+                f"off (synchronise with chrony), it is stamped at the wrong time, or it also reaches a policy that late"
             )
     return found
 
@@ -93,8 +93,8 @@ def losses(steps: int, expected: float, uncommanded: float, hz: float, dropped: 
         found.append(f"only {steps} steps remain of about {rest:.0f}; dropped: {reasons or 'nothing, the cameras had gaps'}")
     if uncommanded > IDLE:
         found.append(
-            f"{100 * uncommanded:.0f} % of the observations have no target at their stamp; do targets come at 4 Hz or more, "
-            f"as long as the recording goes on?"
+            f"{100 * uncommanded:.0f} % of the observations have no target at their stamp; are targets published at 4 Hz or more "
+            f"throughout the recording?"
         )
     return found
 
@@ -104,7 +104,7 @@ def _most(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def refusals(refused: Mapping[str, int], reasons: Mapping[str, str], heard: Mapping[str, int]) -> list[str]:
-    """Warnings about refused messages, by topic, where they are more than a few of those ``heard``."""
+    """Warnings about refused messages, for topics with more than a few of them among those ``heard``."""
     return [
         f"{count} of {heard[topic]} messages of {topic} were refused; the first: {reasons[topic]}"
         for topic, count in refused.items()
@@ -113,7 +113,7 @@ def refusals(refused: Mapping[str, int], reasons: Mapping[str, str], heard: Mapp
 
 
 def unstamped(counts: Mapping[str, int], heard: Mapping[str, int]) -> list[str]:
-    """Warnings about messages without a stamp, by topic, where they are more than a few: a clock may begin at 0."""
+    """Warnings about messages without a stamp, for topics with more than a few of them: a clock may start at 0."""
     return [
         f"{count} of {heard[topic]} messages of {topic} have no stamp; the time of recording is used, which is later"
         for topic, count in counts.items()

@@ -1,4 +1,4 @@
-"""An episode being recorded: checks on the messages as they arrive, and a thread that writes them to disk."""
+"""Recording an episode: checks on the messages as they arrive, and a thread that writes them to disk."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Message = tuple[int, str, bytes]  # arrival (ns), topic, serialized message
 
 
 def next_episode(folder: Path) -> str:
-    """``episode_000000``, or the number after the greatest in the folder, interrupted recordings included."""
+    """``episode_000000``, or the number after the largest in the folder, interrupted recordings included."""
     found = (re.fullmatch(r"episode_(\d+)(\.partial)?", path.name) for path in folder.iterdir())
     return f"episode_{max((int(name[1]) for name in found if name), default=-1) + 1:06d}"
 
 
 class TopicWatch:
-    """Checks the messages of one topic for what would spoil an episode.
+    """Checks the messages of one topic for problems that would spoil an episode.
 
     Args:
         hz: lowest rate that the task accepts; 0: any.
         gap: longest time (s) between two stamps that the task accepts; infinite: any.
-        optional: whether an episode may begin before the first message.
+        optional: whether an episode may start before the first message.
         needed: whether the task uses the topic and its messages begin with a header; other topics are only counted.
     """
 
@@ -53,7 +53,7 @@ class TopicWatch:
         self.end()
 
     def end(self) -> None:
-        """No episode is recorded."""
+        """End the episode."""
         self.begin(0)
 
     def begin(self, now: int) -> None:
@@ -83,7 +83,7 @@ class TopicWatch:
         lag = (arrival - stamp) / NANOSECONDS  # 0 when it has no stamp
         if not -EARLY <= lag <= LATE and stamp >= self._excused:
             where = f"{lag:.2f} s before" if lag > 0 else f"{-lag:.2f} s after"
-            self._problems["clock"] = f"was stamped {where} it came; synchronise the clocks (chrony)"
+            self._problems["clock"] = f"was stamped {where} it arrived; synchronise the clocks (chrony)"
 
     def silent(self, now: int) -> bool:
         return now - max(self.heard, self._began) > SILENCE * NANOSECONDS
@@ -100,13 +100,13 @@ class TopicWatch:
         self._problems["publishers"] = f"has {len(publishers)} publishers: {', '.join(publishers)}; stop all but one"
 
     def problems(self, now: int, ended: bool = False) -> dict[str, str]:
-        """What has spoiled the episode so far, by kind of problem; with ``ended``, also what never arrived."""
+        """Problems of the episode so far, by kind; with ``ended``, also that nothing ever arrived."""
         if not self.needed:
             return {}
         found, absent = self._problems, self.optional and not self.timing.count
         silent = not absent and self.gap < math.inf and self.silent(now)
         if absent and ended:
-            found["absent"] = "did not come at all"
+            found["absent"] = "never arrived"
         if not silent and self.timing.count >= RECENT and 0 < (hz := self.hz(now)) < SLOW * self.least:
             found["slow"] = f"came at {hz:.1f} Hz, the task needs {self.least:g}"
         if self._gaps:
@@ -116,12 +116,12 @@ class TopicWatch:
             )
         if self.timing.out_of_order:
             found["order"] = f"had {self.timing.out_of_order} stamps not newer than the one before"
-        if silent:  # reported only while it lasts: when the topic was merely late, nothing is missing
+        if silent:  # reported only while it lasts: if messages were merely late, none is missing
             found = {**found, "silent": f"stopped {self._since(self.heard):.1f} s after the start"}
         return {f"{self.topic} {kind}": f"{self.topic} {text}" for kind, text in found.items()}
 
     def summary(self) -> dict[str, Any]:
-        """For the episode's metadata."""
+        """The topic's entry in the episode's metadata."""
         timing = self.timing
         return {
             "messages": timing.count,
@@ -141,8 +141,8 @@ class Recording:
         self.writer = writer
         self.began = time.time_ns()
         self.messages = self.lost = 0
-        self.failed = ""  # why writing ended by itself
-        self._given = self._taken = 0  # bytes; each written by one thread
+        self.failed = ""  # why writing failed
+        self._given = self._taken = 0  # bytes; each modified by one thread only
         self._batch: list[Message] = []
         self._batches: queue.SimpleQueue[list[Message] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -154,7 +154,7 @@ class Recording:
 
     @property
     def waiting(self) -> int:
-        """Bytes that are not written yet."""
+        """Bytes not written yet."""
         return self._given - self._taken
 
     def add(self, arrival: int, topic: str, data: bytes) -> None:
@@ -162,8 +162,8 @@ class Recording:
         self._batch.append((arrival, topic, data))
 
     def pass_on(self, before: int) -> None:
-        """Queue the messages that arrived before this time (ns), in the order of arrival. Later ones wait, because messages that
-        arrived earlier may still have to be polled from other topics."""
+        """Queue the messages that arrived before this time (ns), in order of arrival. Later ones wait, because other topics may
+        still have earlier messages to be polled."""
         self._batch.sort(key=itemgetter(0))
         ready = self._batch[: bisect.bisect_left(self._batch, before, key=itemgetter(0))]
         del self._batch[: len(ready)]
@@ -176,7 +176,7 @@ class Recording:
             self._batches.put(ready)
 
     def end(self) -> None:
-        """Write what is waiting, and end the thread. The caller closes the bag."""
+        """Write what is queued, and end the thread. The caller closes the bag."""
         self._batches.put(None)
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""The commands of a recording, read at any time as actions."""
+"""The commands of a recording, sampled as actions at any time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TARGET_MAX_AGE = 0.25  # s without a new target before a recording counts as not
 
 
 class _Commands:
-    """Of one topic, by stamp."""
+    """The commands on one topic, by stamp."""
 
     def __init__(self) -> None:
         self.stamps: list[int] = []
@@ -34,7 +34,7 @@ class _Commands:
         return bisect.bisect_right(self.stamps, stamp) - 1
 
     def at(self, stamp: int) -> Any:
-        """Between two commands that follow each other closely, linear in between and rotations by slerp; else the last one."""
+        """Interpolated between two commands in close succession, rotations by slerp; else the last command."""
         i = self.last(stamp)
         value = self.values[i]
         if stamp == self.stamps[i] or i + 1 == len(self.stamps):
@@ -46,10 +46,10 @@ class _Commands:
 
 
 class Targets:
-    """What was commanded on the contract's action topics.
+    """The commands on the contract's action topics.
 
-    Poses, joints and plain values are commanded in a stream: no older than :data:`TARGET_MAX_AGE`, and interpolated. An opening
-    holds until the next one: a gripper is commanded in steps.
+    Poses, joints and plain values are streamed: valid for :data:`TARGET_MAX_AGE`, and interpolated. An opening holds until the next
+    one: a gripper is commanded in steps.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -61,7 +61,7 @@ class Targets:
 
     @property
     def stamps(self) -> list[int]:
-        """Of the commands of the first streamed topic, ns, in order."""
+        """Stamps (ns) of the commands on the first streamed topic, in order."""
         return self._streamed[0].stamps if self._streamed else self._held[0].stamps
 
     def commands(self, topic: str) -> tuple[list[int], list[Any]]:
@@ -71,11 +71,11 @@ class Targets:
 
     @property
     def complete(self) -> bool:
-        """Whether every topic that holds its commands was given one."""
+        """Whether every topic whose commands hold has received one."""
         return all(commands.stamps for commands in self._held)
 
     def add(self, topic: str, stamp: int, message: Any) -> None:
-        """Take a message of an action topic. ContractError for one that is no target."""
+        """Add a message of an action topic. ContractError if it is not a valid target."""
         name = bare_name(topic)
         features = [feature for feature in self.contract.action if bare_name(feature.topic) == name]
         if features[0].message_type == POSE:
@@ -94,16 +94,16 @@ class Targets:
         named = dict(zip(message.name, message.position, strict=False))
         if not all(joint in named and np.isfinite(named[joint]) for joint in wanted):
             raise ContractError(
-                f"{topic} at {stamp} ns has {named}, expected numbers for {wanted}; name them in the task file as there"
+                f"{topic} at {stamp} ns has {named}, expected numbers for {wanted}; use the message's names in the task file"
             )
         self._commands[name].insert(stamp, np.array([float(named[joint]) for joint in wanted]))
 
     def hold(self, stamp: int) -> bool:
-        """Whether all had been commanded at ``stamp``, what is streamed not too long ago."""
+        """Whether every topic had a command at ``stamp``, streamed ones a fresh one."""
         return self.hold_stream(stamp) and all(commands.last(stamp) >= 0 for commands in self._held)
 
     def hold_stream(self, stamp: int) -> bool:
-        """Whether what is streamed had been commanded at ``stamp``, not too long ago."""
+        """Whether every streamed topic had a fresh command at ``stamp``."""
         for commands in self._streamed:
             i = commands.last(stamp)
             if i < 0 or stamp - commands.stamps[i] > TARGET_MAX_AGE * NANOSECONDS:
@@ -111,7 +111,7 @@ class Targets:
         return True
 
     def action(self, stamp: int, measured: Mapping[str, float] | None = None) -> NDArray[np.float32]:
-        """Action (action_dim,) at a ``stamp`` where the streams are held; ``measured``: openings, by feature, before commands."""
+        """Action (action_dim,) at a ``stamp`` with commands; ``measured``: openings by feature, used before the first command."""
         parts = []
         taken: dict[str, int] = {}
         for feature in self.contract.action:

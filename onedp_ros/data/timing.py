@@ -1,4 +1,4 @@
-"""Timing of a stream of messages: rate, jitter, gaps, and how far apart in time two cameras' frames are."""
+"""Timing of a stream of messages: rate, jitter, gaps, and the time between the frames of two cameras."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from array import array
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-SAMPLE = 8192  # intervals, spread evenly over the run, from which period and jitter are computed: a long run costs no more
+SAMPLE = 8192  # intervals, spread evenly over the run, from which period and jitter are computed: bounds the cost of a long run
 
 
 class StreamTiming:
     """Collects the stamps (ns) of one stream. One thread may add while another reads.
 
     A stamp that is not newer than all before it is counted in ``out_of_order`` and otherwise ignored. An interval is the time
-    between two consecutive stamps, the period is the median interval. All figures are for the whole run; without an interval they
-    are 0.
+    between two consecutive stamps, the period is the median interval. All values are for the whole run, and 0 without an interval.
     """
 
     def __init__(self) -> None:
@@ -33,7 +32,7 @@ class StreamTiming:
     @property
     def stamps(self) -> NDArray[np.int64]:
         """(N,) ns, increasing."""
-        return np.frombuffer(self._stamps[:], dtype=np.int64)  # of a copy, since an array whose buffer is exported cannot grow
+        return np.frombuffer(self._stamps[:], dtype=np.int64)  # a copy, since an array whose buffer is exported cannot grow
 
     @property
     def seconds(self) -> float:
@@ -79,7 +78,7 @@ class StreamTiming:
 
     @property
     def longest_gap_frames(self) -> int:
-        """Greatest number of consecutive missing frames."""
+        """Largest number of consecutive missing frames."""
         return max((missing for _, _, missing in self.gaps()), default=0)
 
 
@@ -90,11 +89,11 @@ def _sample(intervals: NDArray[np.int64]) -> NDArray[np.int64]:
 def sync_errors_ms(stamps: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
     """The time (ms, >= 0) from each frame of one camera to the nearest frame of another: stamps ns (N,), (M,) -> (N,).
 
-    Two free-running cameras of 30 Hz are up to 16.7 ms apart, half a period, with nothing wrong. ValueError when M is 0.
+    Frames of two free-running 30 Hz cameras are normally up to half a period, 16.7 ms, apart. ValueError if M is 0.
     """
     frames, others = np.asarray(stamps, dtype=np.int64), np.sort(np.asarray(others, dtype=np.int64))
     if not len(others):
-        raise ValueError("the other camera has no frame, the sync error needs at least one")
+        raise ValueError("the other camera has no frames; the sync error needs at least one")
     after = np.searchsorted(others, frames)
     before = np.abs(frames - others[np.maximum(after - 1, 0)])
     return np.minimum(before, np.abs(frames - others[np.minimum(after, len(others) - 1)])) * 1e-6

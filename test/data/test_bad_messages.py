@@ -215,7 +215,7 @@ def test_notes_of_another_recorder_cost_nothing(record: Record, tmp_path: Path, 
     (damaged / "metadata.yaml").write_text(re.sub(r"control_hz\S+ [\d.]+", 'hz": 3', text))
     report = convert([bag, damaged, record("good", 0.5)], tmp_path / "out.zarr", contract, workers=1, progress=False)
     assert report.episodes == 2
-    assert "the contract that it notes is none of this version" in report.skipped[str(damaged)]
+    assert "its contract is not valid in this version" in report.skipped[str(damaged)]
 
 
 def test_a_gripper_commanded_once_is_held_and_before_it_the_measured_opening(
@@ -230,7 +230,7 @@ def test_a_gripper_commanded_once_is_held_and_before_it_the_measured_opening(
     assert len(episode.stamps) == 40
     begin = START + (3 * 20 + 1) * 16_666_667
     np.testing.assert_allclose(episode.action[:, 9], np.where(episode.stamps < begin, 0.08, 0.0), atol=1e-6)  # fingers at 0.04
-    with pytest.raises(BagError, match=r"lacks the topics \['gripper_target'\], it has .*name the topics of the action"):
+    with pytest.raises(BagError, match=r"lacks the topics \['gripper_target'\], it has .*use the bag's topic names for the action"):
         read_episodes(changed(lambda t, _, m: None if t == "gripper_target" else m, name="never"), contract)
 
 
@@ -244,7 +244,7 @@ def test_state_that_comes_late_is_said_loudly_and_so_is_a_cameras_clock(
     assert re.search(r"WARNING .*late: only \d+ steps remain of about 41; dropped: \d+ no state at the stamp", said)
     assert "joint_states was recorded 0.400 s after its stamps" in said
     found = read_episodes(clock, contract)
-    assert any(f"{WRIST} was recorded 0.200 s after its stamps (median; the least of all 0.000)" in w for w in found[1].warnings)
+    assert any(f"{WRIST} was recorded 0.200 s after its stamps (median; the smallest of all 0.000)" in w for w in found[1].warnings)
     assert read_episodes(tmp_path / "good", contract)[1].warnings == []
 
 
@@ -265,7 +265,7 @@ def test_topics_of_other_names_are_named_with_what_is_there(changed: Callable[..
     bag = changed(lambda t, _, m: m)
     moved = [dataclasses.replace(f, topic="arm/state/current_pose") if f.topic == "current_pose" else f for f in contract.state]
     spaced = dataclasses.replace(contract, state=tuple(moved))
-    with pytest.raises(BagError, match=r"lacks the topics \['arm/state/current_pose'\], it has \['current_pose'\]; name the"):
+    with pytest.raises(BagError, match=r"lacks the topics \['arm/state/current_pose'\], it has \['current_pose'\]; use the bag's topic names"):
         read_episodes(bag, spaced)
 
 

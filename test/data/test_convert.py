@@ -240,12 +240,12 @@ def test_interrupted_conversion_goes_on_and_its_result_equals_an_uninterrupted_o
     capsys.readouterr()
     assert main([*common, "--out", str(out)]) == 1
     assert (
-        "out.partial is left of an interrupted conversion; go on with it by --resume, or choose another --out"
+        "out.partial is left from an interrupted conversion; continue it with --resume, or choose another --out"
         in capsys.readouterr().err
     )
     other = "zarr" if format == "lerobot" else "lerobot"
     assert main([*map(str, bags), "--format", other, "--out", str(out), "--resume"]) == 1
-    assert f"out.partial was begun with another format, {format}" in capsys.readouterr().err
+    assert f"out.partial was started with another format, {format}" in capsys.readouterr().err
 
     done = len(list(partial.glob("pieces/*/line.json")))
     assert done < len(bags)
@@ -271,7 +271,7 @@ def test_a_full_disk_is_named_and_the_conversion_goes_on_after_it(record: Record
     _, errors = process.communicate()
     assert process.returncode == 1
     assert "out.partial cannot be written: [Errno 27] File too large" in errors
-    assert "make room on the disk, then go on with --resume" in errors
+    assert "free disk space, then continue with --resume" in errors
     assert not out.exists()
     assert len(list(tmp_path.glob("out.partial/pieces/*/line.json"))) == 1
     convert(bags, out, workers=1, progress=False, resume=True)
@@ -319,7 +319,7 @@ def test_a_recording_that_ends_its_process_is_named_with_the_remedy(record: Reco
         kill_worker(process.pid)
     _, errors = process.communicate()
     assert process.returncode == 1
-    assert re.search(rf"{bags[0]} ended 4 processes, .*; {out}.partial keeps what is done, go on with --resume", errors), errors
+    assert re.search(rf"{bags[0]} ended 4 processes, .*; {out}.partial keeps what is done, continue with --resume", errors), errors
     assert convert(bags, out, workers=1, progress=False, resume=True).episodes == 8
 
 

@@ -260,8 +260,8 @@ def test_an_operator_who_lets_go_is_told_and_one_who_never_held_is_noted(rig, op
     rig.until(lambda: seconds(rig) > 0.6, "a while")
     assert "target_pose" not in rig.status[NODE].message
     answer = ask("stop")
-    assert "target_pose did not come at all" in answer.message
-    assert "gripper_target did not come at all" in answer.message
+    assert "target_pose never arrived" in answer.message
+    assert "gripper_target never arrived" in answer.message
     start()
     operator.holding = True
     rig.until(lambda: rig.value(NODE, "hz.target_pose") > 0, "targets")
@@ -500,9 +500,9 @@ def test_silence_counts_from_the_start_and_is_forgiven_when_nothing_is_missing()
 
 def test_stamps_of_another_clock_and_out_of_order_are_told():
     watch, now = watched(np.arange(0, 1000, 33), late_ms=1500)
-    assert texts(watch, now) == ["topic was stamped 1.50 s before it came; synchronise the clocks (chrony)"]
+    assert texts(watch, now) == ["topic was stamped 1.50 s before it arrived; synchronise the clocks (chrony)"]
     watch, now = watched(np.arange(0, 1000, 33), late_ms=-200)
-    assert texts(watch, now) == ["topic was stamped 0.20 s after it came; synchronise the clocks (chrony)"]
+    assert texts(watch, now) == ["topic was stamped 0.20 s after it arrived; synchronise the clocks (chrony)"]
     watch, now = watched([*range(0, 600, 33), *range(500, 1000, 33)])
     assert texts(watch, now) == ["topic had 3 stamps not newer than the one before"]
 
