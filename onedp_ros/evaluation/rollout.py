@@ -117,9 +117,9 @@ class _Partial:
         earlier = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         if earlier[:1] == [lines[0] + "\n"]:
             for line in (line for line in earlier[1:] if line.endswith("\n")):  # else it was truncated
-                told = json.loads(line)
-                episode = EpisodeResult(**told["episode"] | {"start": tuple(told["episode"]["start"])})
-                self.done[episode.seed] = episode, told["facts"]
+                entry = json.loads(line)
+                episode = EpisodeResult(**entry["episode"] | {"start": tuple(entry["episode"]["start"])})
+                self.done[episode.seed] = episode, entry["facts"]
                 lines.append(line.rstrip("\n"))
         write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 

@@ -168,8 +168,8 @@ def load_predictor(
     torch.set_num_threads(threads)
     kept = KeptEngines(digests, threads)
     candidates = _candidates() if auto else []
-    lasting = not any(ENGINES.get(name).on_gpu for name in candidates)  # the choice depends on this machine's processor alone
-    name = (kept.choice() if lasting else "") if auto else engine
+    cacheable = not any(ENGINES.get(name).on_gpu for name in candidates)  # then the choice depends on the CPU alone
+    name = (kept.choice() if cacheable else "") if auto else engine
     if name and (restored := kept.restore(name, sampler, progress)) is not None:
         return Predictor(sampler, restored[0], name, restored[1], seed)
 
@@ -188,7 +188,7 @@ def load_predictor(
             )
     else:
         name, runner, parity = _fastest(candidates, policy, sampler, reference, threads, progress)
-        if lasting:
+        if cacheable:
             kept.keep_choice(name)
     kept.keep(name, runner, reference)
     return Predictor(policy if isinstance(runner, TorchEngine) else sampler, runner, name, parity, seed)

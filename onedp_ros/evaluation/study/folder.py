@@ -75,8 +75,8 @@ class StudyFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
         except BlockingIOError:
-            told = f"{self.path}: another onedp study is running in it; wait for its end, or give another --out"
-            raise ConfigError(told) from None
+            message = f"{self.path}: another onedp study is running in it; wait for its end, or give another --out"
+            raise ConfigError(message) from None
         ours = json.loads(json.dumps({"format": FORMAT, **settings}))  # as it is read again
         file = self.path / SETTINGS
         if file.exists():

@@ -154,13 +154,13 @@ def _speed(tasks: Mapping[str, Any]) -> list[str]:
             if e["inference_ms_p50"] is not None and e["encoding_ms_p50"] is not None:
                 generation = e["inference_ms_p50"] - e["encoding_ms_p50"]
             times = [e["encoding_ms_p50"], generation, e["inference_ms_p50"], e["inference_ms_p99"], e["chunk_latency_ms_p50"]]
-            told = [
+            rates = [
                 _number(e["policy_hz"]),
                 _number(e["target_hz"]),
                 "" if e["holds"] is None else str(e["holds"]),
                 _number(e["time_lost_s"]),
             ]
-            rows.append([task, method, e["engine"], e["network"], str(e["nfe"]), *map(_number, times), *told])
+            rows.append([task, method, e["engine"], e["network"], str(e["nfe"]), *map(_number, times), *rates])
     title = "Table 5: one prediction, ms, and the rates, Hz; medians of the rounds"
     return ["", f"### {title}", "", *_rows([*head, "predictions", "targets", "holds", "lost by physics, s"], rows)]
 
