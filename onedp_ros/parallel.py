@@ -150,9 +150,9 @@ class Workers:
 
 def add_worker_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """Add --jobs, with its ``aliases``, and --scheduler, for the arguments of :class:`Workers`."""
-    parser.add_argument("--jobs", *aliases, type=int, help="processes; 1: the command's own; default: one a core")
+    parser.add_argument("--jobs", *aliases, type=int, help="processes; 1: the command's own (default: one per core)")
     parser.add_argument(
-        "--scheduler", default="", metavar="ADDRESS", help="run on a Dask cluster, instead: tcp://<host>:<port> of its scheduler"
+        "--scheduler", default="", metavar="ADDRESS", help="run on a Dask cluster instead: tcp://<host>:<port> of its scheduler"
     )
 
 

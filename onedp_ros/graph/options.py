@@ -42,32 +42,32 @@ class Option:
 TASK = "name of a file in config/tasks, or path of a task file"
 POLICY = {
     "method": Option(DEFAULT_METHOD, f"how actions are sampled: {describe_methods()}"),
-    "engine": Option(AUTO, f"what runs the networks: {describe_engines()}"),
-    "model": Option("", "directory of the policy; by default the released one of the method"),
-    "seed": Option(0, "of the policy's noise"),
+    "engine": Option(AUTO, f"inference engine: {describe_engines()}"),
+    "model": Option("", "checkpoint directory; by default the released one for the method"),
+    "seed": Option(0, "seed of the policy's noise"),
 }
 RUN = {
     **POLICY,
-    "twin_seed": Option(100_000, "of the twin's first episode"),
+    "twin_seed": Option(100_000, "seed of the twin's first episode"),
     "lead": Option(None, "how far ahead of the clock chunks are sampled, s; by default action_node's own", float),
 }
 RECORD = {
-    "device": Option(DEFAULT_DEVICE, f"what the operator holds: {', '.join((*DEVICES.names(), *NO_DEVICE))}"),
-    "teleop": Option("", "file of speeds, frame, operator's place …; by default config/teleop.yaml"),
-    "operator": Option("", "who demonstrates, noted in the bags"),
+    "device": Option(DEFAULT_DEVICE, f"operator's device: {', '.join((*DEVICES.names(), *NO_DEVICE))}"),
+    "teleop": Option("", "file with the device's speeds, frame, buttons …; by default config/teleop.yaml"),
+    "operator": Option("", "name of the operator, stored in the bags"),
     "out": Option("", "folder of the bags; by default out/<task>/bags"),
-    "host": Option("127.0.0.1", "address where a phone reaches this machine; 0.0.0.0: any"),
-    "port": Option(8443, "port where a phone reaches this machine"),
+    "host": Option("127.0.0.1", "address at which a phone reaches this machine; 0.0.0.0: any"),
+    "port": Option(8443, "port at which a phone reaches this machine"),
 }
 FRANKA = {
     "robot_ip": Option("", "address of the Franka"),
     "mode": Option("", f"{' or '.join(MODES)}; by default the robot file's"),
     "realtime": Option(REALTIME[0], f"{' or '.join(REALTIME)}, the latter for a machine without a real-time kernel"),
-    "cpu": Option(-1, "processor of its own for the Franka's control loop; -1: any"),
+    "cpu": Option(-1, "CPU core dedicated to the Franka's control loop; -1: any"),
 }
 ROBOT = {
     "robot": Option("twin", f"what moves: {', '.join(ROBOTS)}"),
-    "robot_file": Option("", "your workspace, speeds …: path of a file like config/robot/franka.yaml; by default the robot's"),
+    "robot_file": Option("", "path of a file like config/robot/franka.yaml: workspace, speeds …; by default the robot's"),
     "speed": Option(1.0, "fraction of the robot file's speeds, above 0 and up to 1"),
     "image_transport": Option(TRANSPORTS[0], f"how the cameras publish: {' or '.join(TRANSPORTS)}"),
     **FRANKA,
@@ -75,10 +75,10 @@ ROBOT = {
 PLACE = {
     "network": Option(
         "",
-        f"who reaches the graph: {' or '.join(NETWORKS)}; by default as ROS_AUTOMATIC_DISCOVERY_RANGE, else localhost",
+        f"who can reach the graph: {' or '.join(NETWORKS)}; by default ROS_AUTOMATIC_DISCOVERY_RANGE, else localhost",
     ),
-    "namespace": Option("", "of all nodes, topics and services, so that several robots share a ROS domain"),
-    "params_file": Option("", "YAML file of parameters; those that options set win over it"),
+    "namespace": Option("", "namespace of all nodes, topics and services, so that several robots can share a ROS domain"),
+    "params_file": Option("", "YAML file of parameters; options override it"),
     "log_level": Option("info", f"one of {', '.join(LOG_LEVELS)}"),
 }
 
