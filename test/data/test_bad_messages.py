@@ -265,7 +265,7 @@ def test_topics_of_other_names_are_named_with_what_is_there(changed: Callable[..
     bag = changed(lambda t, _, m: m)
     moved = [dataclasses.replace(f, topic="arm/state/current_pose") if f.topic == "current_pose" else f for f in contract.state]
     spaced = dataclasses.replace(contract, state=tuple(moved))
-    with pytest.raises(BagError, match=r"lacks the topics \['arm/state/current_pose'\], it has \['current_pose'\]; use the bag's topic names"):
+    with pytest.raises(BagError, match=r"lacks the topics \['arm/state/current_pose'\], it has \['current_pose'\]; use the"):
         read_episodes(bag, spaced)
 
 

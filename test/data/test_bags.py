@@ -245,8 +245,8 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
     for name, content, what in (
         ("demo.HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
         ("old.bag", b"#ROSBAG V2.0\n" + bytes(100), "ROS 1"),
-        ("notes.txt", b"hello", "no bag's file"),
-        ("text.mcap", b"hello, I am text", "no MCAP file"),
+        ("notes.txt", b"hello", "not a bag file"),
+        ("text.mcap", b"hello, I am text", "not an MCAP file"),
     ):
         (tmp_path / name).write_bytes(content)
         assert what in find_bags([tmp_path / name])[1][tmp_path / name]

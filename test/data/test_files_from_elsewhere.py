@@ -330,7 +330,7 @@ def test_messages_are_unpacked_one_by_one(tmp_path: Path) -> None:
 def test_a_database_that_computes_is_refused(tmp_path: Path, made: str) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "a.db3")) as database:
         database.execute(made)
-    with pytest.raises(BagError, match="is computed, rosbag2 stores tables only"):
+    with pytest.raises(BagError, match="is computed, rosbag2 has plain tables only"):
         list(bags.read_serialized(tmp_path / "a.db3"))
 
 

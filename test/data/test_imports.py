@@ -164,7 +164,7 @@ def test_what_robomimic_lacks_is_named(lift: Contract, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is not robomimic's"):
         convert([tmp_path / "other.hdf5"], tmp_path / "out.zarr", lift, progress=False)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(SourceError, match="truncated or no HDF5 file"):
+    with pytest.raises(SourceError, match="truncated or not an HDF5 file"):
         convert([file], tmp_path / "out.zarr", lift, progress=False)
 
 
@@ -187,11 +187,11 @@ def test_robomimic_data_in_other_files_or_of_nothing_are_refused(lift: Contract,
     with h5py.File(file, "r+") as data:
         del data["data/demo_0/actions"]
         data["data/demo_0"].create_dataset("actions", (10**9, 7), "f8", chunks=(1000, 7))
-    refused(r"actions \(1000000000, 7\) has 56000000000 bytes, but 0 lie on the disk")
+    refused(r"actions \(1000000000, 7\) has 56000000000 bytes, but only 0 are on the disk")
     with h5py.File(file, "r+") as data:
         del data["data/demo_0/actions"]
         data["data/demo_0"]["actions"] = ["text"] * 12
-    refused("actions holds no numbers")
+    refused("actions does not hold numbers")
     with h5py.File(file, "r+") as data:
         del data["data/demo_0/actions"]
         data["data/demo_0"].create_dataset("actions", (12, 7), "f8", chunks=(2**21, 7), maxshape=(None, 7), compression="gzip")
@@ -218,7 +218,7 @@ def test_robomimic_data_in_other_files_or_of_nothing_are_refused(lift: Contract,
         attributes = dict(data["data"].attrs)
         del data["data"]
         data.create_dataset("data", (2**40,), "u1", chunks=(2**20,)).attrs.update(attributes)
-    refused("data is no group")
+    refused("data is not a group")
 
 
 # Diffusion Policy
@@ -292,7 +292,7 @@ def test_a_gripper_of_diffusion_policys_real_robot_is_read_in_metres(real_contra
     np.testing.assert_allclose(root["data/action"][:, 9], 0.05, atol=1e-6)
     fields["action"][:, 6] = np.where(np.arange(12) < 6, -1, 1)
     buffer = replay_buffer(tmp_path / "c.zarr", [12], **fields, robot_gripper_width=np.full((12, 1), 0.06))
-    with pytest.raises(ConvertError, match="the seventh value of data/action spans -1 to 1, expected the opening"):
+    with pytest.raises(ConvertError, match="the seventh value of data/action spans -1 to 1, expected the gripper opening"):
         convert([buffer], tmp_path / "none.zarr", real_contract, workers=1, progress=False)
 
 

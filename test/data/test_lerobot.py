@@ -286,8 +286,8 @@ def test_what_cannot_be_mapped_is_named(foreign: Path, contract: Contract, tmp_p
     [
         ({"data_path": "../../etc/{chunk_index}"}, "leads out of the data set"),
         ({"data_path": "/etc/passwd"}, "leads out of the data set"),
-        ({"data_path": "{chunk_index:>999999999}"}, "is none of LeRobot's"),
-        ({"data_path": "{chunk_index.__class__}"}, "is none of LeRobot's"),
+        ({"data_path": "{chunk_index:>999999999}"}, "is not LeRobot's"),
+        ({"data_path": "{chunk_index.__class__}"}, "is not LeRobot's"),
         ({"video_path": "../{video_key}.mp4"}, "leads out of the data set"),
         ({"fps": "30"}, "fps is '30', expected a number"),
     ],
@@ -315,7 +315,7 @@ def test_what_a_data_set_says_of_a_video_is_no_command_of_ffmpeg(foreign: Path, 
     video = foreign / "videos/observation.images.wrist/chunk-000/file-000.mp4"
     video.rename(tmp_path / "elsewhere.mp4")
     video.write_text(f"#EXTM3U\n#EXTINF:9,\n{tmp_path / 'elsewhere.mp4'}\n#EXT-X-ENDLIST\n")
-    with pytest.raises(SourceError, match="ffmpeg ended with"):
+    with pytest.raises(SourceError, match="ffmpeg exited with"):
         read_whole(foreign, contract)
 
 

@@ -270,7 +270,7 @@ def test_what_is_no_recording_is_named(tmp_path: Path, cut: Path) -> None:
     found, broken = find_bags([tmp_path])
     assert found == [cut]
     assert "nothing of it came to the disk; look for" in broken[tmp_path / "empty.partial"]
-    assert "is no MCAP file" in broken[tmp_path / "other.partial"]
+    assert "is not an MCAP file" in broken[tmp_path / "other.partial"]
     with pytest.raises(BagError, match="nothing of it came to the disk"):
         list(read_bag(tmp_path / "empty.partial"))
 
@@ -346,7 +346,7 @@ def test_a_quiet_recording_is_on_disk_after_half_a_second(tmp_path: Path, contra
 
 
 def test_a_type_of_no_standard_package_is_refused_before_anything_is_written(tmp_path: Path, contract: Contract) -> None:
-    with pytest.raises(BagError, match=r"own has the type my_msgs/msg/Own.*leave that topic out"):
+    with pytest.raises(BagError, match=r"own has the type my_msgs/msg/Own.*leave this topic out"):
         BagWriter(tmp_path / "episode", contract, {"own": "my_msgs/msg/Own"})
     assert list(tmp_path.iterdir()) == []
 
@@ -429,7 +429,7 @@ def test_a_disk_that_fails_ends_the_recording(tmp_path: Path, contract: Contract
     monkeypatch.setattr(bag_writer, "SYNC_PERIOD", 0.01)
     monkeypatch.setattr(os, "fdatasync", fail)
     writer = raw_writer(tmp_path, contract)
-    with pytest.raises(BagError, match="says 'Input/output error'"):
+    with pytest.raises(BagError, match="reports 'Input/output error'"):
         until(lambda: writer.write("joint_states", START, joint_state(START)), "an error")
 
 

@@ -314,7 +314,7 @@ def test_a_lerobot_set_has_the_figures_of_the_replay_buffer(
 
 
 def test_what_is_no_recording_is_named_as_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, what in (("demo.hdf5", "truncated or no HDF5 file"), ("demo.HDF5", "it is an HDF5 file")):
+    for name, what in (("demo.hdf5", "truncated or not an HDF5 file"), ("demo.HDF5", "it is an HDF5 file")):
         (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
         assert main([str(tmp_path / name), "--task", "pnp_milk"]) == 2
         out = capsys.readouterr().out

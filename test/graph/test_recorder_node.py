@@ -185,7 +185,7 @@ def test_an_episode_that_cannot_be_discarded_does_not_end_the_recorder(rig, oper
     answer = ask("discard")
     assert not answer.success
     assert "episode_000000.partial could not be discarded" in answer.message and "Read-only" in answer.message
-    rig.until(lambda: rig.error(NODE, "its folder is to be writable"), "the error")
+    rig.until(lambda: rig.error(NODE, "make its folder writable"), "the error")
     monkeypatch.undo()
     start("after it")
     assert ask("stop").success
@@ -351,7 +351,7 @@ def test_a_full_disk_ends_the_recording_and_the_next_one_can_start(rig, operator
         patch.setattr(bag_writer._Storage, "close_chunk", fail)
         rig.until(lambda: rig.error(NODE, "is full"), "an error")
     partial = tmp_path / "bags" / "episode_000000.partial"
-    for words in ("the disk at ", f"{partial} ends here, and what it holds is readable"):
+    for words in ("the disk at ", f"{partial} ends here, and its content is readable"):
         assert words in rig.status[NODE].message
     answer = ask("stop")
     assert not answer.success

@@ -1,8 +1,8 @@
-"""Reads MCAP files, complete, cut short or damaged: every message that is there, in log order, in little memory.
+"""Reads MCAP files, complete, truncated or damaged: every message in them, in log order, with little memory.
 
-The index at the end of a file is not relied upon, since an interrupted recording has none: the file is scanned record by record,
-and each chunk is decompressed only when its time comes. What is cut short or damaged is skipped and reported, as ``mcap recover``
-does; the index only helps to resume after damage. Format: https://mcap.dev/spec.
+It does not rely on the index at the end of a file, since an interrupted recording has none: the file is scanned record by record,
+and each chunk is decompressed only when its time is reached. Truncated or damaged parts are skipped and reported, as ``mcap
+recover`` does; the index only helps to resume after damage. Format: https://mcap.dev/spec.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ MAX_CHUNK = 2**27  # bytes, decompressed; rosbag2's chunks have 1 to 4 MiB
 MAX_OPEN = 2**28  # bytes of decompressed chunks that overlap in time
 MAX_MESSAGES = 2**19  # in a chunk
 MAX_RATIO, FREE = 1000, 2**28
-"""Greatest ratio of decompressed to stored bytes, and the bytes allowed in any case; rendered images compress to a hundredth."""
+"""Largest ratio of decompressed to stored bytes, and the bytes allowed in any case; rendered images compress to a hundredth."""
 _MESSAGE_SIZE = 250  # bytes that a message takes in memory besides its content
 
 _RECORD = struct.Struct("<BQ")  # opcode, length
 _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _CHUNK_INDEX, _METADATA = 2, 3, 4, 5, 6, 8, 12
 _FOOTER_SIZE = _RECORD.size + 20 + len(MAGIC)
 _MAX_METADATA = 2**22  # bytes
-_LOOSE = 2**20  # bytes of messages outside chunks that are read together
-_ZSTD = b"\x28\xb5\x2f\xfd"  # first bytes of a compressed message; a serialized one begins with 0
+_LOOSE = 2**20  # bytes of messages outside chunks that are read as one block
+_ZSTD = b"\x28\xb5\x2f\xfd"  # first bytes of a compressed message; a serialized one starts with 0
 
 
 class McapError(ValueError):
-    """Nothing, or nothing more, can be read from a file; the message says why."""
+    """Nothing, or nothing more, can be read from a file; the message gives the reason."""
 
 
 class _DamageError(ValueError):
@@ -46,7 +46,7 @@ class _DamageError(ValueError):
 
 
 class RawMessage(NamedTuple):
-    """A message as stored in a file: log time (ns), type such as ``sensor_msgs/msg/Image``, CDR."""
+    """A message as stored in a file: log time (ns), topic, type such as ``sensor_msgs/msg/Image``, encoding, serialized data."""
 
     logged: int
     topic: str
@@ -76,12 +76,12 @@ class McapFile:
 
     Attributes:
         closed: whether it has a footer, unlike an interrupted recording.
-        read_to: byte up to which it could be scanned; the rest was cut short.
-        metadata: the copy of metadata.yaml that rosbag2 stores in the file; empty when there is none.
-        damage: what was skipped, in words, and how often; complete when :meth:`messages` has been exhausted.
+        read_to: byte up to which it could be scanned; the rest is truncated.
+        metadata: the copy of metadata.yaml that rosbag2 stores in the file; empty if there is none.
+        damage: descriptions of what was skipped, and how often; complete once :meth:`messages` is exhausted.
 
     Raises:
-        McapError: it does not begin like an MCAP file.
+        McapError: it does not start like an MCAP file.
         OSError: it cannot be opened.
     """
 
@@ -91,13 +91,13 @@ class McapFile:
         self.damage: Counter[str] = Counter()
         self.metadata = ""
         self.read_to = 0
-        self._opened = 0  # bytes of the blocks that are decompressed now
+        self._opened = 0  # bytes of the blocks currently decompressed
         self._unpacked = 0  # bytes of all blocks decompressed so far
         self._schemas: dict[int, str] = {}
         self._channels: dict[int, _Channel] = {}
         with path.open("rb") as stream:
             if not MAGIC.startswith(stream.read(len(MAGIC))):
-                raise McapError("it is no MCAP file, although it is named so; give the file under its own kind's name")
+                raise McapError("it is not an MCAP file, despite its name; rename it to what it is")
             self.closed, indexed = self._read_summary(stream)
             self._blocks = self._find_blocks(stream, indexed)
 
@@ -107,7 +107,7 @@ class McapFile:
         return not self._blocks
 
     def _read_summary(self, stream: IO[bytes]) -> tuple[bool, list[int]]:
-        """Whether the file has a footer, and where chunks begin according to its index. Takes schemas and channels from there."""
+        """Whether the file has a footer, and the chunks' offsets according to its index. Also reads schemas and channels there."""
         stream.seek(max(self.size - _FOOTER_SIZE, 0))
         end = stream.read()
         if len(end) != _FOOTER_SIZE or not end.endswith(MAGIC) or _RECORD.unpack_from(end) != (_FOOTER, 20):
@@ -117,7 +117,7 @@ class McapFile:
             return True, []
         stream.seek(start)
         summary, chunks = stream.read(), []
-        with suppress(struct.error, UnicodeDecodeError):  # a damaged summary: the file itself has what matters
+        with suppress(struct.error, UnicodeDecodeError):  # a damaged summary: the file itself has all that matters
             for opcode, at, last in _records(summary, 0):
                 if opcode in (_SCHEMA, _CHANNEL):
                     self._define(opcode, summary[at:last])
@@ -186,7 +186,7 @@ class McapFile:
         self._channels[key] = _Channel(topic, self._schemas.get(schema, ""), body[at + 4 : at + 4 + size].decode())
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[RawMessage]:
-        """All messages in log order, those of one log time in the order of the file; only of ``topics`` (without "/"), if given.
+        """All messages in log order, those with equal log times in file order; only of ``topics`` (without "/"), if given.
 
         Raises:
             McapError: more than :data:`MAX_OPEN` bytes of chunks overlap in time.
@@ -194,14 +194,14 @@ class McapFile:
         self._unpacked = 0
         with self.path.open("rb") as stream:
             blocks = [self._in_order(block, stream, topics) for block in self._blocks]
-            for _, _, message in heapq.merge(*blocks):  # never compares messages: each block has its own place
+            for _, _, message in heapq.merge(*blocks):  # never compares messages: every block has a different offset
                 if message is not None:
                     yield message
 
     def _in_order(
         self, block: _Block, stream: IO[bytes], topics: Collection[str] | None
     ) -> Iterator[tuple[int, int, RawMessage | None]]:
-        yield block.logged, 0, None  # the block is decompressed when the merge arrives at this time
+        yield block.logged, 0, None  # the block is decompressed when the merge reaches this time
         found: list[RawMessage] = []
         size = 0
         try:
@@ -231,13 +231,13 @@ class McapFile:
         self._opened -= size
 
     def _count(self, size: int) -> None:
-        """McapError when ``size`` more decompressed bytes exceed what is plausible for the file."""
+        """McapError if ``size`` more decompressed bytes are implausible for the file."""
         self._unpacked += size
         if self._unpacked > FREE + MAX_RATIO * self.size:
             raise McapError(f"it unpacks to more than {MAX_RATIO} times its size, as no recording does; copy it again")
 
     def _unpack(self, stream: IO[bytes], block: _Block) -> bytes:
-        """The records of a block. _DamageError when they do not match the chunk's header."""
+        """The records of a block. _DamageError if they do not match the chunk's header."""
         if not block.chunk:
             return stream.read(block.end - block.begin)
         try:
@@ -245,23 +245,23 @@ class McapFile:
             compression = stream.read(min(name, 16)).decode()
             (packed,) = struct.unpack("<Q", stream.read(8))
             if packed != block.end - stream.tell():
-                raise _DamageError("its head is damaged")
+                raise _DamageError("its header is damaged")
             records = unpack(stream.read(packed), compression, size)
         except Exception as error:  # each decompression library raises its own
             raise _DamageError(str(error)) from error
         if crc and zlib.crc32(records) != crc:
-            raise _DamageError("its checksum is another")
+            raise _DamageError("its checksum does not match")
         return records
 
     def _parse(self, records: bytes, topics: Collection[str] | None, found: list[RawMessage]) -> None:
-        """Add the messages in ``records`` to ``found``. _DamageError where they are damaged; those before have been added."""
+        """Add the messages in ``records`` to ``found``. _DamageError at the first damaged one; those before have been added."""
         try:
             for opcode, at, end in _records(records, 0):
                 if opcode == _MESSAGE:
                     key, logged = struct.unpack_from("<H4xQ", records, at)
                     channel = self._channels.get(key)
                     if channel is None:
-                        self.damage[f"messages of channel {key}, whose topic is not told"] += 1
+                        self.damage[f"messages of channel {key}, whose topic is unknown"] += 1
                     elif topics is None or channel.topic.lstrip("/") in topics:
                         if len(found) == MAX_MESSAGES:
                             raise _DamageError(f"it holds more than {MAX_MESSAGES} messages; write it with smaller chunks")
@@ -273,12 +273,12 @@ class McapFile:
 
 
 def _records(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
-    """Opcode, start and end of each record. struct.error when one is cut short."""
+    """Opcode, start and end of each record. struct.error if one is truncated."""
     while at < len(data):
         opcode, length = _RECORD.unpack_from(data, at)
         at += _RECORD.size
         if at + length > len(data):
-            raise struct.error(f"a record of {length} bytes begins {len(data) - at} before the end")
+            raise struct.error(f"a record of {length} bytes starts {len(data) - at} before the end")
         yield opcode, at, at + length
         at += length
 
@@ -289,7 +289,7 @@ def unpack(data: bytes, compression: str, size: int | None) -> bytes:
     Never yields more than :data:`MAX_CHUNK` bytes, whatever the header claims.
 
     Raises:
-        ValueError: another compression or size, or too large. Damaged data raise the libraries' own errors.
+        ValueError: unknown compression, wrong size, or too large. Damaged data raise the libraries' own errors.
     """
     if size is None:
         size = zstd.get_frame_info(data).decompressed_size
@@ -306,7 +306,7 @@ def unpack(data: bytes, compression: str, size: int | None) -> bytes:
     elif compression == "":
         records = data
     else:
-        raise ValueError(f"its compression is '{compression}', lz4 and zstd are read; 'mcap compress' makes another file")
+        raise ValueError(f"its compression is '{compression}', expected lz4 or zstd; recompress it with 'mcap compress'")
     if len(records) != size:
         raise ValueError(f"it unpacks to {len(records)} bytes, expected {size}")
     return records

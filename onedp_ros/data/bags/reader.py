@@ -1,8 +1,8 @@
-"""rosbag2 bags: one MCAP bag an episode, under its name when it is whole, and read back.
+"""Reading rosbag2 bags: one MCAP bag per episode, under its final name once it is complete.
 
-An episode is written into ``<name>.partial/`` beside its final place and moved there, synced to disk, when it is closed. So
-every ``<name>/`` is complete, and a ``<name>.partial/`` that is left is an episode whose recording died: all of it but the last
-half second is there and is read as any other bag. What was known at its start lies beside it, in ``episode.json``.
+An episode is written to ``<name>.partial/`` next to its final place and moved there, synced to disk, when it is closed. So every
+``<name>/`` is complete, and a remaining ``<name>.partial/`` is an episode whose recording died: all but its last half second is
+there and is read like any other bag. What was known at its start is in ``episode.json`` next to it.
 
 No ROS is needed: ``rosbags`` (https://ternaris.gitlab.io/rosbags) writes and reads the files of ROS 2 Jazzy.
 """
@@ -34,19 +34,19 @@ METADATA_FILE = "metadata.yaml"
 TYPES = get_typestore(Stores.ROS2_JAZZY)
 _PACKAGES = ("onedp_ros", "mujoco", "numpy", "rosbags")
 _STORAGE = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-_BEGINNINGS = {  # of files that are no bags, and what to do with them
+_BEGINNINGS = {  # first bytes of files that are not bags, and what to do with them
     b"\x89HDF\r\n\x1a\n": "it is an HDF5 file; 'onedp convert' reads robomimic's, named .hdf5",
-    b"#ROSBAG V": "it is a bag of ROS 1; make one of ROS 2 of it with rosbags-convert (pip install rosbags)",
+    b"#ROSBAG V": "it is a ROS 1 bag; convert it to ROS 2 with rosbags-convert (pip install rosbags)",
     b"PK\x03\x04": "it is a zip file; unpack it, or give a zarr store as .zarr.zip",
 }
 
 
 class BagError(RuntimeError):
-    """A bag that cannot be read or written; the message names the file and what to do."""
+    """A bag that cannot be read or written; the message names the file and the remedy."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of the software that makes an episode; MuJoCo's matters for contact."""
+    """Versions of the software that records an episode; MuJoCo's matters for contacts."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -66,13 +66,13 @@ def sync(path: Path) -> None:
 
 
 class Refusals:
-    """What of a recording could not be used.
+    """The parts of a recording that could not be used.
 
     Attributes:
-        messages: by topic, how many messages.
-        reasons: by topic, why the first of them.
-        damage: places in its files that cannot be read, in words, and how many.
-        unstamped: by topic, how many messages had no stamp; the time of recording stands in.
+        messages: number of refused messages, by topic.
+        reasons: reason for the first of them, by topic.
+        damage: descriptions of what could not be read in its files, and how often.
+        unstamped: number of messages without a stamp, by topic; the time of recording is used instead.
     """
 
     def __init__(self) -> None:
@@ -82,23 +82,23 @@ class Refusals:
         self.unstamped: Counter[str] = Counter()
 
     def add(self, topic: str, reason: object) -> None:
-        """Count a message."""
+        """Count a refused message."""
         self.messages[topic] += 1
         self.reasons.setdefault(topic, str(reason).removeprefix(f"{topic.removesuffix('/compressed')}: "))
 
     def counts(self) -> Counter[str]:
-        """How many, by topic and reason in one text, and the damage."""
+        """Counts by description: refused messages per topic with the first reason, and the damage."""
         found = Counter({f"{topic} message refused (the first: {self.reasons[topic]})": n for topic, n in self.messages.items()})
         return found + self.damage
 
 
 def find_bags(paths: Iterable[str | Path]) -> tuple[list[Path], dict[Path, str]]:
-    """Bags among ``paths``: each a bag, a storage file (.mcap, .db3) or a folder of these, or of folders of these.
+    """Find the bags in ``paths``: each a bag, a storage file (.mcap, .db3), a folder of these, or of folders of these.
 
-    A folder without metadata.yaml is one bag when its files are named after it, as rosbag2 does; else each file is a recording.
+    A folder without metadata.yaml is one bag if its files are named after it, as by rosbag2; otherwise each file is a recording.
 
     Returns:
-        The bags, sorted within each folder, interrupted recordings among them; and what cannot be read, with the reason.
+        The bags, sorted within each folder, including interrupted recordings; and those that cannot be read, with the reason.
 
     Raises:
         BagError: a path that does not exist or a folder without any bag.
@@ -149,7 +149,7 @@ def _storage_files(folder: Path) -> list[Path]:
 
 
 def _files(bag: Path) -> list[Path]:
-    """The storage files of a bag: those that its metadata name, as far as they are there; else all."""
+    """The storage files of a bag: those listed in its metadata that exist; else all."""
     if bag.is_file():
         return [bag]
     folder = bag / bag.name.removesuffix(PARTIAL) if bag.name.endswith(PARTIAL) else bag
@@ -162,25 +162,25 @@ def _files(bag: Path) -> list[Path]:
 
 
 def _busy(bag: Path) -> str:
-    """Whether a recording is still being written: its writer holds a lock on its notes."""
+    """Why a recording is not ready: it is still being written, and its writer holds a lock on its notes; else empty."""
     try:
         with (bag / EPISODE_FILE).open() as notes:
             fcntl.flock(notes, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return "it is being recorded; come back when that is over"
+        return "it is still being recorded; wait until that has ended"
     except OSError:
         pass  # not one of ours, or without notes
     return ""
 
 
 def _defect(bag: Path) -> str:
-    """Why there is nothing to read; empty for a bag of which something can be."""
+    """Why there is nothing to read in a bag; empty if something can be read."""
     files = _files(bag)
     if not files:
         where = "nothing of it came to the disk" if bag.name.endswith(PARTIAL) else "it holds no .mcap or .db3 file"
         return f"{where}; look for its files where it was recorded"
     if (bag / METADATA_FILE).exists():
-        return ""  # it was closed; what happened to it since is seen when it is read
+        return ""  # it was closed; later damage shows when it is read
     reasons = []
     for file in files:
         if not file.name.endswith(_STORAGE):
@@ -197,13 +197,13 @@ def _defect(bag: Path) -> str:
 
 
 def _foreign(file: Path) -> str:
-    """What a file is that is not named as a bag's."""
+    """What a file is whose name is not a bag's, and the remedy."""
     with contextlib.suppress(OSError), file.open("rb") as stream:
         begin = stream.read(16)
         for beginning, what in _BEGINNINGS.items():
             if begin.startswith(beginning):
                 return what
-    return f"it is no bag's file, those end in {', '.join(_STORAGE[:2])}; give a bag or a folder of bags"
+    return f"it is not a bag file, those end in {', '.join(_STORAGE[:2])}; give a bag or a folder of bags"
 
 
 def _interrupted(bag: Path) -> bool:
@@ -219,7 +219,7 @@ def _interrupted(bag: Path) -> bool:
 
 
 def _information(file: Path) -> dict[str, Any]:
-    """What rosbag2 tells of a bag in its metadata.yaml, or in the copy of it in an MCAP file; empty when there is none.
+    """rosbag2's metadata of a bag, from metadata.yaml or the copy of it in an MCAP file; empty if there is none.
 
     Raises:
         BagError: it is damaged.
@@ -234,7 +234,7 @@ def _information(file: Path) -> dict[str, Any]:
             raise ValueError(f"it holds {type(found).__name__}")
         return found
     except (ValueError, KeyError, OSError) as error:
-        raise BagError(f"{file} is damaged ({error}); 'ros2 bag reindex' makes another metadata.yaml") from error
+        raise BagError(f"{file} is damaged ({error}); 'ros2 bag reindex' creates a new metadata.yaml") from error
 
 
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -248,10 +248,10 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What the recorder noted (task, contract, seed, success, …); empty for a bag of another recorder.
+    """The recorder's notes (task, contract, seed, success, …); empty for a bag of another recorder.
 
-    Of an interrupted recording, what was known at its start, and ``{"interrupted": True}``. Notes that bear this package's names
-    but are of another kind are another recorder's, and get a name that says so. ``problems`` tells of damaged notes.
+    For an interrupted recording, what was known at its start, and ``{"interrupted": True}``. Notes with this package's names but of
+    another type belong to another recorder, and are renamed to say so. ``problems`` reports damaged notes.
     """
     path = Path(path)
     ending: dict[str, Any] = {"interrupted": True} if _interrupted(path) else {}
@@ -284,7 +284,7 @@ def _from_json(text: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What an interrupted recording still holds: messages, the time they span (s), and how many bytes at the end were cut."""
+    """What is left of an interrupted recording: messages, the time they span (s), and the bytes truncated at the end."""
 
     messages: int
     seconds: float
@@ -292,7 +292,7 @@ class Kept:
 
 
 def kept(path: str | Path) -> Kept | None:
-    """Of an interrupted recording; None for a bag that was closed. BagError when nothing of it can be read."""
+    """What is left of an interrupted recording; None for a bag that was closed. BagError if nothing can be read."""
     path = Path(path)
     if not _interrupted(path):
         return None
@@ -306,7 +306,7 @@ def kept(path: str | Path) -> Kept | None:
 
 
 class Message(NamedTuple):
-    """A message: topic without leading "/", stamp of the header and log time (ns), the message by fields."""
+    """A message: topic without leading "/", header stamp and log time (ns), the deserialized message."""
 
     topic: str
     stamp: int
@@ -323,19 +323,19 @@ def read_bag(path: str | Path, topics: Collection[str] | None = None) -> Iterato
 def read_messages(path: str | Path, topics: Collection[str] | None = None, refusals: Refusals | None = None) -> Iterator[Message]:
     """Messages in log order, of all topics or of ``topics`` only.
 
-    The stamp is the log time where a message has no header or an empty stamp. MCAP and SQLite, compressed or not. Types other
-    than those of ROS 2 Jazzy's standard packages are passed over. What is cut short or damaged, and single messages that cannot
-    be decoded, are passed over, too, and told to ``refusals``.
+    The stamp is the log time if a message has no header or a zero stamp. Reads MCAP and SQLite, compressed or not. Types outside
+    ROS 2 Jazzy's standard packages are skipped, and so are truncated or damaged parts and messages that cannot be deserialized,
+    which are reported to ``refusals``.
 
     Raises:
-        BagError: absent, or nothing of it can be read.
+        BagError: it does not exist, or nothing of it can be read.
     """
     refusals = refusals or Refusals()
     for logged, name, msgtype, encoding, data in read_serialized(path, topics, refusals):
         topic = name.lstrip("/")
         if encoding not in ("cdr", "") or msgtype not in TYPES.fielddefs:
             if topics is not None:
-                refusals.add(topic, f"its type {msgtype} ({encoding}) is none of ROS 2's standard messages")
+                refusals.add(topic, f"its type {msgtype} ({encoding}) is not among ROS 2's standard messages")
             continue
         try:
             content: Any = TYPES.deserialize_cdr(data, msgtype)
@@ -354,7 +354,7 @@ def read_messages(path: str | Path, topics: Collection[str] | None = None, refus
 def read_serialized(
     path: str | Path, topics: Collection[str] | None = None, refusals: Refusals | None = None
 ) -> Iterator[RawMessage]:
-    """All messages of a bag, or those of ``topics``, in log order, as they were recorded. Errors as of :func:`read_messages`."""
+    """All messages of a bag, or those of ``topics``, in log order, as recorded. Errors of :func:`read_messages`."""
     path = Path(path)
     if not path.exists():
         raise BagError(f"{path} does not exist; give a bag")
@@ -381,5 +381,5 @@ def read_serialized(
     if refusals is not None:
         refusals.damage.update(damage)
     if errors and not count:
-        remedy = "; 'sqlite3 FILE .recover' may find what is left in it" if files[0].suffix == ".db3" else ""
+        remedy = "; 'sqlite3 FILE .recover' may recover what is left" if files[0].suffix == ".db3" else ""
         raise BagError(f"{path} cannot be read: {errors[0]}; look for a copy where it was recorded{remedy}")

@@ -1,4 +1,4 @@
-"""Writing bags: one MCAP bag an episode, under its name when it is whole; see :mod:`onedp_ros.data.bags.reader`.
+"""Writing bags: one MCAP bag per episode, under its final name once it is complete; see :mod:`onedp_ros.data.bags.reader`.
 
 ``rosbags`` writes the same files on every machine, with ROS or without.
 """
@@ -35,9 +35,9 @@ from onedp_ros.data.bags.reader import (
     versions,
 )
 
-CHUNK_TIME = 0.5  # s after which a chunk is closed, be it full (1 MiB) or not: what a killed recording may lose
-SYNC_PERIOD = 1.0  # s between syncs to disk: what a power cut may cost
-LEVEL = 1  # of zstd: images with a camera's noise come out as small as with 3, the default, and cost a quarter less
+CHUNK_TIME = 0.5  # s after which a chunk is closed, full (1 MiB) or not: the most that a killed recording loses
+SYNC_PERIOD = 1.0  # s between syncs to disk: the most that a power failure loses
+LEVEL = 1  # of zstd: images with camera noise get as small as with 3, the default, in three quarters of the time
 
 _Time = TYPES.types["builtin_interfaces/msg/Time"]
 _Header = TYPES.types["std_msgs/msg/Header"]
@@ -54,12 +54,12 @@ _Self = TypeVar("_Self", bound="BagWriter")
 
 
 class _Storage(McapWriter):
-    """An MCAP file that holds every closed chunk whatever becomes of the process. Damage shows: chunks carry a checksum."""
+    """An MCAP file that keeps every closed chunk whatever happens to the process. Chunks have checksums, to detect damage."""
 
     def __init__(self, path: Path, compression: CompressionMode) -> None:
         super().__init__(path, compression)
         parameter = zstd.CompressionParameter
-        # One for all chunks, since it takes time to make.
+        # One for all chunks, since creating it takes time.
         compressor = zstd.ZstdCompressor(options={int(parameter.compression_level): LEVEL, int(parameter.checksum_flag): 1})
         self.compressor = lambda data: compressor.compress(data, compressor.FLUSH_FRAME)
         self.size = 0
@@ -71,7 +71,7 @@ class _Storage(McapWriter):
             self.flush()
 
     def flush(self) -> None:
-        """Close the chunk, if it holds messages."""
+        """Close the current chunk, if it has messages."""
         if self.chunk.msgs:
             self.close_chunk()
 
@@ -89,14 +89,14 @@ class _Writer(Writer):
 class BagWriter:
     """Writes one episode from serialized messages.
 
-    What is written is safe from the death of the process after half a second, and from a power cut after about one. Use as a
-    context manager: leaving it closes the episode, an exception leaves ``<path>.partial``. ``topics`` gives each topic's type,
-    such as ``sensor_msgs/msg/Image``. Values of ``metadata`` are JSON; the task, the contract and the versions of the software
-    are added. What is known at the end (``success``) goes into :meth:`close`.
+    Messages survive a crash of the process after half a second, and a power failure after about one. Use it as a context manager:
+    leaving it closes the episode, an exception leaves ``<path>.partial``. ``topics`` gives each topic's type, such as
+    ``sensor_msgs/msg/Image``. Values of ``metadata`` are JSON; the task, the contract and the software versions are added. What is
+    known only at the end (``success``) is passed to :meth:`close`.
 
     Raises:
-        BagError: ``path`` exists, or a type is of no standard package; or, here as in the other methods, the disk is full or
-            fails. Then the writer has ended, and what had been written stays in ``<path>.partial``.
+        BagError: ``path`` exists, or a type is not in a standard package; or, here and in the other methods, the disk is full or
+            fails. The writer has then ended, and what was written stays in ``<path>.partial``.
     """
 
     def __init__(
@@ -111,20 +111,20 @@ class BagWriter:
         for topic, msgtype in topics.items():
             if msgtype not in TYPES.fielddefs:
                 raise BagError(
-                    f"{topic} has the type {msgtype}, which is not among ROS 2's standard messages; leave that topic out"
+                    f"{topic} has the type {msgtype}, which is not among ROS 2's standard messages; leave this topic out"
                 )
-        shutil.rmtree(self.partial, ignore_errors=True)  # the same episode, of an attempt that died
+        shutil.rmtree(self.partial, ignore_errors=True)  # left from an attempt that died
         self._ended = threading.Event()
         self._sync_error: list[OSError] = []
         self._syncer: threading.Thread | None = None
         self._mark: IO[str] | None = None
         self._writer = _Writer(self.partial / self.path.name, version=9, storage_plugin=StoragePlugin.MCAP)
-        # Chunks compressed inside the MCAP file: read by rosbag2, Foxglove and all MCAP tools without unpacking.
+        # Chunks compressed inside the MCAP file, which rosbag2, Foxglove and all MCAP tools read directly.
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         try:
             self.partial.mkdir(parents=True)
             self._mark = (self.partial / EPISODE_FILE).open("w", encoding="utf-8")
-            fcntl.flock(self._mark, fcntl.LOCK_EX)  # until this process ends or closes it: it is being recorded
+            fcntl.flock(self._mark, fcntl.LOCK_EX)  # held while recording, until this process closes it or ends
             self._mark.write(json.dumps(self.metadata))
             self._mark.flush()
             self._writer.open()
@@ -148,7 +148,7 @@ class BagWriter:
         return self._storage.size
 
     def write(self, topic: str, logged: int, data: bytes | memoryview) -> None:
-        """A serialized message (CDR) of one of the topics, with its log time (ns)."""
+        """Write a serialized message (CDR) of one of the topics, with its log time (ns)."""
         try:
             if self._sync_error:
                 raise self._sync_error[0]
@@ -157,14 +157,14 @@ class BagWriter:
             raise self._failure(error) from error
 
     def flush(self) -> None:
-        """Hand over what has been written so far, at a moment when nothing more may come for a while."""
+        """Write the current chunk to the file, when no message may follow for a while."""
         try:
             self._storage.flush()
         except OSError as error:
             raise self._failure(error) from error
 
     def close(self, **metadata: Any) -> Path:
-        """Finish the episode and put it in its place. Returns its path."""
+        """Finish the episode and move it to its final place. Returns its path."""
         self._end_syncs()
         if self._sync_error:
             raise self._failure(self._sync_error[0])
@@ -183,18 +183,18 @@ class BagWriter:
         return self.path
 
     def abort(self) -> None:
-        """End without finishing: ``<path>.partial`` stays, with what was handed over."""
+        """End without finishing: ``<path>.partial`` stays, with what was written to the file."""
         self._end_syncs()
-        with suppress(OSError):  # of a full disk, which could not take the rest
+        with suppress(OSError):  # of a full disk, when writing the rest
             self._writer.abort()
 
     def discard(self) -> None:
-        """Throw the episode away."""
+        """Discard the episode."""
         self.abort()
         try:
             shutil.rmtree(self.partial)
         except OSError as error:
-            raise BagError(f"{self.partial} could not be discarded: {error}; its folder is to be writable") from error
+            raise BagError(f"{self.partial} could not be discarded: {error}; make its folder writable") from error
 
     def _end_syncs(self) -> None:
         self._ended.set()
@@ -204,14 +204,14 @@ class BagWriter:
             self._syncer.join()
 
     def _failure(self, error: OSError) -> BagError:
-        """End, and what to tell."""
+        """End the recording and return the error to raise."""
         self.abort()
         disk = self.partial.absolute()
         while not os.path.ismount(disk):
             disk = disk.parent
-        trouble = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"says '{error.strerror}'"
+        trouble = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"reports '{error.strerror}'"
         return BagError(
-            f"the disk at {disk} {trouble}: {self.partial} ends here, and what it holds is readable; free space, or record to "
+            f"the disk at {disk} {trouble}: {self.partial} ends here, and its content is readable; free space, or record to "
             f"another disk"
         )
 
@@ -228,7 +228,7 @@ class BagWriter:
 
 
 def _sync_now_and_then(file: int, ended: threading.Event, failed: list[OSError]) -> None:
-    """In a thread, since a disk may take its time."""
+    """Runs in a thread, since a disk may be slow."""
     while not ended.wait(SYNC_PERIOD):
         try:
             os.fdatasync(file)
@@ -252,7 +252,7 @@ class EpisodeWriter(BagWriter):
         return _Header(_Time(seconds, nanoseconds), frame)
 
     def add_image(self, camera: str, stamp: int, image: NDArray[np.uint8]) -> None:
-        """A frame of the contract's camera ``camera``: (H, W, 3) uint8 RGB."""
+        """Add a frame of the contract's camera ``camera``: (H, W, 3) uint8 RGB."""
         height, width, channels = image.shape
         if image.dtype != np.uint8 or channels != 3:
             raise BagError(f"{camera} image is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
@@ -261,24 +261,24 @@ class EpisodeWriter(BagWriter):
         self._add(self.contract.cameras[camera].topic, stamp, _Image(header, height, width, "rgb8", 0, 3 * width, data))
 
     def add_joint_state(self, stamp: int, names: Sequence[str], positions: ArrayLike, velocities: ArrayLike = ()) -> None:
-        """Joint positions (rad, fingers m) and velocities of the one arm, by name."""
+        """Add joint positions (rad, fingers m) and velocities of the single arm, by name."""
         self._add_joints(self.contract.arm.joint_states_topic, stamp, names, positions, velocities)
 
     def add_pose(self, stamp: int, position: ArrayLike, quaternion: ArrayLike) -> None:
-        """Pose of the one arm's end effector in the base frame: (3,) m, (4,) xyzw."""
+        """Add the single arm's end effector pose in the base frame: (3,) m, (4,) xyzw."""
         self._add(self.contract.arm.pose_topic, stamp, self._pose_stamped(stamp, position, quaternion))
 
     def add_target(self, stamp: int, position: ArrayLike, quaternion: ArrayLike, opening: float) -> None:
-        """A command to the one arm: target pose in the base frame, (3,) m, (4,) xyzw, and gripper opening, m."""
+        """Add a command to the single arm: target pose in the base frame, (3,) m, (4,) xyzw, and gripper opening, m."""
         self._add(self.contract.arm.target_topic, stamp, self._pose_stamped(stamp, position, quaternion))
         self._add_joints(self.contract.arm.gripper_topic, stamp, ["gripper"], [opening])
 
     def add_state(self, stamp: int, state: Floats) -> None:
-        """A state (state_dim,) of any contract, as one message on each of its topics."""
+        """Add a state (state_dim,) of any contract, as one message on each of its topics."""
         self._add_features(stamp, self.contract.state, state)
 
     def add_action(self, stamp: int, action: Floats) -> None:
-        """A command (action_dim,) of any contract, as one message on each of its topics."""
+        """Add a command (action_dim,) of any contract, as one message on each of its topics."""
         self._add_features(stamp, self.contract.action, action)
 
     def _add_features(self, stamp: int, features: Sequence[Feature], values: Floats) -> None:

@@ -1,10 +1,10 @@
 """LeRobot data sets of codebase version v3.0, written and read.
 
     meta/info.json, stats.json, tasks.parquet, episodes/chunk-000/file-000.parquet
-    data/chunk-000/file-000.parquet                       a row a step, of all episodes
-    videos/observation.images.<camera>/chunk-000/file-000.mp4 …   several episodes in a file
+    data/chunk-000/file-000.parquet                       one row per step, all episodes
+    videos/observation.images.<camera>/chunk-000/file-000.mp4 …   several episodes per file
 
-``meta/onedp.json``, which LeRobot passes over, holds the contract and what was dropped, as the attributes of a replay buffer do.
+``meta/onedp.json``, which LeRobot ignores, holds the contract and what was dropped, as the attributes of a replay buffer do.
 Layout: https://github.com/huggingface/lerobot, src/lerobot/datasets.
 """
 
@@ -33,13 +33,13 @@ from onedp_ros.data.formats.zarr_reader import MAX_METADATA
 from onedp_ros.data.frames import Images
 
 VERSION = "v3.0"
-CRF = 12  # of x264: what is lost is the halved resolution of colour
-VIDEO_TIME = 500.0  # s in a file; LeRobot finds frames by a time in float32, which is too coarse for it beyond 1024 s
+CRF = 12  # of x264: the only visible loss is chroma subsampling
+VIDEO_TIME = 500.0  # s per file; LeRobot locates frames by a float32 time, which is too coarse beyond 1024 s
 _DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _EPISODES = "meta/episodes/chunk-000/file-000.parquet"
-_CHUNK = 1000  # files in a folder
-_MAX_EPISODES, _MAX_ROWS = 100_000, 10_000_000  # of a data set, and of a file: a few kilobytes may hold any number of equal rows
+_CHUNK = 1000  # files per folder
+_MAX_EPISODES, _MAX_ROWS = 100_000, 10_000_000  # per data set, per file: a few kilobytes can encode any number of equal rows
 _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _VECTORS = ("observation.state", "action")
@@ -47,7 +47,7 @@ _COUNTERS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "i
 
 
 def check(contract: Contract) -> None:
-    """ContractError for a contract that the format cannot express."""
+    """Raise ContractError for a contract that the format cannot express."""
     if contract.control_hz != round(contract.control_hz):
         raise ContractError(f"control_hz is {contract.control_hz}, LeRobot expects a whole number; write zarr instead")
     for name, camera in contract.cameras.items():
@@ -58,14 +58,14 @@ def check(contract: Contract) -> None:
 
 
 def encode(images: Mapping[str, Images], contract: Contract, folder: Path) -> None:
-    """An episode's images by camera -> what :func:`assemble` takes, in ``folder``."""
+    """Encode an episode's images by camera into ``folder``, for :func:`assemble`."""
     for name, frames in images.items():
         camera = contract.cameras[name]
         counts = np.zeros((3, 256), dtype=np.int64)
         with ffmpeg(
             *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{camera.width}x{camera.height}", "-r", f"{contract.control_hz:g}"),
             *("-i", "-", "-vf", f"scale={_SCALE},format=yuv420p", "-c:v", "libx264", "-preset", "veryfast", "-crf", str(CRF)),
-            # A key frame every second frame, as LeRobot's: reading a frame at random decodes two. Frames stay in order.
+            # A key frame every second frame, like LeRobot: random access decodes at most two. No B-frames.
             *("-threads", "1", "-g", "2", "-bf", "0", str(folder / f"{name}.mp4")),
         ) as process:
             for frame in frames:
@@ -75,7 +75,7 @@ def encode(images: Mapping[str, Images], contract: Contract, folder: Path) -> No
 
 
 def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[str, Any], out: Path, run: Run) -> None:
-    """Episodes, in order -> the data set ``out``."""
+    """Write episodes, in order, to the data set ``out``."""
     fps = round(contract.control_hz)
     for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
         (out / folder).mkdir(parents=True)
@@ -125,7 +125,7 @@ def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[st
 
 
 def _names(contract: Contract) -> dict[str, list[str]]:
-    """The names of the values of each vector."""
+    """The names of each vector's values."""
     return dict(zip(_VECTORS, (list(contract.state_names), list(contract.action_names)), strict=True))
 
 
@@ -134,7 +134,7 @@ def _key(camera: str) -> str:
 
 
 def _video_files(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """For each episode of so many frames, the number of its video file and of its first frame there; a file holds ``most``."""
+    """For each episode, given their lengths (frames): its video file's number and its first frame in it; a file holds ``most``."""
     places = []
     number = first = 0
     for length in lengths:
@@ -146,7 +146,7 @@ def _video_files(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
 
 
 def _join(out: Path, videos: Sequence[Path]) -> None:
-    """Put videos one after the other, without coding them again."""
+    """Concatenate videos without re-encoding."""
     listing = out.with_suffix(".txt")
     listing.write_text("".join("file '" + str(video.resolve()).replace("'", r"'\''") + "'\n" for video in videos))
     with ffmpeg("-f", "concat", "-safe", "0", "-i", str(listing), "-c", "copy", "-movflags", "+faststart", str(out)):
@@ -155,7 +155,7 @@ def _join(out: Path, videos: Sequence[Path]) -> None:
 
 
 def _columns(piece: Piece, index: int, begin: int, fps: int) -> dict[str, NDArray]:
-    """The columns of an episode: state, action, and (T, 1) of LeRobot's counters; ``begin``: the steps before it."""
+    """The columns of an episode: state, action, and LeRobot's counters (T, 1); ``begin``: number of steps before it."""
     frames = np.arange(len(piece.state), dtype=np.int64)[:, None]
     return {
         "observation.state": piece.state,
@@ -179,7 +179,7 @@ def _arrow(values: NDArray, kind: pa.DataType) -> pa.Array:
 
 
 def _statistics(values: NDArray) -> dict[str, Any]:
-    """Rows (N, D) -> what LeRobot normalises by, each (D,)."""
+    """LeRobot's normalisation statistics of rows (N, D), each (D,)."""
     found = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0, np.float64), "std": values.std(0, np.float64)}
     quantiles = np.quantile(values, _QUANTILES, axis=0)
     found |= {f"q{round(100 * q):02d}": value for q, value in zip(_QUANTILES, quantiles, strict=True)}
@@ -187,7 +187,7 @@ def _statistics(values: NDArray) -> dict[str, Any]:
 
 
 def _colour_statistics(counts: NDArray[np.int64], frames: int) -> dict[str, Any]:
-    """How often each value 0..255 occurs in each channel, (3, 256) -> the same of the values 0..1, each (3, 1, 1)."""
+    """The same for images, as values 0..1, each (3, 1, 1), from histograms of the values 0..255 of each channel, (3, 256)."""
     values, total = np.arange(256) / 255.0, counts.sum(1)
     fraction = counts / total[:, None]
     mean = fraction @ values
@@ -204,7 +204,7 @@ def _colour_statistics(counts: NDArray[np.int64], frames: int) -> dict[str, Any]
 
 
 def _tasks(tasks: Sequence[str]) -> pa.Table:
-    """What pandas writes of a frame with the tasks as its index, which LeRobot reads."""
+    """The table that pandas would write for a frame indexed by task, as LeRobot expects."""
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks)})
     columns = [
         {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": stored, "metadata": None}
@@ -330,7 +330,7 @@ def _read(
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Errors of reading as SourceError."""
+    """Turn read errors into SourceError."""
     try:
         yield
     except SourceError:
@@ -340,9 +340,9 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _file(path: Path, template: Any, **values: Any) -> Path:
-    """A file of a data set, by the template in its info.json. SourceError when it lies elsewhere."""
+    """A file of a data set, by the template in its info.json. SourceError if it is outside the data set."""
     if not isinstance(template, str) or not re.fullmatch(r"(?:[\w./-]|\{\w+(?::0?\d{1,2}d)?\})+", template, re.ASCII):
-        raise SourceError(f"{path}: the path {shown(template)} in meta/info.json is none of LeRobot's, such as {_DATA}")
+        raise SourceError(f"{path}: the path {shown(template)} in meta/info.json is not LeRobot's, expected one like {_DATA}")
     name = template.format(**values)
     if name.startswith("/") or ".." in Path(name).parts:
         raise SourceError(f"{path}: the path {shown(template)} in meta/info.json leads out of the data set; move its files into it")
@@ -353,30 +353,30 @@ def _camera(path: Path, info: dict[str, Any], camera: str) -> dict[str, Any]:
     if _key(camera) not in info["features"]:
         cameras = sorted(key for key in info["features"] if key.startswith(_key("")))
         raise SourceError(
-            f"{path} lacks the feature {_key(camera)}, it has {cameras}; name the cameras in the task file as they are there"
+            f"{path} lacks the feature {_key(camera)}, it has {cameras}; use these names for the cameras in the task file"
         )
     return info["features"][_key(camera)]
 
 
 def _decode(picture: Mapping[str, bytes]) -> NDArray[np.uint8]:
-    """An image that lies in the rows, as a file of its own."""
+    """Decode an image stored in a row, as an encoded file."""
     image = cv2.imdecode(np.frombuffer(picture["bytes"], np.uint8), cv2.IMREAD_COLOR)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def _read_video(path: Path, info: dict[str, Any], row: dict[str, Any], key: str) -> Iterator[NDArray[np.uint8]]:
-    """The images (H, W, 3) of an episode, one after the other."""
+    """Yield the images (H, W, 3) of an episode."""
     feature, place = info["features"][key], f"videos/{key}"
     size = dict(zip(feature["names"] or (), feature["shape"], strict=False))
     height, width = size["height"], size["width"]
-    if not all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in (height, width)):  # they go to ffmpeg, too
+    if not all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in (height, width)):  # they are also passed to ffmpeg
         raise SourceError(f"{path}: {key} is {shown(width)}x{shown(height)}, expected numbers of pixels; correct meta/info.json")
     chunk_index, file_index = row[f"{place}/chunk_index"], row[f"{place}/file_index"]
     file = _file(path, info["video_path"], video_key=key, chunk_index=chunk_index, file_index=file_index)
-    begin = max(row[f"{place}/from_timestamp"] - 0.5 / info["fps"], 0.0)  # half a frame earlier: nothing hangs on rounding
+    begin = max(row[f"{place}/from_timestamp"] - 0.5 / info["fps"], 0.0)  # half a frame early, so that rounding does not matter
     count = 0
     with ffmpeg(
-        # As MP4 and from the file alone: ffmpeg would follow a playlist that is named so to any address.
+        # Only as MP4 and only from this file: ffmpeg would follow a playlist with this name to any address.
         *("-threads", "1", "-max_pixels", str(MAX_PIXELS**2), "-protocol_whitelist", "file", "-f", "mov"),
         *("-ss", f"{begin:.6f}", "-i", f"file:{file}", "-frames:v", str(row["length"]), "-fps_mode", "passthrough"),
         *("-vf", f"scale={width}:{height}:{_SCALE},format=rgb24", "-f", "rawvideo", "-"),

@@ -3,8 +3,8 @@
     data/<camera>  (N, height, width, 3) uint8     data/state   (N, state_dim) float32
     data/action    (N, action_dim) float32         meta/episode_ends (E,) int64
 
-The attributes of the root hold the contract, one entry an episode, and what was dropped. Read are also stores with the fields
-of Diffusion Policy's real robot, ``robot_eef_pose`` and ``timestamp``.
+The root's attributes hold the contract, one entry per episode, and what was dropped. Stores with the fields of Diffusion Policy's
+real robot, ``robot_eef_pose`` and ``timestamp``, can be read, too.
 Layout: https://github.com/real-stanford/diffusion_policy, diffusion_policy/common/replay_buffer.py (zarr format 2).
 """
 
@@ -29,11 +29,11 @@ from onedp_ros.data.episodes import Dropped, Episode, Piece, Run, Source, Source
 from onedp_ros.data.formats.zarr_reader import ZarrArray, ZarrError, ZarrStore
 from onedp_ros.data.frames import Images
 
-IMAGE_CHUNK = 32  # images a chunk
+IMAGE_CHUNK = 32  # images per chunk
 MAX_EPISODES = 100_000  # in a store
-_BLOCK_BYTES = 2**26  # of images that a process takes at once; a chunk at least
-_PACK = numcodecs.Blosc("lz4", clevel=1)  # of the pieces
-_FORMAT: dict[str, Any] = {"zarr_format": 2} if zarr.__version__ >= "3" else {}  # zarr 2 knows no other
+_BLOCK_BYTES = 2**26  # of images that a process handles at once; at least one chunk
+_PACK = numcodecs.Blosc("lz4", clevel=1)  # for the pieces
+_FORMAT: dict[str, Any] = {"zarr_format": 2} if zarr.__version__ >= "3" else {}  # the only format of zarr 2
 
 
 def _create(store: Path, name: str, shape: tuple[int, ...], dtype: str, chunk: int) -> Any:
@@ -53,7 +53,7 @@ def check(contract: Contract) -> None:
 
 
 def encode(images: Mapping[str, Images], contract: Contract, folder: Path) -> None:
-    """An episode's images by camera -> what :func:`assemble` takes, in ``folder``."""
+    """Encode an episode's images by camera into ``folder``, for :func:`assemble`."""
     for name, frames in images.items():
         with open(folder / f"{name}.lz4", "wb") as file:
             every = iter(frames)
@@ -63,7 +63,7 @@ def encode(images: Mapping[str, Images], contract: Contract, folder: Path) -> No
 
 
 def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[str, Any], out: Path, run: Run) -> None:
-    """Episodes, in order -> the store ``out``."""
+    """Write episodes, in order, to the store ``out``."""
     root = zarr.open_group(str(out), mode="w", **_FORMAT)
     for group in ("data", "meta"):
         root.require_group(group)
@@ -85,7 +85,7 @@ def assemble(pieces: Sequence[Piece], contract: Contract, attributes: Mapping[st
 
 
 def _copy_images(out: Path, camera: str, first: int, last: int, pieces: Sequence[tuple[Path, int]]) -> None:
-    """Images ``first`` to ``last`` of the store from the pieces (folder, index of its first image) that hold them."""
+    """Write images ``first`` to ``last`` of the store, from the pieces (folder, index of its first image) that contain them."""
     images = zarr.open_array(str(out / "data" / camera), mode="r+")
     block = np.empty((last - first, *images.shape[1:]), np.uint8)
     for folder, at in pieces:
@@ -137,20 +137,20 @@ def sources(path: Path) -> list[Source]:
 
 
 def episode_ends(store: ZarrStore) -> list[int]:
-    """The row behind each episode's last. ZarrError when they do not rise, or are too many."""
+    """The row after each episode's last. ZarrError if they decrease or are too many."""
     array = store["meta/episode_ends"]
     if array.ndim != 1 or array.dtype.kind not in "iu" or len(array) > MAX_EPISODES:
         raise ZarrError(
             f"{store.path}: 'meta/episode_ends' is {array.dtype} {array.shape}, expected whole numbers, {MAX_EPISODES} at most"
         )
     ends = array[:].astype(np.int64)
-    if np.any(np.diff(ends, prepend=0) < 0):  # an empty one is left out by name
-        raise ZarrError(f"{store.path}: 'meta/episode_ends' falls from episode to episode; it is damaged, make it again")
+    if np.any(np.diff(ends, prepend=0) < 0):  # an empty episode is skipped by name
+        raise ZarrError(f"{store.path}: 'meta/episode_ends' decreases; it is damaged, make it again")
     return [int(end) for end in ends]
 
 
 class _Rows:
-    """Rows of an episode in a store."""
+    """The rows of an episode in a store."""
 
     def __init__(self, path: Path, first: int, last: int) -> None:
         self.path = path
@@ -159,7 +159,7 @@ class _Rows:
     def _array(self, name: str, *shape: int | None) -> ZarrArray:
         if f"data/{name}" not in self._store:
             names = shown(self._store.names("data"))
-            raise SourceError(f"{self.path} lacks data/{name}, it has {names}; name the cameras in the task file as they are there")
+            raise SourceError(f"{self.path} lacks data/{name}, it has {names}; use these names for the cameras in the task file")
         try:
             array = self._store[f"data/{name}"]
         except ZarrError as error:
@@ -178,15 +178,16 @@ class _Rows:
             raise SourceError(str(error)) from error
 
     def __call__(self, name: str, *shape: int | None) -> NDArray:
-        """``data/<name>``, of this shape after the first dimension (None: any).
+        """``data/<name>``, with this shape after the first dimension (None: any).
 
         Raises:
-            SourceError: it is absent, too short, of another shape, or cannot be decoded.
+            SourceError: it is missing, too short, of another shape, or cannot be decoded.
         """
         return self._rows(self._array(name, *shape), self._first, self._last)
 
     def images(self, name: str, camera: Camera) -> Images:
-        """``data/<name>`` as the contract's camera sees it. Errors as above, those of decoding and fitting when they are read."""
+        """``data/<name>``, resized for the contract's camera. Errors as above; those of decoding and resizing arise on
+        iteration."""
         array = self._array(name, None, None, 3)
 
         def stream() -> Iterator[NDArray[np.uint8]]:
@@ -225,8 +226,8 @@ def _read_real(rows: _Rows, contract: Contract, steps: int) -> tuple[NDArray, ND
         opening, width = action[:, 6], rows("robot_gripper_width", 1)[:, 0]
         if opening.min() < -0.01 or opening.max() > 0.2:
             raise SourceError(
-                f"{rows.path}: the seventh value of data/action spans {opening.min():g} to {opening.max():g}, expected the opening "
-                f"between the fingers in m"
+                f"{rows.path}: the seventh value of data/action spans {opening.min():g} to {opening.max():g}, expected the gripper "
+                f"opening in m"
             )
     elif action.shape[1] != 6:
         raise SourceError(

@@ -1,10 +1,10 @@
-"""robomimic's HDF5 data sets, read: demonstrations in robosuite, by a Panda with absolute actions.
+"""Reads robomimic's HDF5 data sets: robosuite demonstrations by a Panda with absolute actions.
 
     data/demo_N/obs/<camera>_image (T, H, W, 3) uint8, robot0_eef_pos (T, 3), robot0_eef_quat (T, 4) xyzw,
     robot0_gripper_qpos (T, 2); data/demo_N/actions (T, 7): position, rotation vector, gripper (-1 open, 1 closed)
 
-``actions_abs`` is read instead of ``actions`` where it is there. The contract's cameras carry the names of the images, with or
-without ``_image``. Poses keep the data set's frame.
+``actions_abs``, if present, is read instead of ``actions``. The contract's cameras are named like the images, with or without
+``_image``. Poses keep the data set's frame.
 Layout: https://robomimic.github.io/docs/datasets/overview.html
 """
 
@@ -30,7 +30,7 @@ from onedp_ros.data.frames import Images
 
 _BLOCK, _BLOCK_BYTES = 32, 2**26  # images read at once
 _MAX_CHUNK = 2**26  # bytes of a chunk, which is read as a whole
-NEAR = 0.2  # m from the end effector, within which absolute actions lie
+NEAR = 0.2  # m: absolute actions lie within this distance of the end effector
 
 
 def recognises(path: Path) -> bool:
@@ -39,10 +39,10 @@ def recognises(path: Path) -> bool:
 
 
 def sources(path: Path) -> list[Source]:
-    """The demonstrations of a file, by their numbers.
+    """The demonstrations in a file, by number.
 
     Raises:
-        SourceError: it is not robomimic's.
+        SourceError: it is not a robomimic data set.
     """
     with _open(path) as file:
         try:
@@ -64,11 +64,11 @@ def _open(path: Path) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except OSError as error:
-        raise SourceError(f"{path} cannot be read, it is truncated or no HDF5 file ({error}); copy or download it again") from error
+        raise SourceError(f"{path} is truncated or not an HDF5 file ({error}); copy or download it again") from error
 
 
 def _own(place: h5py.Group, name: str, key: str, kind: type) -> Any:
-    """What lies at ``key`` below a group, in the file itself. SourceError for another kind, and for what links lead to."""
+    """The object at ``key`` below a group, stored in the file itself. SourceError for another kind of object or a link."""
     for part in key.split("/"):
         link = place.get(part, getlink=True) if isinstance(place, h5py.Group) and part in place else None
         if not isinstance(link, h5py.HardLink):
@@ -76,16 +76,16 @@ def _own(place: h5py.Group, name: str, key: str, kind: type) -> Any:
             raise SourceError(f"{name}: {key} {why}")
         place = place[part]
     if not isinstance(place, kind):
-        raise SourceError(f"{name}: {key} is no {kind.__name__.lower()}; leave it out")
+        raise SourceError(f"{name}: {key} is not a {kind.__name__.lower()}; leave it out")
     return place
 
 
 def _dataset(group: h5py.Group, name: str, key: str, shape: tuple[int, ...]) -> h5py.Dataset:
-    """Numbers (T, *shape) that lie in the file itself; -1: any. SourceError for those of another file, and for what is far larger
-    than what lies on the disk, or than its chunks."""
+    """Numbers (T, *shape) stored in the file itself; -1: any. SourceError if they are in another file, have too large chunks, or
+    are implausibly larger than their stored bytes."""
     place = _own(group, name, key, h5py.Dataset)
     if place.dtype.kind not in "biuf":
-        raise SourceError(f"{name}: {key} holds no numbers; leave it out")
+        raise SourceError(f"{name}: {key} does not hold numbers; leave it out")
     if place.external or place.is_virtual:
         raise SourceError(f"{name}: {key} lies in another file; copy it into this one, with h5copy or h5repack")
     if place.ndim != 1 + len(shape) or any(w not in (-1, h) or h < 1 for w, h in zip(shape, place.shape[1:], strict=True)):
@@ -96,8 +96,8 @@ def _dataset(group: h5py.Group, name: str, key: str, shape: tuple[int, ...]) -> 
     ratio = MAX_RATIO if place.ndim < 3 else MAX_RATIO_IMAGES
     if place.nbytes > FREE + ratio * place.id.get_storage_size():
         raise SourceError(
-            f"{name}: {key} {place.shape} has {place.nbytes} bytes, but {place.id.get_storage_size()} lie on the disk, which no "
-            f"recording could be packed to; copy it again if it is cut short, and look whether it is all the same"
+            f"{name}: {key} {place.shape} has {place.nbytes} bytes, but only {place.id.get_storage_size()} are on the disk, too "
+            f"few for a recording; copy it again if it is truncated, and check whether its values are constant"
         )
     return place
 
@@ -128,11 +128,11 @@ def _read(path: Path, demo: str, hz: float | None, contract: Contract, folder: P
         fingers = np.abs(rows("obs/robot0_gripper_qpos", 2))  # robosuite's second finger counts downwards
         if len({len(actions), len(position), len(quaternion), len(fingers)}) > 1:
             raise SourceError(f"{name} has {len(actions)} actions and {len(position)} observations; it is damaged, leave it out")
-        # Files made absolute for Diffusion Policy still say control_delta in env_args, so the values must tell.
+        # Files converted to absolute actions for Diffusion Policy still have control_delta in env_args, so check the values.
         distance = float(np.median(np.linalg.norm(actions[:, :3] - position, axis=1)))
         if not distance <= NEAR:
             raise SourceError(
-                f"{name}: actions lie {distance:.2f} m from the end effector, they are deltas or of another frame; make them "
+                f"{name}: actions lie {distance:.2f} m from the end effector, they are deltas or in another frame; make them "
                 f"absolute with robomimic's robosuite_add_absolute_actions.py or Diffusion Policy's robomimic_dataset_conversion.py"
             )
         images = {}
@@ -140,7 +140,7 @@ def _read(path: Path, demo: str, hz: float | None, contract: Contract, folder: P
             key = f"{camera.removesuffix('_image')}_image"
             if key not in group["obs"]:
                 cameras = sorted(k for k in group["obs"] if k.endswith("_image"))
-                raise SourceError(f"{name} lacks obs/{key}, it has {cameras}; name the cameras in the task file as they are there")
+                raise SourceError(f"{name} lacks obs/{key}, it has {cameras}; use these names for the cameras in the task file")
             stream = functools.partial(_images, path, f"data/{demo}/obs/{key}", settings)
             pictures = _dataset(group, name, f"obs/{key}", (-1, -1, 3))
             if len(pictures) != len(actions):

@@ -1,4 +1,4 @@
-"""ffmpeg, from the wheel that brings its binary."""
+"""ffmpeg, from the imageio-ffmpeg wheel."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import imageio_ffmpeg
 
 @contextlib.contextmanager
 def ffmpeg(*arguments: str) -> Iterator[Any]:
-    """Run ffmpeg, between whose ``stdin`` and ``stdout`` the caller passes data. OSError when it fails."""
+    """Run ffmpeg; the caller writes to its ``stdin`` and reads from its ``stdout``. OSError if it fails."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments]
     with tempfile.TemporaryFile() as errors:
-        # A session of its own: Ctrl-C is for the main process to answer.
+        # In its own session: Ctrl-C is handled by the main process.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
         try:
-            with contextlib.suppress(BrokenPipeError):  # it says why below
+            with contextlib.suppress(BrokenPipeError):  # its error is reported below
                 yield process
             process.communicate()
         finally:
@@ -32,4 +32,4 @@ def ffmpeg(*arguments: str) -> Iterator[Any]:
     if process.returncode:
         if any("No space left" in line for line in lines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise OSError(errno.EIO, f"ffmpeg ended with {process.returncode}: {lines[0]}")
+        raise OSError(errno.EIO, f"ffmpeg exited with {process.returncode}: {lines[0]}")

@@ -1,7 +1,7 @@
-"""A safe reader of zarr stores from elsewhere: arrays of numbers, in a folder or a zip file, of format 2 or 3.
+"""A safe reader for untrusted zarr stores: arrays of numbers, in a folder or a zip file, format 2 or 3.
 
-zarr itself runs whatever codec a store names: ``pickle`` executes what is in a chunk, and decompression can fill the memory.
-Here only a few codecs and types are read, and no chunk is decompressed to more than its array's chunk size. Format:
+zarr itself runs any codec that a store names: ``pickle`` executes code in a chunk, and decompression can exhaust the memory. This
+reader supports only a few codecs and types, and never decompresses a chunk to more than its array's chunk size. Format:
 https://zarr-specs.readthedocs.io
 """
 
@@ -33,13 +33,13 @@ else:
     from backports import zstd
 
 COMPRESSORS = ("blosc", "gzip", "lz4", "zlib", "zstd")
-MAX_CHUNK = 2**28  # bytes decompressed; 32 images of full HD have 200 MB
-MAX_METADATA = 2**26  # bytes of one metadata file; enough for notes on 100,000 episodes
+MAX_CHUNK = 2**28  # bytes, decompressed; 32 full HD images have 200 MB
+MAX_METADATA = 2**26  # bytes of a metadata file; enough for notes on 100,000 episodes
 MAX_RATIO, MAX_RATIO_IMAGES, FREE = 100, 1000, 2**26
-"""Greatest ratio of an array's size to that of its stored chunks, and the bytes from which it is checked. Recorded numbers compress
-less than tenfold, rendered images a hundredfold, and constant data tens of thousands of times."""
+"""Largest ratio of an array's size to its stored chunks, and the bytes from which it is checked. Recorded numbers compress less
+than tenfold, rendered images a hundredfold, and constant data tens of thousands of times."""
 FREE_CHUNKS = 2**15
-"""How many chunks of an array may be missing: zarr leaves out chunks of zeros only, and each missing one still takes time."""
+"""How many chunks of an array may be missing: zarr omits only chunks of zeros, and each missing one still takes time."""
 _MAX_FILES = 2**26  # bytes of a zip file's table of contents
 _TYPES = {"bool": "b1", **{f"{kind}int{8 * n}": f"{kind or 'i'}{n}" for kind in ("", "u") for n in (1, 2, 4, 8)}}
 _TYPES |= {f"float{8 * n}": f"f{n}" for n in (2, 4, 8)}
@@ -48,17 +48,17 @@ _V2, _V3 = ".zarray", "zarr.json"
 
 
 class ZarrError(ValueError):
-    """A store that cannot be read; the message names it, the array and the remedy."""
+    """A store that cannot be read; the message names the store, the array and the remedy."""
 
 
 class ZarrStore:
     """A store, read only.
 
     Attributes:
-        attributes: those of the root group.
+        attributes: the root group's.
 
     Raises:
-        ZarrError: there is none, or its metadata are damaged.
+        ZarrError: it does not exist, or its metadata are damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -75,7 +75,7 @@ class ZarrStore:
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise ZarrError(f"{self.path} cannot be opened ({error}); copy or download it again") from error
         if group.get("zarr_format") not in (2, 3) or group.get("node_type", "group") != "group":
-            raise ZarrError(f"{self.path} is no zarr group, it has neither .zgroup nor {_V3} of one; make it again")
+            raise ZarrError(f"{self.path} is not a zarr group, it has neither .zgroup nor a group's {_V3}; make it again")
 
     def __contains__(self, name: str) -> bool:
         return any(self._files.size(f"{name}/{file}") is not None for file in (_V2, _V3))
@@ -88,8 +88,8 @@ class ZarrStore:
         """The array ``name``, such as ``data/state``.
 
         Raises:
-            ZarrError: it is absent, not an array of numbers, compressed otherwise than by :data:`COMPRESSORS`, or far larger than
-                its chunks on disk.
+            ZarrError: it is missing, not an array of numbers, compressed by other than :data:`COMPRESSORS`, or far larger than its
+                chunks on disk.
         """
         try:
             if (metadata := self._metadata(f"{name}/{_V2}")) is not None:
@@ -97,7 +97,7 @@ class ZarrStore:
             elif (metadata := self._metadata(f"{name}/{_V3}")) is not None:
                 layout = _layout_3(metadata)
             else:
-                raise _Refused("is not there")
+                raise _Refused("is missing")
             stored, files = self._files.stored(name)
         except _Refused as error:
             raise ZarrError(f"{self.path}: '{name}' {error}") from error
@@ -106,11 +106,11 @@ class ZarrStore:
         array = ZarrArray(self.path, name, self._files, layout)
         if array.nbytes > FREE + (MAX_RATIO if array.ndim < 3 else MAX_RATIO_IMAGES) * stored:
             raise ZarrError(
-                f"{self.path}: '{name}' {array.dtype} {array.shape} has {array.nbytes} bytes, but {stored} lie on the disk, which "
-                f"no recording could be packed to; copy it again if it is cut short, and look whether it is all the same"
+                f"{self.path}: '{name}' {array.dtype} {array.shape} has {array.nbytes} bytes, but only {stored} are on the disk, "
+                f"too few for a recording; copy it again if it is truncated, and check whether its values are constant"
             )
         if layout.count > FREE_CHUNKS + 2 * files:
-            raise ZarrError(f"{self.path}: '{name}' has {layout.count} chunks, but {files} are there; copy or download it again")
+            raise ZarrError(f"{self.path}: '{name}' has {layout.count} chunks, but only {files} exist; copy or download it again")
         return array
 
     def _metadata(self, key: str) -> dict[str, Any] | None:
@@ -130,7 +130,7 @@ class _Refused(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How an array is stored in chunks; ``key``: prefix of the chunks' names, and the separator of the numbers in them."""
+    """How an array is stored in chunks; ``key``: prefix of the chunks' names and separator of their indices."""
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
@@ -148,9 +148,9 @@ class _Layout:
         if len(self.shape) != len(self.chunks) or (0 in self.chunks and 0 not in self.shape):
             raise _Refused(f"has the shape {self.shape}, but chunks of {self.chunks}; it is damaged")
         if self.compressor not in ("", *COMPRESSORS):
-            raise _Refused(f"is packed by {shown(self.compressor)}, read are {', '.join(COMPRESSORS)}; {_REPACK}")
+            raise _Refused(f"is compressed by {shown(self.compressor)}, expected {', '.join(COMPRESSORS)}; {_REPACK}")
         if self.chunk_bytes > MAX_CHUNK:
-            raise _Refused(f"has chunks of {self.chunk_bytes} bytes, read are at most {MAX_CHUNK}; {_REPACK}")
+            raise _Refused(f"has chunks of {self.chunk_bytes} bytes, expected at most {MAX_CHUNK}; {_REPACK}")
 
     @property
     def count(self) -> int:
@@ -162,7 +162,7 @@ class _Layout:
         return math.prod(self.chunks) * self.dtype.itemsize
 
 
-_REPACK = "open it with the program that wrote it and write it anew, packed by zstd"
+_REPACK = "rewrite it with the program that created it, compressed by zstd"
 
 
 def _integers(value: Any) -> tuple[int, ...]:
@@ -185,13 +185,13 @@ def _layout_2(data: Mapping[str, Any]) -> _Layout:
     """The layout that ``.zarray`` describes."""
     dtype = data.get("dtype")
     if not isinstance(dtype, str) or not re.fullmatch(r"[|<>](b1|[iu][1248]|f[248])", dtype):
-        raise _Refused(f"is of type {shown(dtype)}, read are truth values, whole and floating point numbers; {_REPACK}")
+        raise _Refused(f"is of type {shown(dtype)}, expected booleans, integers or floats; {_REPACK}")
     if data.get("filters"):
-        raise _Refused(f"is changed by the filters {shown(_names(data['filters']))}, none are read; {_REPACK}")
+        raise _Refused(f"has the filters {shown(_names(data['filters']))}, expected none; {_REPACK}")
     compressor = data.get("compressor")
     separator = data.get("dimension_separator", ".")
     if separator not in (".", "/") or data.get("order", "C") not in ("C", "F"):
-        raise _Refused("has chunks in an order that there is not; it is damaged")
+        raise _Refused("has an invalid order or separator; it is damaged")
     return _Layout(
         shape=_integers(data.get("shape")),
         chunks=_integers(data.get("chunks")),
@@ -209,17 +209,17 @@ def _layout_3(data: Mapping[str, Any]) -> _Layout:
         raise _Refused("is a group, expected an array")
     kind = data.get("data_type")
     if not isinstance(kind, str) or kind not in _TYPES:
-        raise _Refused(f"is of type {shown(kind)}, read are truth values, whole and floating point numbers; {_REPACK}")
+        raise _Refused(f"is of type {shown(kind)}, expected booleans, integers or floats; {_REPACK}")
     codecs = data.get("codecs")
     names = _names(codecs) if isinstance(codecs, list) else []
     if names[:1] != ["bytes"] or len(names) > 2:
-        raise _Refused(f"is written by the codecs {shown(names)}, read are bytes and one of {', '.join(COMPRESSORS)}; {_REPACK}")
+        raise _Refused(f"has the codecs {shown(names)}, expected bytes and one of {', '.join(COMPRESSORS)}; {_REPACK}")
     if data.get("storage_transformers"):
-        raise _Refused(f"is changed by {shown(_names(data['storage_transformers']))}, none are read; {_REPACK}")
+        raise _Refused(f"has the transformers {shown(_names(data['storage_transformers']))}, expected none; {_REPACK}")
     grid, keys = (_section(data, name) for name in ("chunk_grid", "chunk_key_encoding"))
     separator = keys[1].get("separator", "/" if keys[0] == "default" else ".")
     if grid[0] != "regular" or keys[0] not in ("default", "v2") or separator not in (".", "/"):
-        raise _Refused(f"has the chunks {shown(grid[0])}, {shown(keys[0])}, read are regular ones; {_REPACK}")
+        raise _Refused(f"has the chunks {shown(grid[0])}, {shown(keys[0])}, expected regular ones; {_REPACK}")
     endian = _section({"codec": codecs[0]}, "codec")[1].get("endian", "little")  # type: ignore[index]
     dtype = np.dtype(_TYPES[kind]).newbyteorder(">" if endian == "big" else "<")
     return _Layout(
@@ -264,7 +264,7 @@ class ZarrArray:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        """Rows, as of a NumPy array. ZarrError for a damaged chunk."""
+        """Rows, as from a NumPy array. ZarrError for a damaged chunk."""
         wanted = range(*rows.indices(self.shape[0]))
         out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         if not out.size:
@@ -292,7 +292,7 @@ class ZarrArray:
             if data is None:
                 return np.broadcast_to(layout.fill, layout.chunks)
             unpacked = _unpack(data, layout.compressor, layout.chunk_bytes)
-        except Exception as error:  # each library has its own
+        except Exception as error:  # each library raises its own
             raise ZarrError(
                 f"{self._path}: the chunk {key} cannot be read ({type(error).__name__}: {error}); copy or download it again"
             ) from error
@@ -300,7 +300,7 @@ class ZarrArray:
 
 
 def _unpack(data: bytes, compressor: str, size: int) -> Any:
-    """Decompress to ``size`` bytes and never more. ValueError for another size; damaged data raise the libraries' own errors."""
+    """Decompress to exactly ``size`` bytes, never more. ValueError for another size; damaged data raise the libraries' errors."""
     if compressor == "blosc":
         if len(data) < 16 or struct.unpack_from("<I4xI", data, 4) != (size, len(data)):
             raise ValueError("its head does not fit the array")
@@ -316,7 +316,7 @@ def _unpack(data: bytes, compressor: str, size: int) -> Any:
     else:
         unpacked, whole = data, True
     if len(unpacked) != size or not whole:
-        raise ValueError(f"it has {len(unpacked)} bytes{'' if whole else ' and no end'}, expected {size}")
+        raise ValueError(f"it has {len(unpacked)} bytes{'' if whole else ' and is truncated'}, expected {size}")
     return unpacked
 
 
@@ -353,7 +353,7 @@ class _Zip:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._open  # noqa: B018 (fails here, and not later)
+        self._open  # noqa: B018 (fail now, not later)
 
     @functools.cached_property
     def _open(self) -> zipfile.ZipFile:
@@ -362,7 +362,7 @@ class _Zip:
             end = file.read()
         place = end.rfind(b"PK\5\6")
         if place < 0 or len(end) < place + 22 or struct.unpack_from("<I", end, place + 12)[0] > _MAX_FILES:
-            raise zipfile.BadZipFile(f"no zip file with a table of contents of at most {_MAX_FILES} bytes")
+            raise zipfile.BadZipFile(f"not a zip file with a directory of at most {_MAX_FILES} bytes")
         return zipfile.ZipFile(self._path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -388,7 +388,7 @@ class _Zip:
 
     def stored(self, name: str) -> tuple[int, int]:
         sizes = [self._open.getinfo(key).compress_size for key in self._below(name)]
-        return min(sum(sizes), self._path.stat().st_size), len(sizes)  # the zip file's directory may lie
+        return min(sum(sizes), self._path.stat().st_size), len(sizes)  # the zip file's directory may be wrong
 
     def _below(self, group: str) -> Iterator[str]:
         return (name for name in self._open.namelist() if name.startswith(f"{group}/") and not name.endswith("/"))
