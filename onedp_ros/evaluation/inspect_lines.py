@@ -31,7 +31,7 @@ def _notes(metadata: Mapping[str, Any]) -> str:
 
 
 def bag_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report on a bag."""
+    """The report on a bag, line by line."""
     rows = [
         ("topic", "type", "messages", "Hz", "period", "jitter p95", "gaps", "missing", "longest", "late", "log - stamp", "images")
     ]
@@ -84,7 +84,7 @@ def bags_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def dataset_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report on a training set."""
+    """The report on a training set, line by line."""
     contract = report["contract"]
     lines = [
         f"{contract['task']}: {report['episodes']} episodes, {report['steps']} steps at {contract['control_hz']:g} Hz, "

@@ -24,7 +24,7 @@ CHECK_PERIOD = 0.1  # s between two checks whether the task is done
 
 @dataclasses.dataclass(frozen=True)
 class LiveOutcome:
-    """Result of an episode: ``time`` (s, wall clock) since the arm was enabled, and the reason of a failure (else empty)."""
+    """Result of an episode: ``time`` (s, wall clock) since the arm was enabled, and the reason for a failure (else empty)."""
 
     success: bool
     time: float
@@ -82,7 +82,7 @@ def wait_for_policy(watch: GraphWatch, logs: Path) -> None:
 
 
 def reset_twin(watch: GraphWatch, seed: int | None = None) -> None:
-    """Disable the arm and reset the scene to a seed, by default the next one. RuntimeError when the twin refuses."""
+    """Disable the arm and reset the scene with a seed, by default the next one. RuntimeError when the twin refuses."""
     watch.call(SetBool, "action_node/enable", SetBool.Request(data=False))
     if seed is not None:
         value = ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=seed)

@@ -1,4 +1,7 @@
-"""What the nodes published live, as recorded, and what their code makes of the recording again, without a graph."""
+"""What the nodes published live, as recorded, and what their code makes of the recording again, without a graph.
+
+A *set* is an observation as observation_node publishes it: an image of each camera and the state, under one stamp.
+"""
 
 from __future__ import annotations
 

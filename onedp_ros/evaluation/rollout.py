@@ -30,7 +30,7 @@ from onedp_ros.tasks.timed_drive import LATENCIES, LEAD, Timing, drive_timed
 @dataclasses.dataclass(frozen=True)
 class EpisodeResult:
     """Result of an episode: ``time`` (s, simulated), ``start`` and ``score`` (0 to 1) of its
-    :class:`~onedp_ros.tasks.base.Environment`, and the reason of a failure (else empty)."""
+    :class:`~onedp_ros.tasks.base.Environment`, and the reason for a failure (else empty)."""
 
     seed: int
     success: bool

@@ -19,7 +19,8 @@ from onedp_ros.policy.policies import Policy, network_input
 
 
 class OpenVinoEngine(Engine):
-    """
+    """Runs compiled OpenVINO models.
+
     Args:
         compiled: OpenVINO's compiled models by name.
     """
