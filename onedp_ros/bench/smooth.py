@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from tqdm import tqdm
 
 from onedp_ros.control.handover import HANDOVERS
 from onedp_ros.evaluation.rollout import loaded
+from onedp_ros.evaluation.smoothness import departures
 from onedp_ros.files import write_atomically
-from onedp_ros.geometry import rotation_difference
 from onedp_ros.parallel import Workers, kept
 from onedp_ros.policy.checkpoint import load_sampler
 from onedp_ros.tasks import TASKS
@@ -42,13 +41,11 @@ def shaking(positions: Array, quaternions: Sequence[Array], followed: Flags) -> 
     third = followed[3:] & followed[2:-1] & followed[1:-2] & followed[:-3]
     jerk = np.linalg.norm(np.diff(positions, n=3, axis=0), axis=1)[third] * TARGET_HZ**3
     second = followed[2:] & followed[1:-1] & followed[:-2]
-    jumps = np.linalg.norm(np.diff(positions, n=2, axis=0), axis=1)[second]
-    turns = np.array([rotation_difference(b, a) for a, b in pairwise(quaternions)]).reshape(-1, 3)
-    turned = np.linalg.norm(np.diff(turns, axis=0), axis=1)[second]
+    jumps, turns = departures(np.arange(len(positions)) / TARGET_HZ, positions, quaternions)
     return {
         "jerk": float(np.sqrt(np.mean(jerk**2))) if len(jerk) else 0.0,
-        "jump": float(jumps.max(initial=0.0)),
-        "turn": float(turned.max(initial=0.0)),
+        "jump": float(jumps[second].max(initial=0.0)),
+        "turn": float(turns[second].max(initial=0.0)),
     }
 
 

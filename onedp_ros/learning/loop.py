@@ -87,7 +87,9 @@ class Loop:
         if precision == "bf16" and not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             log.warning("this processor has no bf16 (AVX-512): training in float32, which is several times faster here")
             precision = "no"
-        self.accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=self.out)
+        # Unless it is told that there is no GPU, accelerate does not join processes that torchrun started.
+        without_gpu = not torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=without_gpu, mixed_precision=precision, log_with="tensorboard", project_dir=self.out)
         # Gradients of the processes are averaged, so the result is that of one process with the whole batch.
         self.batch_size, rest = divmod(settings.batch_size, self.processes)
         if rest:

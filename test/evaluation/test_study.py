@@ -41,7 +41,7 @@ def series(method: str = "onedp_s", mode: str = "real_time", rounds: int = 4) ->
 
 def record(of: Series, number: int, success: bool, time: float, **others: Any) -> dict[str, Any]:
     speed = {"encoding_ms_p50": 4.0, "inference_ms_p50": 10.0, "inference_ms_p99": 15.0, "chunk_latency_ms_p50": 20.0}
-    rates = {"policy_hz": 60.0, "target_hz": 60.0, "holds": 1, "time_lost_s": 0.5}
+    rates = {"policy_hz": 60.0, "target_hz": 60.0, "holds": 1, "time_lost_s": 0.5, "jump_mm": 2.0 + number, "turn_deg": 0.5}
     known = {"engine": "torch", "network": "compact", "nfe": 1, "failure": "" if success else "never grasped"}
     return {**of.begin_record(number), "success": success, "time_s": time, **known, **speed, **rates, **others}
 

@@ -92,7 +92,7 @@ def test_resuming_with_another_network_or_data_names_it(replay, teacher, tmp_pat
 
 
 def test_two_processes_share_the_batch(replay, tmp_path, small_contract):
-    """As ``accelerate launch`` starts them. Each takes half of the batch; the weights stay the same in both."""
+    """As ``torchrun`` starts them. Each takes half of the batch; the weights stay the same in both."""
     (tmp_path / "c.yaml").write_text(
         yaml.safe_dump({"network": SMALL.to_dict(), "train": {"steps": 3, "batch_size": 4, "warmup_steps": 1, "save_every": 3}})
     )
@@ -104,7 +104,7 @@ def test_two_processes_share_the_batch(replay, tmp_path, small_contract):
     (tmp_path / "run.py").write_text(program)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "run.py")]
     arguments = [str(replay), str(tmp_path / "two"), str(tmp_path / "c.yaml")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *launcher, *arguments], check=True, env=environment, capture_output=True, timeout=300)
     report = json.loads((tmp_path / "two" / "train.json").read_text())
     assert (report["processes"], report["gradient_steps"]) == (2, 3)

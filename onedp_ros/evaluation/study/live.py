@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
 
+from onedp_ros.contract import NANOSECONDS
 from onedp_ros.evaluation.figures import write_video
 from onedp_ros.evaluation.live_episode import RecordedTopics, reset_twin, run_episode, wait_for_policy
+from onedp_ros.evaluation.smoothness import departures
 from onedp_ros.evaluation.study.series import Series
 from onedp_ros.graph.client import CALL_TIME, GraphWatch
 from onedp_ros.graph.processes import graph_environment, own_domain, task_graph
 from onedp_ros.graph.supervisor import Supervisor
-from onedp_ros.messages.decode import decode_image, stamp_ns
+from onedp_ros.messages.decode import decode_image, pose_arrays, stamp_ns
 
 KEPT_FRAMES, VIDEO_FPS = 3, 10  # keep every third frame of a camera; 10 a second
 NODES = ("policy_node", "action_node", "twin_node")  # whose diagnostics are in a round's record
@@ -50,14 +53,22 @@ def live_rounds(
         try:
             wait_for_policy(watch, logs)
             frames = RecordedTopics(watch.node, {c.topic: Image for c in series.contract.cameras.values()}, KEPT_FRAMES)
-            watch.meanwhile = frames.poll
+            targets = RecordedTopics(watch.node, {series.contract.arm.target_topic: PoseStamped})
+
+            def poll() -> None:
+                frames.poll()
+                targets.poll()
+
+            watch.meanwhile = poll
             for number in numbers:
-                yield _round(watch, series, number, frames, videos / f"{number:03}.mp4")
+                yield _round(watch, series, number, frames, targets, videos / f"{number:03}.mp4")
         finally:
             watch.close()
 
 
-def _round(watch: GraphWatch, series: Series, number: int, frames: RecordedTopics, video: Path) -> dict[str, Any]:
+def _round(
+    watch: GraphWatch, series: Series, number: int, frames: RecordedTopics, targets: RecordedTopics, video: Path
+) -> dict[str, Any]:
     record, begin = series.begin_record(number), time.monotonic()
     reset_twin(watch, record["seed"])
     for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):  # restarts its statistics
@@ -65,8 +76,10 @@ def _round(watch: GraphWatch, series: Series, number: int, frames: RecordedTopic
         if not watch.call(ChangeState, "policy_node/change_state", request).success:
             raise RuntimeError(f"policy_node could not be activated again: {watch.complaints()}")
     frames.begin()
+    targets.begin()
     earlier = {name: len(watch.history.get(name, ())) - 1 for name in NODES}
     outcome = run_episode(watch, series.max_time)
+    sent = list(targets.messages[series.contract.arm.target_topic])
     complaints = watch.complaints()
     watch.call(SetBool, "action_node/enable", SetBool.Request(data=False))
     reports = {name: len(watch.history.get(name, ())) for name in NODES}
@@ -77,7 +90,7 @@ def _round(watch: GraphWatch, series: Series, number: int, frames: RecordedTopic
         record["reports"] = complaints
         _write_video(series, frames, video)
     figures = _figures({name: watch.history[name][max(since, 0) :] for name, since in earlier.items()})
-    return {**record, **figures, "wall_s": round(time.monotonic() - begin, 1)}
+    return {**record, **figures, **_jumps(sent), "wall_s": round(time.monotonic() - begin, 1)}
 
 
 def _figures(history: dict[str, list[tuple[float, dict[str, str]]]]) -> dict[str, Any]:
@@ -102,6 +115,20 @@ def _figures(history: dict[str, list[tuple[float, dict[str, str]]]]) -> dict[str
         **{key: round(gained(policy, key)) for key in ("ticks_skipped", "repeats")},
         **{key: round(gained(action, key)) for key in ("holds", "rejected", "limited")},
         "time_lost_s": round(gained(twin, "time_lost_s"), 3),
+    }
+
+
+def _jumps(sent: Sequence[tuple[int, bytes]]) -> dict[str, float]:
+    """The most by which a target departs from the motion of those before it."""
+    messages = [deserialize_message(data, PoseStamped) for _, data in sent]
+    stamps = np.array([stamp_ns(m) for m in messages], np.int64)
+    later = np.flatnonzero(np.diff(stamps, prepend=-1) > 0)
+    poses = [pose_arrays(messages[i].pose) for i in later]
+    seconds = (stamps[later] - stamps[0]) / NANOSECONDS if len(later) else np.zeros(0)
+    distances, angles = departures(seconds, np.array([p for p, _ in poses]).reshape(-1, 3), [q for _, q in poses])
+    return {
+        "jump_mm": round(1e3 * float(distances.max(initial=0.0)), 2),
+        "turn_deg": round(float(np.degrees(angles.max(initial=0.0))), 2),
     }
 
 

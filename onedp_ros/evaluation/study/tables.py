@@ -77,6 +77,8 @@ def _task_figures(methods: Mapping[str, Mapping[int, Record]]) -> dict[str, Any]
             entry[key] = float(np.median(values)) if values else None
         for key in ("holds", "time_lost_s"):
             entry[key] = sum(r[key] for r in records) if all(key in r for r in records) else None
+        for key in ("jump_mm", "turn_deg"):
+            entry[key] = max(r[key] for r in records) if all(key in r for r in records) else None
         entry |= {key: records[-1].get(key, "") for key in ("engine", "network", "nfe")}
         found[name] = entry
     return found
@@ -159,10 +161,13 @@ def _speed(tasks: Mapping[str, Any]) -> list[str]:
                 _number(e["target_hz"]),
                 "" if e["holds"] is None else str(e["holds"]),
                 _number(e["time_lost_s"]),
+                _number(e["jump_mm"]),
+                _number(e["turn_deg"]),
             ]
             rows.append([task, method, e["engine"], e["network"], str(e["nfe"]), *map(_number, times), *rates])
-    title = "Table 5: one prediction, ms, and the rates, Hz; medians of the rounds"
-    return ["", f"### {title}", "", *_rows([*head, "predictions", "targets", "holds", "lost by physics, s"], rows)]
+    title = "Table 5: one prediction, ms, and the rates, Hz, medians of the rounds; largest jump and turn of a target"
+    head += ["predictions", "targets", "holds", "lost by physics, s", "jump, mm", "turn, °"]
+    return ["", f"### {title}", "", *_rows(head, rows)]
 
 
 def _latencies(found: Mapping[str, Any]) -> list[str]:
