@@ -201,7 +201,8 @@ def test_tables_and_pictures_from_the_files_alone(tmp_path: Path, capsys: pytest
     low, high = wilson(3, 4)
     assert f"| onedp_s | 3 of 4: 0.75 ({low:.2f} to {high:.2f}) |" in page
     assert "| dp_ddim10 | 11.50 s (2 rounds) |" in page and "| onedp_s | 6.50 s, 0.57 x (2 rounds) |" in page
-    assert "| pnp_milk | onedp_s | torch | compact | 1 | 4.0 | 6.0 | 10.0 | 15.0 | 20.0 | 60.0 | 60.0 | 4 | 2.0 | 5.0 | 0.5 |" in page
+    assert "| pnp_milk | onedp_s | torch | compact | 1 | 4.0 | 6.0 | 10.0 | 15.0 | 20.0 | 60.0 | 60.0 |" in page
+    assert " | 60.0 | 4 | 2.0 | 5.0 | 0.5 |\n" in page
     assert "| pnp_milk | onedp_s | never grasped | 1 |" in page
     low, high = wilson(2, 4)
     assert f"| 300 | 2 of 4: 0.50 ({low:.2f} to {high:.2f}) | 2 of 4: 0.50 ({low:.2f} to {high:.2f}) |" in page
