@@ -1,4 +1,4 @@
-"""The arm as its node sees it: targets and requests in, states and faults out. No call waits for the robot."""
+"""The node's interface to the arm: targets and requests in, states and faults out. No call waits for the robot."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from onedp_ros.robot.settings import RobotSettings
 
 START_TIME = 15.0  # s until the arm's process must have loaded its libraries
 CONNECT_TIME = 3.5  # s from then until it must be connected
-HANG_TIME = 3.0  # s without a sign of life after that; libfranka itself gives up after 1 s
-END_TIME = 2.0  # s that the arm gets to come to rest and end
+HANG_TIME = 3.0  # s without a heartbeat after that; libfranka itself gives up after 1 s
+END_TIME = 2.0  # s for the arm to come to rest and the process to end
 MODE_NUMBERS = {"cartesian_pose": memory.POSE, "cartesian_impedance": memory.IMPEDANCE}
 
 
 class Arm:
-    """A process that controls the arm, watched.
+    """Runs and monitors the process that controls the arm.
 
     Args:
         address: the robot's.
         enforce: whether to fail without real-time scheduling.
-        cpu: processor of its own for the control loop; -1: any.
+        cpu: core dedicated to the control loop; -1: any.
     """
 
     def __init__(self, address: str, settings: RobotSettings, enforce: bool = True, cpu: int = -1) -> None:
@@ -40,7 +40,7 @@ class Arm:
         self._asked_at = 0.0
 
     def start(self) -> None:
-        """Start the process, which connects at once. See :meth:`fault` for how that went."""
+        """Start the process, which connects at once; :meth:`fault` reports failures."""
         self._request["mode"] = memory.REST
         self._ask()
         self.child.start()
@@ -50,15 +50,15 @@ class Arm:
         self._latest["request"].write(self._request)
 
     def control(self, mode: str) -> None:
-        """Ask for a mode of :data:`~onedp_ros.robot.MODES`, or ``"rest"``: to decelerate and end the motion."""
+        """Request a mode of :data:`~onedp_ros.robot.MODES`, or ``"rest"``: decelerate and end the motion."""
         self._request["mode"] = memory.REST if mode == "rest" else MODE_NUMBERS[mode]
         self._ask()
 
     def send(self, position: ArrayLike, quaternion: ArrayLike, arrived: int) -> None:
-        """Give a target, checked by :func:`.safety.pose_fault`: tool pose in the base frame, (3,) m and (4,) xyzw.
+        """Send a target that :func:`.safety.pose_fault` has accepted: tool pose in the base frame, (3,) m and (4,) xyzw.
 
         Args:
-            arrived: when it came, ns of :func:`.clock.now_ns`.
+            arrived: its arrival time, ns of :func:`.clock.now_ns`.
         """
         q = np.asarray(quaternion, np.float64)
         self._target["stamp"] = arrived
@@ -66,12 +66,12 @@ class Arm:
         self._latest["target"].write(self._target)
 
     def stop(self) -> None:
-        """Take the target back: the arm brakes as hard as its limits allow, and stays."""
+        """Withdraw the target: the arm brakes as hard as its limits allow, and holds."""
         self._target["stamp"] = 0
         self._latest["target"].write(self._target)
 
     def recover(self) -> None:
-        """Ask to recover from a fault: error recovery of the robot, a new connection, or a new process, whatever it takes."""
+        """Request recovery from a fault: the robot's error recovery, a new connection, or a new process, whichever is needed."""
         self._request["serial"] += 1
         self._ask()
         if self.child.ended():
@@ -79,7 +79,7 @@ class Arm:
 
     @property
     def recovering(self) -> bool:
-        """Whether a request to recover has not been answered."""
+        """Whether a requested recovery is still in progress."""
         return bool(self.state()["serial"] < self._request["serial"]) and self.fault() is None
 
     def state(self) -> NDArray[np.void]:
@@ -94,12 +94,12 @@ class Arm:
 
     @property
     def notes(self) -> tuple[str, NDArray[np.float64]]:
-        """What real-time scheduling was granted, and the tool's pose in the flange's frame (16,), column-major."""
+        """The real-time scheduling that was granted, as text, and the tool's pose in the flange frame (16,), column-major."""
         self._latest["notes"].read(self._notes)
         return self._notes["realtime"].item().decode(), self._notes["tool"].copy()
 
     def fault(self) -> Fault | None:
-        """What keeps the arm from moving; None when nothing does. Ends a process that hangs."""
+        """What keeps the arm from moving, or None. Kills a process that hangs."""
         state, now = self.state(), clock.now()
         if ended := self.child.ended():
             return self._reported_fault(state) or Fault(f"the arm's process {ended}; call ~/recover", ("process_died",))
@@ -120,11 +120,11 @@ class Arm:
             return self._report_for_it(
                 Fault(
                     f"no answer from {self.address} within {CONNECT_TIME:.0f} s: another program may hold the robot, or "
-                    f"robot_ip, cable or power are wrong; end the other program or mend that, then call ~/recover",
+                    f"robot_ip, cable or power are wrong; end the other program or fix that, then call ~/recover",
                     ("no_answer",),
                 )
             )
-        silent = min(waited, now - alive) if phase != memory.FAULT else waited  # a fault that was to be recovered from
+        silent = min(waited, now - alive) if phase != memory.FAULT else waited  # in FAULT: a recovery was requested
         if phase != memory.CONNECTING and silent > HANG_TIME:
             self.child.kill()
             return self._report_for_it(
@@ -139,7 +139,7 @@ class Arm:
         return Fault(record["text"].item().decode(errors="ignore"), tuple(record["names"].item().decode().split()))
 
     def _report_for_it(self, fault: Fault) -> Fault:
-        """Publish a fault in place of the process, which has ended."""
+        """Publish a fault on behalf of the process, which has ended."""
         record = memory.record("arm", "fault")
         record["text"], record["names"] = str(fault).encode(), " ".join(fault.names).encode()
         self._latest["fault"].write(record)
@@ -148,7 +148,7 @@ class Arm:
         return fault
 
     def close(self) -> None:
-        """Bring the arm to rest, end the motion and the process."""
+        """Bring the arm to rest, and end the motion and the process."""
         self._request["mode"] = memory.END
         self._ask()
         self.child.wait(END_TIME)
@@ -156,6 +156,6 @@ class Arm:
 
 
 def percentile(histogram: NDArray[np.int64], fraction: float) -> int:
-    """The bin of a histogram below which this fraction (0 to 1) of the values lie, the last one for 1; 0 when it is empty."""
+    """The bin of a histogram below which this fraction (0 to 1) of the values lie, the last one for 1; 0 if it is empty."""
     total = np.cumsum(histogram)
     return int(np.searchsorted(total, fraction * total[-1])) if total[-1] else 0

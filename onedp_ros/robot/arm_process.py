@@ -1,9 +1,9 @@
 """The arm's process: libfranka's 1 kHz loop and nothing else.
 
-pylibfranka holds the interpreter's lock in every call, so whatever shares the process with the loop makes it late; hence a process
-of its own, started by :class:`onedp_ros.robot.arm.Arm`:
-``python -m onedp_ros.robot.arm_process DESCRIPTOR PARENT ADDRESS OPTIONS``.
-Targets and requests come, and states go, through shared memory. It decelerates, ends the motion and exits when its parent has died.
+pylibfranka holds the GIL in every call, so anything else in the process would delay the loop; hence a separate process, started by
+:class:`onedp_ros.robot.arm.Arm`: ``python -m onedp_ros.robot.arm_process DESCRIPTOR PARENT ADDRESS OPTIONS``.
+It receives targets and requests, and publishes states, through shared memory. If its parent dies, it decelerates, ends the motion
+and exits.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from onedp_ros.robot.settings import RobotSettings
 
 PUBLISH_EVERY = 5  # cycles: states at 200 Hz
 PRIORITY = 80  # of SCHED_FIFO
-TORQUE_STEP = 0.9 * TORQUE_RATE * 0.001  # Nm a cycle
-SETTLED = 0.02  # rad/s: joints slower than that are at rest
-SETTLE_TIME = 0.4  # s that the arm may take to come to rest behind the reference
-PAUSE = 500_000_000  # ns between two cycles in which this process must have stood still
-IDLE_PERIOD = 0.02  # s between looks at requests without a robot
+TORQUE_STEP = 0.9 * TORQUE_RATE * 0.001  # Nm per cycle
+SETTLED = 0.02  # rad/s: slower joints are at rest
+SETTLE_TIME = 0.4  # s that the arm may take to come to rest after the reference
+PAUSE = 500_000_000  # ns between two cycles from which on this process must have been paused
+IDLE_PERIOD = 0.02  # s between checks for requests without a robot
 
 STILL, UPRIGHT = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)
 
@@ -48,7 +48,7 @@ CONTROLLER_MODES = {
 
 @dataclasses.dataclass
 class ControlStatus:
-    """What is published of the control besides libfranka's state; see ``memory``."""
+    """The published state of the control besides libfranka's; see ``memory``."""
 
     phase: int = memory.CONNECTING
     serial: int = 0
@@ -59,14 +59,14 @@ class ControlStatus:
 
 
 class ArmProcess:
-    """Connects, controls while asked to, and publishes what happens.
+    """Connects, controls on request, and publishes states and faults.
 
     Args:
         descriptor: of the parent's :func:`~onedp_ros.robot.memory.arm_memory`.
-        parent: its process.
+        parent: the parent's process id.
         address: the robot's.
         enforce: fail without real-time scheduling, as libfranka does by default.
-        cpu: processor to run on; -1: any.
+        cpu: core to run on; -1: any.
     """
 
     def __init__(self, descriptor: int, parent: int, address: str, settings: RobotSettings, enforce: bool, cpu: int) -> None:
@@ -80,17 +80,17 @@ class ArmProcess:
         self._faulty = False
         # faster than NumPy on one number
         self._work, self._gap = (memoryview(self._memory.arrays[name].data) for name in ("work", "gap"))
-        self._still = 0  # ns that this process stood still under control
+        self._still = 0  # ns that this process was paused under control
         self._measured: Any = None  # libfranka's state in this cycle
         self._follower = TargetFollower(settings.follow, settings.servo, settings.joints, self._joints)
 
     def run(self) -> None:
-        """Until asked to end, or until the parent has died."""
+        """Run until asked to end, or until the parent has died."""
         self._publish_phase(memory.CONNECTING)
         while self._asked() != memory.END:
             try:
                 self._advance()
-            except Exception as error:  # libfranka's own have no common base
+            except Exception as error:  # libfranka's exceptions have no common base
                 self._fail(error)
         self._robot = None
         self._publish_phase(memory.ENDED)
@@ -100,7 +100,7 @@ class ArmProcess:
         return memory.END if os.getppid() != self._parent else mode
 
     def _advance(self) -> None:
-        """One look at the requests, and what they ask for."""
+        """Check the requests once and act on them."""
         mode, serial = self._asked(), self._serial
         if self._faulty and serial <= self._status.serial:
             if self._robot is None:
@@ -132,7 +132,7 @@ class ArmProcess:
             return
         first = robot.read_once()
         if first.robot_mode == franka.RobotMode.Reflex:
-            robot.automatic_error_recovery()  # of a motion before ours; settings are refused in reflex
+            robot.automatic_error_recovery()  # from an earlier motion; settings are rejected in reflex mode
         torque, force = list(arm.collision_torque), list(arm.collision_force)
         robot.set_collision_behavior(torque, torque, force, force)
         robot.set_load(arm.load_mass, list(arm.load_center), list(arm.load_inertia))
@@ -143,7 +143,7 @@ class ArmProcess:
         self._latest["notes"].write(notes)
 
     def _ask_for_realtime(self) -> str:
-        """SCHED_FIFO, a processor, locked memory. Returns which were granted, and how to get the others."""
+        """Request SCHED_FIFO, a core and locked memory. Returns what was granted, and how to get the rest."""
         granted, refused = [], []
         if self._cpu >= 0:
             try:
@@ -177,7 +177,7 @@ class ArmProcess:
     # with control
 
     def _control(self, mode: int) -> None:
-        """Control until something else is asked for and the arm is at rest. Raises what libfranka raises."""
+        """Control until something else is requested and the arm is at rest. Raises libfranka's exceptions."""
         self._still = 0
         gc.collect()
         gc.disable()
@@ -196,7 +196,7 @@ class ArmProcess:
         last_work, last_gap = memory.WORK_BINS - 1, memory.GAP_BINS - 1
         state, period = control.readOnce()
         self._measured = state
-        # The motion generator starts where the robot was last commanded to be, within a millimetre of where it is.
+        # The motion generator starts at the robot's last commanded pose, within a millimetre of the measured one.
         if mode == memory.POSE:
             follower.start(*pose_from_columns(state.O_T_EE_c), now())
         else:
@@ -217,7 +217,7 @@ class ArmProcess:
             if requests.count != asked or cycle % PUBLISH_EVERY == 0:
                 asked, wanted = requests.count, self._asked()
                 if self._serial > status.serial:
-                    wanted = memory.REST  # somebody asks to recover: the answer is given at rest
+                    wanted = memory.REST  # a recovery was requested: it is done at rest
             self._measured = state
             follower.catch_up(ticks, state.O_T_EE_c if mode == memory.POSE else None)
             follower.step(received, *given, begin, wanted != mode)
@@ -227,7 +227,7 @@ class ArmProcess:
             else:
                 dq = np.array(state.dq)
                 desired = self._torque(state, dq, posture)
-                last = np.array(state.tau_J_d)  # what the robot took last, not what was sent
+                last = np.array(state.tau_J_d)  # the last torque that the robot received, not the last one sent
                 torque = np.minimum(np.maximum(desired, last - TORQUE_STEP), last + TORQUE_STEP)
                 command = franka.Torques(torque.tolist())
                 resting = resting + 1 if ended else 0
@@ -263,7 +263,7 @@ class ArmProcess:
         position, quaternion = map(np.array, pose_from_columns(state.O_T_EE))
         reference = self._follower.filter
         gains, mass = self._settings.impedance, None
-        if self._follower.state == "stopping":  # a policy knows how the arm lags behind; a stop may not
+        if self._follower.state == "stopping":  # a policy has learned the arm's lag; a stop must not lag
             mass = np.array(self._model.mass(state)).reshape(7, 7)
         spring = impedance_torque(gains, reference, position, quaternion, jacobian, dq, posture - q, mass)
         return np.minimum(np.maximum(spring + self._model.coriolis(state), -TORQUE_LIMITS), TORQUE_LIMITS)
@@ -294,7 +294,7 @@ class ArmProcess:
         )
 
     def _publish_phase(self, phase: int) -> None:
-        """Publish the phase, with the last state that was read."""
+        """Publish the phase, with the last state read."""
         self._status.phase = phase
         record = memory.record("arm", "state")
         self._latest["state"].read(record)
@@ -318,7 +318,7 @@ PHASE_OF = {"holding": memory.HOLDING, "following": memory.FOLLOWING, "stopping"
 
 def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent asks for the end, or dies
+        signal.signal(number, signal.SIG_IGN)  # ends when the parent requests it or dies
     options = json.loads(argv[3])
     settings = RobotSettings.from_dict(options["settings"])
     ArmProcess(int(argv[0]), int(argv[1]), argv[2], settings, options["enforce"], options["cpu"]).run()

@@ -1,4 +1,4 @@
-"""A process of the robot's and its parent's watch over it."""
+"""A child process for arm or hand, as its parent sees it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from onedp_ros import clock
 from onedp_ros.resources import child_environment
 
-# One thread each: the arrays are small, and threads would only wait for each other.
+# One thread each: the arrays are small, and more threads would only wait for each other.
 ENVIRONMENT = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -24,7 +24,7 @@ class Child:
         self.started = 0.0  # s, of onedp_ros.clock
 
     def start(self) -> None:
-        """Start it; nothing when it runs."""
+        """Start the process, unless it is running."""
         if self._process is not None and self._process.poll() is None:
             return
         command = [
@@ -45,20 +45,20 @@ class Child:
         return self._process.pid if self._process is not None else 0
 
     def ended(self) -> str:
-        """How it ended, in words; empty while it runs or was never started."""
+        """How the process ended, as text; empty while it runs or was never started."""
         status = None if self._process is None else self._process.poll()
         if status is None:
             return ""
         return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def wait(self, seconds: float) -> None:
-        """Give it so long to end, then kill it."""
+        """Wait this long for the process to end, then kill it."""
         if self._process is not None:
             try:
                 self._process.wait(seconds)

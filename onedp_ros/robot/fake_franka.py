@@ -1,7 +1,7 @@
-"""A robot to try the real client on, without an arm. Serves Franka's own protocol on this machine alone.
+"""A fake robot for testing the real client without an arm. Serves Franka's own protocol, on this machine only.
 
-The server (``fake_franka_server.py``) needs packages that cannot live beside this one's, so it has a virtual environment of its
-own, made at the first start.
+The server (``fake_franka_server.py``) needs packages that conflict with this package's, so it has its own virtual environment,
+created at the first start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SERVER = Path(__file__).with_name("fake_franka_server.py")
 
 
 def environment() -> Path:
-    """The Python of the server's virtual environment, which is made when it is not there or its packages changed.
+    """The Python of the server's virtual environment, which is created if it is missing or its packages changed.
 
     Raises:
         RuntimeError: the packages could not be installed.
@@ -41,21 +41,19 @@ def environment() -> Path:
     wanted = f"{sys.version}\n{pinned.read_text()}"
     if python.exists() and made_from.exists() and made_from.read_text() == wanted:
         return python
-    print(
-        f"making the fake robot's environment in {folder}; the first time this downloads about 100 MB", file=sys.stderr, flush=True
-    )
+    print(f"creating the fake robot's environment in {folder}; this downloads about 100 MB once", file=sys.stderr, flush=True)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", str(pinned)]
     for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], pip):
         if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
             raise RuntimeError(
-                f"could not make the fake robot's environment: {' '.join(command)} printed: {done.stderr.strip()[-800:]}"
+                f"could not create the fake robot's environment: {' '.join(command)} printed: {done.stderr.strip()[-800:]}"
             )
     made_from.write_text(wanted)
     return python
 
 
 def _variables() -> dict[str, str]:
-    """Of the server's process: none of this one's Python, and one thread, or its small matrices cost it its rate."""
+    """Environment of the server's process: no PYTHON variables of this one, and single-threaded, or it misses its rate."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | ENVIRONMENT
 
 
@@ -106,7 +104,8 @@ class FakeFranka:
             self._answers.clear()
 
     def tell(self, command: str) -> None:
-        """A command of the server: ``reflex``, ``press``, ``release``, ``object WIDTH``, ``flush``. Returns when it is done."""
+        """Send a command to the server: ``reflex``, ``press``, ``release``, ``object WIDTH``, ``flush``. Returns when it is
+        done."""
         assert self._process.stdin is not None
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
@@ -114,7 +113,7 @@ class FakeFranka:
 
 
 def read_log(path: Path) -> NDArray[np.void]:
-    """What the robot wrote about every cycle: time (s), q, dq, twist (m/s, rad/s), pose and commanded_pose (16, column-major),
+    """Read the robot's log, one record per cycle: time (s), q, dq, twist (m/s, rad/s), pose and commanded_pose (16, column-major),
     torque, mode, errors (bits), success_rate."""
     with path.open("rb") as file:
         kind = np.dtype(

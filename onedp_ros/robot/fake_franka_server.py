@@ -1,14 +1,14 @@
 """The server behind ``onedp fake-franka``: franka-sim's FR3 with limits enforced and a hand that takes real time.
 
-Runs as a script in an environment of its own (``fake_franka.py`` makes it), since franka-sim needs an older MuJoCo. Nothing of
-this package is imported here.
+Runs as a script in its own environment (created by ``fake_franka.py``), since franka-sim needs an older MuJoCo. Imports nothing of
+this package.
 
-Other than franka-sim's own, this robot stands at a pose above the table, reports a hand as one configured in Desk (the tool point
-0.1034 m below the flange's hand), writes what it does to a log, and takes commands from standard input, one a line::
+Unlike franka-sim's own server, this robot starts at a pose above the table, reports a hand like one configured in Desk (tool center
+point 0.1034 m below the hand's flange), logs its states, and takes commands from standard input, one per line::
 
     reflex            the arm bumped into something: cartesian_reflex
     press / release   the user stop
-    object 0.05       something 0.05 m wide lies between the fingers; "object none" takes it away
+    object 0.05       an object 0.05 m wide between the fingers; "object none" removes it
     quit
 
 Prints ``ready`` once it accepts clients. Sources: https://github.com/BarisYazici/franka-sim, libfranka's research_interface.
@@ -41,7 +41,7 @@ from franka_sim.gripper.backend import FrankaHandSim
 JOINTS = (0.0, -0.2, 0.0, -2.25, 0.0, 2.05, 0.7853)  # rad, the hand above the table, pointing down
 ARMATURE = 0.195  # kg m², rotors and gears; the URDF has none
 FLANGE_TO_HAND, HAND_TO_TOOL = 0.107, 0.1034  # m, FR3 and Franka Hand manuals; franka-sim's flange is link 7
-CARTESIAN_REFLEX = 7  # position in libfranka's list of errors
+CARTESIAN_REFLEX = 7  # index in libfranka's list of errors
 USER_STOPPED, IDLE = 5, 1  # robot modes
 
 RECORD = np.dtype(
@@ -61,7 +61,7 @@ RECORD = np.dtype(
 
 
 class SlowHand(FrankaHandSim):
-    """A hand whose fingers move at the speed asked for; a command starts 0.1 s late, as the real one does."""
+    """A hand whose fingers move at the commanded speed; a command starts after 0.1 s, as on the real hand."""
 
     LATENCY = 0.1  # s
 
@@ -89,7 +89,7 @@ class SlowHand(FrankaHandSim):
 
 
 class FakeFranka(FrankaSimServer):
-    """franka-sim's server with a hand in Desk, a log, and faults on demand."""
+    """franka-sim's server with a hand configured as in Desk, a log, and faults on demand."""
 
     def __init__(self, log: Path | None, compatible: bool, **kwargs: Any) -> None:
         self._log = log.open("wb", buffering=1 << 20) if log is not None else None
@@ -102,7 +102,7 @@ class FakeFranka(FrankaSimServer):
 
     def reset_state(self) -> None:
         super().reset_state()
-        turn = -math.pi / 4  # the hand is mounted turned
+        turn = -math.pi / 4  # the hand is mounted rotated
         c, s = math.cos(turn), math.sin(turn)
         hand = [c, s, 0, 0, -s, c, 0, 0, 0, 0, 1, 0, 0, 0, FLANGE_TO_HAND + HAND_TO_TOOL, 1]
         self.robot_state.state["F_T_NE"] = [float(v) for v in hand]
@@ -140,7 +140,7 @@ class FakeFranka(FrankaSimServer):
         self._abort_with_error(CARTESIAN_REFLEX, "a collision was provoked")
 
     def press(self) -> None:
-        """The user stop: the motion ends, and none begins before it is released."""
+        """Press the user stop: the motion ends, and none starts until it is released."""
         self._pressed = True
         with self._motion_lock:
             state = self.robot_state.state
@@ -185,7 +185,7 @@ def arm_model(urdf: Path, folder: Path) -> Path:
 
 
 def serve_commands(server: FakeFranka, hand: SlowHand, until_eof: bool) -> None:
-    """Faults on demand, from standard input."""
+    """Provoke faults by commands from standard input."""
     for line in sys.stdin:
         words = line.split()
         if words[:1] == ["object"] and len(words) == 2:
@@ -210,11 +210,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="onedp fake-franka")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve, of this machine only (default 127.0.0.1)")
     parser.add_argument("--log", type=Path, help="file for the state of every cycle; fake_franka.read_log reads it")
-    parser.add_argument("--object", type=float, help="width of something between the fingers, m")
+    parser.add_argument("--object", type=float, help="width of an object between the fingers, m")
     parser.add_argument("--incompatible", action="store_true", help="speak another version of the protocol")
-    parser.add_argument("--joints", type=float, nargs=7, default=JOINTS, help="where the arm stands, rad")
-    parser.add_argument("--cpu", type=int, default=-1, help="processor to keep to (default: any)")
-    parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
+    parser.add_argument("--joints", type=float, nargs=7, default=JOINTS, help="initial joint angles, rad")
+    parser.add_argument("--cpu", type=int, default=-1, help="core to run on (default: any)")
+    parser.add_argument("--until-eof", action="store_true", help="exit when standard input closes")
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
     if not args.host.startswith("127."):
@@ -224,7 +224,7 @@ def main() -> None:
         signal.signal(number, stop)
     if args.cpu >= 0:
         os.sched_setaffinity(0, {args.cpu})
-    with contextlib.suppress(PermissionError):  # a robot has a computer of its own
+    with contextlib.suppress(PermissionError):  # a real robot has its own computer
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
     mujoco_franka_sim.ARM_INITIAL_Q = np.array(args.joints)
     with tempfile.TemporaryDirectory() as folder:

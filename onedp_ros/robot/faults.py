@@ -1,4 +1,4 @@
-"""What stopped the arm, in words: cause and remedy."""
+"""Descriptions of what stopped the arm: cause and remedy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ REMEDIES = {
     ),
     "joint_position_limits_violation": "a joint is at the end of its range; move the arm by hand, or in Desk, then call ~/recover",
     "power_limit_violation": "the robot's power limit; move slower or carry less, then call ~/recover",
-    "instability_detected": "the robot's controller saw an oscillation; lower the stiffness, then call ~/recover",
+    "instability_detected": "the robot's controller detected an oscillation; lower the stiffness, then call ~/recover",
 }
 
 
 class Fault(RuntimeError):
-    """Why the arm does not move. ``names``: what it is called, libfranka's error names among them."""
+    """Why the arm does not move. ``names``: identifiers, including libfranka's error names."""
 
     def __init__(self, text: str, names: tuple[str, ...]) -> None:
         super().__init__(text)
@@ -26,7 +26,7 @@ class Fault(RuntimeError):
 
 
 def pause_fault(what: str, seconds: float, names: tuple[str, ...] = ()) -> Fault:
-    """A process of the arm stood still for so long; ``names`` are of the errors that it met then."""
+    """The fault of a process that was paused for this long (s); ``names``: errors that it caused."""
     because = f" ({', '.join(names)})" if names else ""
     return Fault(
         f"{what} stood still for {seconds:.1f} s{because}: stopped, swapped out, or suspended with the machine; look at the arm, "
@@ -36,7 +36,7 @@ def pause_fault(what: str, seconds: float, names: tuple[str, ...] = ()) -> Fault
 
 
 def explain(error: BaseException, address: str) -> Fault:
-    """An exception of pylibfranka -> the fault, with cause and remedy. ``address`` is the robot's."""
+    """Turn an exception of pylibfranka into a fault with cause and remedy. ``address`` is the robot's."""
     text = str(error).removeprefix("libfranka: ").strip()
     low, kind = text.lower(), type(error).__name__
     names = tuple(dict.fromkeys(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text)))
@@ -47,7 +47,7 @@ def explain(error: BaseException, address: str) -> Fault:
     if "incompatible library version" in low:
         return Fault(
             f"the robot at {address} speaks another version of the protocol: {text}; this client needs an FR3 with system 5.9.0 or "
-            f"later: update the robot, or install the pylibfranka that fits it",
+            f"later: update the robot, or install the matching pylibfranka",
             ("incompatible_version",),
         )
     if kind == "RealtimeException":

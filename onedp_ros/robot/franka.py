@@ -1,4 +1,4 @@
-"""An FR3 with its hand: when it may move, and what becomes of it when something fails."""
+"""An FR3 with its hand: when it may move, and how it reacts to faults."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from onedp_ros.robot.faults import Fault
 from onedp_ros.robot.hand import Hand
 from onedp_ros.robot.settings import RobotSettings
 
-READY_TIME = CONNECT_TIME + 5.0  # s until arm and hand are connected, with the start of their processes, 1 s or more
-START_TIME = 3.0  # s until control has begun
-SETTLING, REST_TIME = 0.3, 1.0  # s that an arm that brakes takes to settle, and after which it must be at rest
-PERIOD = 0.005  # s between looks while waiting
-AUTO_RECOVERY_PAUSE = 10.0  # s: a fault that comes back sooner is not recovered from by itself
+READY_TIME = CONNECT_TIME + 5.0  # s until arm and hand are connected, including the start of their processes, 1 s or more
+START_TIME = 3.0  # s until control has started
+SETTLING, REST_TIME = 0.3, 1.0  # s that a braking arm takes to settle, and after which it must be at rest
+PERIOD = 0.005  # s, polling period while waiting
+AUTO_RECOVERY_PAUSE = 10.0  # s: no automatic recovery from a fault that recurs sooner
 
 
 class Franka:
-    """Arm and hand. After any fault it stands still, named in ``fault``, until :meth:`recover`.
+    """Arm and hand. After any fault, kept in ``fault``, it holds still until :meth:`recover`.
 
-    A file in the temporary directory tells the next process that this one died while it controlled the arm.
+    A marker file in the temporary directory tells the next process if this one died while it controlled the arm.
 
     Args:
         address: the robot's.
         enforce: whether to fail without real-time scheduling.
-        cpu: processor of its own for the control loop; -1: any.
-        idle: called again and again while :meth:`connect`, :meth:`activate` or :meth:`recover` waits.
+        cpu: core dedicated to the control loop; -1: any.
+        idle: called repeatedly while :meth:`connect`, :meth:`activate` or :meth:`recover` waits.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Franka:
         self._marked = False
 
     def connect(self) -> None:
-        """Start both processes and connect. Fault when one cannot, usually within 5 s."""
+        """Start both processes and connect. Raises Fault if that fails, usually within 5 s."""
         self.arm.start()
         self.hand.start()
         self._await_both(lambda: self.arm.phase != "connecting")
@@ -68,8 +68,8 @@ class Franka:
             self.fault = Fault(text, ("left_active",))
 
     def activate(self) -> None:
-        """Begin to control, at rest at the measured pose. What prevents it becomes ``fault``; OSError when the mark of an arm under
-        control cannot be written: then nothing is active."""
+        """Start control, at rest at the measured pose. A failure is kept in ``fault``; OSError if the marker file cannot be
+        written, and then nothing is active."""
         self._marker.touch()
         self.active = self._marked = True
         self._control()
@@ -84,7 +84,7 @@ class Franka:
             self._stop(fault)
 
     def deactivate(self) -> None:
-        """Decelerate and end the motion; the arm stands still when this returns, or has a fault."""
+        """Decelerate and end the motion; when this returns, the arm is at rest or has a fault."""
         self.active = False
         self.arm.control("rest")
         try:
@@ -94,14 +94,14 @@ class Franka:
         self._unmark()
 
     def _unmark(self) -> None:
-        """The arm is not left by accident, unless nobody has looked at it since the last accident."""
+        """Remove the marker file, unless the crash that it reports has not been acknowledged by a recovery."""
         if self._marked and (self.fault is None or "left_active" not in self.fault.names):
-            with contextlib.suppress(OSError):  # the next process then warns in vain
+            with contextlib.suppress(OSError):  # the next process then warns for no reason
                 self._marker.unlink(missing_ok=True)
             self._marked = False
 
     def watch(self) -> None:
-        """Look for faults; call it at least ten times a second."""
+        """Check for faults; call it at 10 Hz or more."""
         fault = self._fault()
         if fault is None or self.fault is not None:
             return
@@ -116,7 +116,7 @@ class Franka:
                 self.fault = another
 
     def give_up(self, fault: Fault) -> None:
-        """Stand still until :meth:`recover`, for a reason that arm and hand do not know of."""
+        """Hold still until :meth:`recover`, for a fault that arm and hand do not detect themselves."""
         if self.active and (self.fault is None or self._recovering):
             self._stop(fault)
 
@@ -125,10 +125,10 @@ class Franka:
         self.arm.control("rest")
 
     def target(self, position: ArrayLike, quaternion: ArrayLike, arrived: int | None = None) -> str:
-        """A tool pose to follow, (3,) m and (4,) xyzw in the base frame. Why it was refused; empty when it was not.
+        """Follow a tool pose, (3,) m and (4,) xyzw in the base frame. Returns why it was refused, or an empty string.
 
         Args:
-            arrived: when it came, ns of :func:`.clock.now_ns`; default: now.
+            arrived: its arrival time, ns of :func:`.clock.now_ns`; default: now.
         """
         reason = pose_fault(position, quaternion) or ("inactive" if not self.active else "") or ("fault" if self.fault else "")
         reason = reason or ("braking" if self._braking() else "")
@@ -139,7 +139,7 @@ class Franka:
         return reason
 
     def brake(self) -> None:
-        """Slow down and stay. Targets are refused until the arm is at rest."""
+        """Decelerate and hold. Targets are refused until the arm is at rest."""
         if self.active and self.fault is None:
             self._braked_at = clock.now()
             self.arm.stop()
@@ -149,12 +149,12 @@ class Franka:
         return since < SETTLING or (since < REST_TIME and self.arm.phase == "stopping")
 
     def opening(self, opening: float) -> None:
-        """A requested opening between the fingers, m; left where a fault is or nothing is active."""
+        """Request a gripper opening, m; ignored during a fault or while inactive."""
         if self.active and self.fault is None:
             self.hand.command(opening)
 
     def recover(self) -> None:
-        """Mend what can be mended and, when active, control again, at rest. Fault when something remains."""
+        """Recover arm and hand and, if active, resume control, at rest. Raises Fault if something remains."""
         before, self._recovering = self.fault, True
         try:
             self.arm.control("rest")
@@ -170,7 +170,7 @@ class Franka:
             raise self.fault from error
         finally:
             self._recovering = False
-        if self.fault is not before and self.fault is not None:  # something made it give up meanwhile
+        if self.fault is not before and self.fault is not None:  # give_up() was called meanwhile
             raise self.fault
         self.fault = None
         if self.active:
@@ -179,7 +179,8 @@ class Franka:
             raise self.fault
 
     def _await_both(self, arm_ready: Callable[[], bool]) -> None:
-        """Until the arm is ready and the hand connected. The arm's fault comes first, often the hand's cause."""
+        """Wait until the arm is ready and the hand connected. The arm's fault is reported first: it is often the cause of the
+        hand's."""
         begin = time.monotonic()
         self._await(arm_ready, READY_TIME, hand=False)
         self._await(lambda: bool(self.hand.state()["connected"]), READY_TIME - (time.monotonic() - begin))
@@ -188,7 +189,7 @@ class Franka:
         return self.arm.fault() or (self.hand.fault() if hand else None)
 
     def _await(self, done: Callable[[], bool], seconds: float, hand: bool = True) -> None:
-        """Until ``done()``. Fault when there is one, or when that takes longer than ``seconds``."""
+        """Wait until ``done()``. Raises any fault, and Fault if it takes longer than ``seconds``."""
         deadline = time.monotonic() + seconds
         while not done():
             if (fault := self._fault(hand)) is not None:
@@ -203,7 +204,7 @@ class Franka:
             raise fault
 
     def close(self, wanted: bool = True) -> None:
-        """Bring the arm to rest and end both processes. Not ``wanted``: something failed, and the next process will report it."""
+        """Bring the arm to rest and end both processes. ``wanted`` False: after a failure, which the next process will report."""
         self.active = False
         self.arm.close()
         self.hand.close()

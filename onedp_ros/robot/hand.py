@@ -1,4 +1,4 @@
-"""The hand as its node sees it: requested openings in, widths and faults out. No call waits for it."""
+"""The node's interface to the hand: requested openings in, widths and faults out. No call waits for the hand."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from onedp_ros.robot.child import Child
 from onedp_ros.robot.faults import Fault
 
 CONNECT_TIME = 4.5  # s from its start until the hand's process must be connected
-HANG_TIME = 3.0  # s without a sign of life
+HANG_TIME = 3.0  # s without a heartbeat
 COMMAND_TIME = 20.0  # s that a command may take; homing takes about ten
-END_TIME = 0.1  # s that the process gets to end; what the hand does, it finishes by itself
+END_TIME = 0.1  # s for the process to end; the hand finishes its command by itself
 REQUESTS = {"open": memory.OPEN, "closed": memory.CLOSED}
 
 
 class Hand:
-    """A process that commands the hand, watched."""
+    """Runs and monitors the process that commands the hand."""
 
     def __init__(self, address: str, settings: GripperSettings) -> None:
         self._address = address
@@ -33,19 +33,19 @@ class Hand:
         self.intent = GripperIntent(settings)
 
     def start(self) -> None:
-        """Start the process, which connects at once. See :meth:`fault` for how that went."""
+        """Start the process, which connects at once; :meth:`fault` reports failures."""
         self._state["connected"], self._state["moving"], self._state["problem"] = False, False, b""
         self._latest["state"].write(self._state)
         self.child.start()
 
     def command(self, opening: float) -> None:
-        """Take a requested opening, m; the hand is told when it turns from open to closed or back."""
+        """Request an opening, m; the hand gets a command when the request changes between open and closed."""
         turned = self.intent.update(opening)
         if self.intent.request:
             self._send(REQUESTS[self.intent.request], turned)
 
     def home(self) -> None:
-        """Find the fingers' range anew: closes and opens the hand."""
+        """Home the gripper: closes and opens the hand to find the fingers' range."""
         self.intent.request = ""  # the next request is sent, whatever was sent before
         self._intent["homings"] += 1
         self._intent["homing_stamp"] = clock.now_ns()
@@ -57,7 +57,7 @@ class Hand:
         self._latest["intent"].write(self._intent)
 
     def recover(self) -> None:
-        """Start an ended process anew. An earlier request is not repeated; the next one is sent."""
+        """Restart the process if it has ended. An earlier request is not repeated; the next one is sent."""
         if self.child.ended():
             self.intent.request = ""
             self.start()
@@ -69,7 +69,7 @@ class Hand:
 
     @property
     def width(self) -> float:
-        """Opening, m. While a command is under way the hand cannot be asked: its speed tells."""
+        """Opening, m. It cannot be read during a command, and is then extrapolated from the speed."""
         state = self.state()
         width = float(state["width"])
         if not state["moving"] or self.child.ended():
@@ -80,11 +80,11 @@ class Hand:
 
     @property
     def problem(self) -> str:
-        """What was wrong with the last command; empty when nothing was."""
+        """What went wrong with the last command; empty if nothing did."""
         return str(self.state()["problem"].item().decode(errors="ignore"))
 
     def fault(self) -> Fault | None:
-        """Why the hand cannot be used; None when it can. Ends a process that hangs."""
+        """Why the hand cannot be used, or None. Kills a process that hangs."""
         if ended := self.child.ended():
             return Fault(
                 f"the gripper's process {ended}{f' ({self.problem})' if self.problem else ''}; is a Franka hand mounted and free? "
@@ -98,7 +98,8 @@ class Hand:
             return None
         self.child.kill()
         return Fault(
-            f"no answer from the gripper at {self._address} within {allowed:.0f} s; end what else holds it, then call ~/recover",
+            f"no answer from the gripper at {self._address} within {allowed:.0f} s; end any other program that uses it, then call "
+            f"~/recover",
             ("gripper_no_answer",),
         )
 

@@ -1,8 +1,8 @@
-"""The hand's process: pylibfranka's gripper commands take up to a second each and hold the interpreter's lock all the while.
+"""The hand's process: each of pylibfranka's gripper commands takes up to a second and holds the GIL meanwhile.
 
 ``python -m onedp_ros.robot.hand_process DESCRIPTOR PARENT ADDRESS SETTINGS``, started by :class:`onedp_ros.robot.hand.Hand`. A
-command cannot be cut short; when it has ended, the newest request is obeyed, and those in between are forgotten. A request
-that is some time old waits until it is made again: this process may have been stopped in between.
+command cannot be interrupted; when it ends, the newest request is executed, and those in between are dropped. A stale request is
+not executed until it is repeated: this process may have been suspended in between.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from onedp_ros import clock
 from onedp_ros.control.gripper import GripperSettings
 from onedp_ros.robot import memory
 
-LATE = 1_500_000_000  # ns since it was made: a command takes about a second, and requests wait for its end
+LATE = 1_500_000_000  # ns after which a request is stale: a command takes about a second, and requests wait for its end
 
 
 class HandProcess:
-    """Obeys the newest request and reports the width."""
+    """Executes the newest request and reports the width."""
 
     def __init__(self, descriptor: int, parent: int, address: str, settings: GripperSettings) -> None:
         self._latest = memory.hand_memory(descriptor).latest
@@ -31,7 +31,7 @@ class HandProcess:
         self._address = address
 
     def run(self) -> None:
-        """Until asked to leave, or until the parent has died."""
+        """Run until asked to leave, or until the parent has died."""
         self._gripper = franka.Gripper(self._address)
         _, obeyed, _, homings, _ = self._latest["intent"].unpack()
         self._look()
@@ -61,7 +61,7 @@ class HandProcess:
         self._report()
 
     def _obey(self, request: int | None) -> None:
-        """Do what is requested, or find the fingers' range."""
+        """Execute a request; None: homing."""
         s, record = self._settings, self._state
         record["moving"], record["begin"], record["speed"] = True, clock.now_ns(), s.speed
         record["goal"] = 0.0 if request == memory.CLOSED else s.width
@@ -69,7 +69,7 @@ class HandProcess:
         problem = ""
         try:
             if request == memory.CLOSED:
-                half = 0.5 * s.width  # anything between the empty width and the whole one is an object
+                half = 0.5 * s.width  # anything wider than the empty width is an object
                 if not self._gripper.grasp(half, s.speed, s.force, half - s.empty_width, half):
                     problem = "the grasp closed on nothing; open and close again"
             elif request == memory.OPEN:
@@ -84,7 +84,7 @@ class HandProcess:
         record["problem"] = problem.encode()[:300]
 
     def report_last(self, problem: str) -> None:
-        """Why the process ends."""
+        """Report why the process ends."""
         self._state["connected"], self._state["problem"] = False, problem.encode()[:300]
         self._report()
 
@@ -95,7 +95,7 @@ class HandProcess:
 
 def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent asks for the end, or dies
+        signal.signal(number, signal.SIG_IGN)  # ends when the parent requests it or dies
     process = HandProcess(int(argv[0]), int(argv[1]), argv[2], GripperSettings(**json.loads(argv[3])))
     try:
         process.run()

@@ -1,4 +1,4 @@
-"""The records that the node's process, the arm's and the hand's exchange. Monotonic stamps are ns of ``onedp_ros.clock``."""
+"""The records exchanged by the processes of node, arm and hand. Monotonic stamps are ns of ``onedp_ros.clock``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import numpy as np
 
 from onedp_ros.robot.shared import SharedMemory
 
-REST, POSE, IMPEDANCE, END = range(4)  # what the arm's process is asked for
+REST, POSE, IMPEDANCE, END = range(4)  # requests to the arm's process
 PHASES = ("connecting", "idle", "holding", "following", "stopping", "fault", "ended")
 CONNECTING, IDLE, HOLDING, FOLLOWING, STOPPING, FAULT, ENDED = range(7)
 ROBOT_MODES = ("other", "idle", "move", "guiding", "reflex", "user_stopped", "automatic_error_recovery")
 
-WORK_BINS, GAP_BINS = 5000, 6000  # of 1 µs and 10 µs; the last holds all that is longer
+WORK_BINS, GAP_BINS = 5000, 6000  # of 1 µs and 10 µs; the last bin holds everything longer
 
 _ARM: dict[str, np.dtype] = {
     # node -> arm
-    "request": np.dtype([("mode", "u1"), ("serial", "i8")]),  # a higher serial asks to recover from a fault
+    "request": np.dtype([("mode", "u1"), ("serial", "i8")]),  # a higher serial requests recovery from a fault
     "target": np.dtype([("stamp", "i8"), ("position", "f8", 3), ("quaternion", "f8", 4)]),  # monotonic
     # arm -> node
     "state": np.dtype(
@@ -24,7 +24,7 @@ _ARM: dict[str, np.dtype] = {
             ("alive", "i8"),  # monotonic
             ("phase", "u1"),
             ("robot_mode", "u1"),
-            ("serial", "i8"),  # of the last request to recover that was answered
+            ("serial", "i8"),  # of the last recovery request that was handled
             ("q", "f8", 7),
             ("dq", "f8", 7),
             ("torque", "f8", 7),
@@ -35,8 +35,8 @@ _ARM: dict[str, np.dtype] = {
             ("success_rate", "f8"),
             ("fraction", "f8"),  # of the wanted velocity that the joints can follow
             ("cycles", "i8"),
-            ("lost", "i8"),  # cycles without a command of ours in time
-            ("far", "i8"),  # targets that were too far away to begin with
+            ("lost", "i8"),  # cycles without a command in time
+            ("far", "i8"),  # targets too far away to start following
         ]
     ),
     "fault": np.dtype([("text", "S1000"), ("names", "S500")]),
@@ -46,9 +46,9 @@ _HAND: dict[str, np.dtype] = {
     "intent": np.dtype(
         [
             ("request", "u1"),
-            ("serial", "i8"),  # counts requests that differ from the one before
-            ("stamp", "i8"),  # when it was last made; monotonic
-            ("homings", "i8"),  # counts requests for one
+            ("serial", "i8"),  # counts changes of the request
+            ("stamp", "i8"),  # of the request's last repetition; monotonic
+            ("homings", "i8"),  # counts homing requests
             ("homing_stamp", "i8"),
         ]
     ),
@@ -58,27 +58,27 @@ _HAND: dict[str, np.dtype] = {
             ("connected", "?"),
             ("width", "f8"),
             ("moving", "?"),
-            ("goal", "f8"),  # of the command under way, with its begin and speed
+            ("goal", "f8"),  # of the running command, with its start time and speed
             ("begin", "i8"),
             ("speed", "f8"),
             ("grasped", "?"),
-            ("done", "i8"),  # commands that ended
-            ("failed", "i8"),  # of which without success
-            ("problem", "S300"),  # of the last command; empty when it went well
+            ("done", "i8"),  # finished commands
+            ("failed", "i8"),  # of which failed
+            ("problem", "S300"),  # of the last command; empty if it succeeded
         ]
     ),
 }
 
-OPEN, CLOSED, LEAVE = range(1, 4)  # requests of the hand; the last ends its process
+OPEN, CLOSED, LEAVE = range(1, 4)  # requests to the hand's process; the last one ends it
 
 
 def arm_memory(descriptor: int | None = None) -> SharedMemory:
-    """Of the arm's process and its parent; arrays ``work`` and ``gap`` are histograms of the control loop."""
+    """Memory shared by the arm's process and its parent; the arrays ``work`` and ``gap`` are histograms of the control loop."""
     return SharedMemory(_ARM, {"work": (np.int64, WORK_BINS), "gap": (np.int64, GAP_BINS)}, descriptor)
 
 
 def hand_memory(descriptor: int | None = None) -> SharedMemory:
-    """Of the hand's process and its parent."""
+    """Memory shared by the hand's process and its parent."""
     return SharedMemory(_HAND, {}, descriptor)
 
 

@@ -1,7 +1,7 @@
-"""Lock-free shared memory between processes: one writes, others read the newest record, and nobody ever waits.
+"""Lock-free shared memory between processes: one writes, others read the newest record, and none ever blocks.
 
-The memory has no name and no file: it is passed to a child as a file descriptor and ends with the last process that holds it,
-however that ends. Reads and writes rely on x86-64's order of stores, the only processors this package runs on.
+The memory has no name and no file: it is passed to a child as a file descriptor and is freed with the last process that holds it,
+however that ends. Reads and writes rely on the store order of x86-64, the only architecture this package supports.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 SLOTS = 4
-HEAD = 64  # bytes before the slots: the count of writes
+HEAD = 64  # bytes before the slots, with the number of writes
 
 
 class Latest:
-    """The newest record of one writer. A writer killed in the middle of a write leaves the record before it.
+    """The newest record of one writer. A writer killed during a write leaves the previous record intact.
 
-    A record is described by a NumPy type of numbers and fixed strings without gaps. The 1 kHz loop uses :meth:`pack` and
-    :meth:`unpack`, plain numbers in the order of the fields, which cost a fraction of NumPy's records.
+    A record is described by a packed NumPy dtype of numbers and fixed-size strings. The 1 kHz loop uses :meth:`pack` and
+    :meth:`unpack`, plain numbers in the order of the fields, which are much faster than NumPy records.
     """
 
     def __init__(self, buffer: Any, offset: int, kind: np.dtype[Any]) -> None:
@@ -34,16 +34,16 @@ class Latest:
 
     @staticmethod
     def size(kind: np.dtype[Any]) -> int:
-        """Bytes that it takes, a multiple of 64."""
+        """Size in bytes, a multiple of 64."""
         return HEAD + -(-SLOTS * kind.itemsize // 64) * 64
 
     @property
     def count(self) -> int:
-        """How many records were written."""
+        """Number of records written."""
         return self._count[0]
 
     def pack(self, *values: Any) -> None:
-        """Make these numbers the newest record."""
+        """Write these numbers as the newest record."""
         following = self._count[0] + 1
         self._struct.pack_into(self._slots[following % SLOTS], 0, *values)
         self._count[0] = following
@@ -53,15 +53,15 @@ class Latest:
         while True:
             count = self._count[0]
             taken = self._struct.unpack_from(self._slots[count % SLOTS])
-            if self._count[0] - count < SLOTS - 1:  # else the writer has come round and may have been writing here
+            if self._count[0] - count < SLOTS - 1:  # else the writer has wrapped around and may have overwritten this slot
                 return taken
 
     def write(self, record: NDArray[Any]) -> None:
-        """Make ``record`` () the newest."""
+        """Write ``record`` () as the newest."""
         self.pack(*self._struct.unpack(record.tobytes()))
 
     def read(self, into: NDArray[Any]) -> bool:
-        """Copy the newest record to ``into`` (). False, with ``into`` as it was, before the first one."""
+        """Copy the newest record to ``into`` (). False, with ``into`` unchanged, before the first one."""
         if not self.count:
             return False
         into[...] = np.frombuffer(self._struct.pack(*self.unpack()), into.dtype)[0]
@@ -69,7 +69,7 @@ class Latest:
 
 
 def _format(kind: np.dtype[Any]) -> str:
-    """Of one field: its letter of ``struct``, with the count before it."""
+    """The ``struct`` format of a field: count and letter."""
     base, shape = kind.subdtype or (kind, (1,))
     if base.kind == "S":
         return f"{base.itemsize}s"
@@ -77,12 +77,12 @@ def _format(kind: np.dtype[Any]) -> str:
 
 
 class SharedMemory:
-    """Named records (each a :class:`Latest`) and arrays, in one piece of memory.
+    """Named records (each a :class:`Latest`) and arrays, in one block of memory.
 
     Args:
-        records: kinds of record by name.
-        arrays: kind and length by name.
-        descriptor: of a parent's memory with the same records and arrays; None makes new memory.
+        records: dtypes of the records by name.
+        arrays: dtype and length by name.
+        descriptor: of a parent's memory with the same records and arrays; None creates new memory.
     """
 
     def __init__(
@@ -106,5 +106,5 @@ class SharedMemory:
             offset += size
 
     def close(self) -> None:
-        """Give the memory back; children keep theirs."""
+        """Release the memory; children keep theirs."""
         os.close(self.descriptor)
