@@ -1,4 +1,4 @@
-"""A node that watches a graph and calls its services, for the programs that start one."""
+"""A node that monitors a graph and calls its services, for programs that start one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CALL_TIME = 5.0  # s for a service
 
 
 class GraphWatch:
-    """Keeps what the nodes of its namespace report on /diagnostics. Makes and ends this process's ROS context.
+    """Keeps the nodes' reports on /diagnostics. Creates and shuts down this process's ROS context.
 
     Args:
-        name, namespace: of the watching node. Nodes of the same namespace go by their names, others by their full ones.
-        check: called while waiting; raises when the graph has fallen apart.
-        keep: whether ``history`` holds all reports, or the last of each node only.
+        name, namespace: of this node. Nodes in the same namespace are listed by name, others by their full name.
+        check: called while waiting; raises if a node has died.
+        keep: whether ``history`` holds all reports, or only the last of each node.
 
     Attributes:
-        meanwhile: called again and again while waiting, too.
+        meanwhile: also called repeatedly while waiting.
     """
 
     def __init__(self, name: str, check: Callable[[], None], keep: bool = False, namespace: str = "") -> None:
@@ -40,14 +40,14 @@ class GraphWatch:
     def close(self) -> None:
         self.node.destroy_node()
         if rclpy.ok():
-            rclpy.shutdown()  # so that the next one can begin
+            rclpy.shutdown()  # so that another one can be created
 
     def values(self, name: str) -> dict[str, str]:
         """A node's last report on /diagnostics; empty before the first."""
         return self.history[name][-1][1] if self.history.get(name) else {}
 
     def complaints(self) -> str:
-        """The message of each node's last report, in one line."""
+        """The messages of all nodes' last reports, in one line."""
         messages = {name: entries[-1][1]["message"] for name, entries in self.history.items() if entries}
         return "; ".join(f"{name} reports '{text}'" for name, text in messages.items()) or "no node reports anything"
 
@@ -66,12 +66,12 @@ class GraphWatch:
         self.spin_until(lambda: False, seconds)
 
     def call(self, kind: Any, service: str, request: Any = None) -> Any:
-        """Call a service of the graph. RuntimeError names the one that does not answer."""
+        """Call a service of the graph. RuntimeError if it does not answer."""
         if service not in self._clients:
             self._clients[service] = self.node.create_client(kind, service)
         client = self._clients[service]
         if not self.spin_until(client.service_is_ready, CALL_TIME):
-            raise RuntimeError(f"service {service} is not there; see the nodes' logs")
+            raise RuntimeError(f"service {service} is not available; see the nodes' logs")
         future = client.call_async(kind.Request() if request is None else request)
         if not self.spin_until(future.done, CALL_TIME):
             raise RuntimeError(f"service {service} did not answer within {CALL_TIME:.0f} s; see the nodes' logs")
@@ -88,8 +88,8 @@ class GraphWatch:
 
 
 def name_within(name: str, namespace: str) -> str:
-    """The name in a diagnostic status as seen from a namespace: ``policy_node`` for ``/left/policy_node`` in ``/left``. Names of
-    other namespaces, and names without a slash, stay as they are."""
+    """The name in a diagnostic status relative to a namespace: ``policy_node`` for ``/left/policy_node`` in ``/left``. Names in
+    other namespaces, and names without a slash, are unchanged."""
     prefix = namespace.rstrip("/") + "/"
     rest = name.removeprefix(prefix)
     return rest if rest and "/" not in rest else name

@@ -1,6 +1,6 @@
-"""For launch files: a graph as launch's actions. The only module that needs ``launch``; what it starts, ``onedp`` starts too.
+"""For launch files: a graph as launch actions. The only module that needs ``launch``; ``onedp`` can start the same graphs.
 
-Besides ``launch`` it needs the standard library and YAML only, since ``ros2`` runs on the system's Python.
+Besides ``launch`` it needs only the standard library and YAML, since ``ros2`` runs on the system's Python.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from onedp_ros.graph.options import PLACE, TASK, Option
 from onedp_ros.graph.processes import NodeProcess, describe_network, enclave, graph_environment, placed
 from onedp_ros.resources import resource
 
-# What only launch offers.
+# Arguments that only launch files have.
 SIMULATED = {"use_sim_time": Option(False, "true: the nodes' time is that of /clock")}
 MODEL = {
     "robot_model": Option(False, "true: robot_state_publisher with franka_description's FR3, for RViz; both have to be installed")
@@ -40,7 +40,7 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def parse(name: str, text: str, option: Option) -> Any:
-    """A launch argument as a value of its option's kind; the default when it is empty. ValueError names the argument."""
+    """Convert a launch argument to its option's type; the default if it is empty. ValueError names the argument."""
     if not text:
         return option.default
     try:
@@ -58,9 +58,9 @@ def description(options: Mapping[str, Option], make: Callable[..., Sequence[Node
     """A launch description that starts a graph.
 
     Args:
-        options: what can be chosen besides the task, :data:`SIMULATED` and :data:`~onedp_ros.graph.options.PLACE`; where a robot
-            can, :data:`MODEL` too.
-        make: from the task and, by name, the options' values to the processes.
+        options: arguments besides the task, :data:`SIMULATED`, :data:`~onedp_ros.graph.options.PLACE` and, if there is a ``robot``
+            among them, :data:`MODEL`.
+        make: called with the task and, by name, the options' values; returns the processes.
     """
     around = {**PLACE, **SIMULATED, **(MODEL if "robot" in options else {})}
     names = ("task", *options, *around)
@@ -92,7 +92,7 @@ def description(options: Mapping[str, Option], make: Callable[..., Sequence[Node
 
 
 def task_description(file: str) -> LaunchDescription:
-    """What ``<task>.launch.py`` describes: ``task.launch.py`` beside it, for that task and no other."""
+    """The description in ``<task>.launch.py``: ``task.launch.py`` next to it, for this task only."""
     task = Path(file).name.removesuffix(".launch.py")
     source = PythonLaunchDescriptionSource(str(Path(file).with_name("task.launch.py")))
     only = fixed("task", task, "ros2 launch onedp_ros task.launch.py takes any task")
@@ -100,7 +100,7 @@ def task_description(file: str) -> LaunchDescription:
 
 
 def fixed(name: str, value: str, instead: str) -> OpaqueFunction:
-    """An action that ends the launch with an error when argument ``name`` has another value; ``instead`` is the remedy."""
+    """An action that fails the launch if argument ``name`` has another value; ``instead`` is the remedy."""
 
     def check(context: LaunchContext) -> None:
         if (given := context.launch_configurations.get(name, value)) != value:
@@ -110,17 +110,17 @@ def fixed(name: str, value: str, instead: str) -> OpaqueFunction:
 
 
 def _refuse_unknown(context: LaunchContext, arguments: Sequence[str]) -> None:
-    """ValueError for an argument of the command line that no one reads. Files that include ours may have others of their own."""
+    """ValueError for an unknown command-line argument. Launch files that include ours may have their own arguments."""
     ours = {path.name for path in resource("launch").glob("*.launch.py")}
     if not any(Path(word).name in ours for word in sys.argv):
         return
     given = [word.partition(":=")[0] for word in context.argv if ":=" in word]
     if unknown := [name for name in given if name not in arguments]:
-        raise ValueError(f"unknown launch argument {', '.join(unknown)}; there are {', '.join(arguments)}")
+        raise ValueError(f"unknown launch argument {', '.join(unknown)}, expected {', '.join(arguments)}")
 
 
 def _robot_model(namespace: str) -> Node:
-    """robot_state_publisher with the FR3 and its hand, whose root is the frame ``base``. ValueError when one is not installed."""
+    """robot_state_publisher with the FR3 and its hand, rooted at the frame ``base``. ValueError if a package is not installed."""
     try:
         share = Path(get_package_share_directory("franka_description"))
         for package in ("robot_state_publisher", "xacro"):

@@ -1,6 +1,6 @@
-"""The processes of the graph of a task, in one place for ``ros2 launch`` and for ``onedp run``.
+"""The processes of a task's graph, shared by ``ros2 launch`` and ``onedp run``.
 
-Launch files import this module, on the system's Python: it needs the standard library and YAML only.
+Launch files import this module, on the system's Python: it needs only the standard library and YAML.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onedp_ros.resources import named_file, policy_task, read_task, resource
 from onedp_ros.robot import MODES
 from onedp_ros.teleop.devices import DEVICES
 
-NO_DEVICE = ("expert", "none")  # in place of a device: who else moves the arm
+NO_DEVICE = ("expert", "none")  # instead of a device: something else moves the arm
 PACKAGE = "onedp_ros"
 NETWORKS = ("localhost", "subnet")
 RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
@@ -34,9 +34,9 @@ DEFAULT_METHOD, DEFAULT_DEVICE = "onedp_s", "phone"
 
 @dataclasses.dataclass(frozen=True)
 class NodeProcess:
-    """One node, one process: ``executable`` of this package, which is also the module's name in ``onedp_ros.nodes``. A node that
-    ended is started again with ``respawn``; without, it ends the graph. ``terminal``: it may read from the terminal. ``namespace``,
-    ``params_file`` and ``log_level`` as of :func:`placed`; empty: none, and ROS's own level."""
+    """One node in its own process: ``executable`` of this package, also the module's name in ``onedp_ros.nodes``. With ``respawn``
+    a node that exits is restarted; without, its exit ends the graph. ``terminal``: it may read from the terminal. ``namespace``,
+    ``params_file``, ``log_level``: see :func:`placed`; empty: none, and ROS's default level."""
 
     name: str
     executable: str
@@ -50,9 +50,10 @@ class NodeProcess:
 
 @dataclasses.dataclass(frozen=True)
 class Robot:
-    """What can move: its node, ``config/robot/<file>.yaml``, and whether it is ``real``: then it waits to be enabled.
+    """A robot: its node, ``config/robot/<file>.yaml``, and whether it is ``real``: then it waits to be enabled.
 
-    ``parameters``: of the node, from those of every node that moves something, the twin's seed, and the options of a Franka.
+    ``parameters``: makes the node's parameters from those common to all nodes that move something, the twin's seed and the options
+    of a Franka.
     """
 
     node: str
@@ -97,11 +98,11 @@ def task_graph(
     franka: Mapping[str, Any] | None = None,
     record: str | Path | None = None,
 ) -> list[NodeProcess]:
-    """Everything that runs for a task, in the order of starting.
+    """The processes that run a policy on a task, in starting order.
 
     Args:
         task: name of a file in ``config/tasks``, or path of a task file.
-        robot: what moves, one of :data:`ROBOTS`.
+        robot: one of :data:`ROBOTS`.
         robot_file: name of a file in ``config/robot``, or path of one; default: the robot's own.
         speed: fraction of the robot file's speeds.
         image_transport: raw or compressed, as the cameras publish.
@@ -110,11 +111,11 @@ def task_graph(
         model: directory of the policy; default: the released one of the method, which policy_node finds.
         seed: of the policy's noise.
         twin_seed: of the twin's first episode.
-        enabled: whether the arm may move from the start, or waits for action_node's ``~/enable``; default: only the twin may.
+        enabled: whether the arm may move from the start, or waits for action_node's ``~/enable``; default: only the twin's may.
         lead: how far ahead of the clock action_node samples chunks, s; default: action_node's own.
-        threads: processor threads of the engine; 0: its own choice.
+        threads: CPU threads of the engine; 0: its own choice.
         franka: further parameters of franka_node, ``robot_ip`` among them.
-        record: folder to record the run to, with all that the policy sees and outputs.
+        record: folder to record the run to, including the policy's observations and chunks.
 
     Raises:
         ValueError: an unknown robot, method or engine, or a Franka without an address.
@@ -162,12 +163,12 @@ def task_graph(
 
 
 def replay_graph(task: str, *, image_transport: str = "raw", with_action: bool = False, **policy: Any) -> list[NodeProcess]:
-    """The nodes that take a recording's messages, in the time of ``/clock``; ``policy`` as of :func:`task_graph`.
+    """The nodes that process a recording's messages, in the time of ``/clock``; ``policy``: see :func:`task_graph`.
 
-    ``with_action``: action_node too, disabled.
+    ``with_action``: also action_node, disabled.
     """
     _, observation, *others = task_graph(task, enabled=False, **policy)
-    # A recording's clock lags behind its messages by the distance of two of its ticks, and is far ahead of them when it begins.
+    # A recording's clock lags behind its messages by up to one tick, and is far ahead of them at the start.
     times = {"future_tolerance": 1.0, "max_observation_age": 1000.0}
     parameters = {**observation.parameters, "image_transport": image_transport, **times}
     nodes = [dataclasses.replace(observation, parameters=parameters), *(others if with_action else others[:1])]
@@ -190,19 +191,19 @@ def record_graph(
     twin_seed: int = 0,
     franka: Mapping[str, Any] | None = None,
 ) -> list[NodeProcess]:
-    """Everything that runs while demonstrations are recorded, in the order of starting.
+    """The processes that record demonstrations, in starting order.
 
     Args:
-        task, robot, robot_file, speed, image_transport, twin_seed, franka: as of :func:`task_graph`.
-        device: what the operator holds, one of ``teleop.devices.DEVICES``; ``expert``: the twin's scripted expert drives;
-            ``none``: a teleop_node, or another publisher of targets, is started elsewhere.
-        operator: who demonstrates, noted in the bags.
+        task, robot, robot_file, speed, image_transport, twin_seed, franka: see :func:`task_graph`.
+        device: the operator's device, one of ``teleop.devices.DEVICES``; ``expert``: the twin's scripted expert drives; ``none``: a
+            teleop_node, or another publisher of targets, is started elsewhere.
+        operator: the operator's name, stored in the bags.
         out: folder of the bags; default: the recorder's.
-        host, port: where a phone reaches the machine.
-        teleop: file such as ``config/teleop.yaml``; default: that one.
+        host, port: address at which a phone reaches this machine.
+        teleop: a file like ``config/teleop.yaml``; default: that one.
 
     Raises:
-        ValueError: as :func:`task_graph`, and for an unknown device, or an expert without a twin.
+        ValueError: see :func:`task_graph`; also an unknown device, or an expert without a twin.
         FileNotFoundError: no such task.
     """
     if device not in NO_DEVICE:
@@ -241,16 +242,16 @@ def placed(
     params_file: str | Path = "",
     log_level: str = "",
 ) -> list[NodeProcess]:
-    """The same nodes as they shall run.
+    """The same nodes with a namespace and common settings.
 
     Args:
-        namespace: of all nodes, topics and services, so that several robots share a ROS domain.
-        use_sim_time: whether the nodes' time is that of ``/clock``.
-        params_file: YAML file of parameters, as for ``--params-file``. Parameters that the nodes are given by name win over it.
+        namespace: of all nodes, topics and services, so that several robots can share a ROS domain.
+        use_sim_time: whether the nodes use the time of ``/clock``.
+        params_file: YAML file of parameters, as for ``--params-file``. Parameters given to the nodes by name override it.
         log_level: one of :data:`LOG_LEVELS`.
 
     Raises:
-        ValueError: a namespace that is none, or an unknown level.
+        ValueError: an invalid namespace or an unknown level.
         FileNotFoundError: no such file.
     """
     if not re.fullmatch(r"(/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*)?", namespace):
@@ -273,7 +274,7 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def _common(task: str, robot: str, robot_file: str, speed: float, image_transport: str) -> dict[str, Any]:
-    """Parameters of every node that moves something. Errors as of :func:`task_graph`."""
+    """The parameters common to all nodes that move something. Errors of :func:`task_graph`."""
     if robot not in ROBOTS:
         raise ValueError(
             f"unknown robot '{robot}', expected one of {', '.join(ROBOTS)}; to add one, write its node and a row of ROBOTS in "
@@ -290,7 +291,7 @@ def _common(task: str, robot: str, robot_file: str, speed: float, image_transpor
 
 
 def _arm_process(common: Mapping[str, Any], robot: str, twin_seed: int, franka: Mapping[str, Any]) -> NodeProcess:
-    """The node of the robot. Errors as of :func:`task_graph`."""
+    """The robot's node. Errors of :func:`task_graph`."""
     _check_choice("mode", franka.get("mode", ""), ("", *MODES))
     _check_choice("realtime", franka.get("realtime", REALTIME[0]), REALTIME)
     row = ROBOTS[robot]
@@ -302,18 +303,18 @@ def _check_released(task: str) -> None:
     try:
         resource("models", name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no policy is released for {name}: give the directory of yours, model") from error
+        raise FileNotFoundError(f"no policy is released for {name}: give the directory of yours as model") from error
 
 
 def graph_environment(environment: Mapping[str, str], network: str = "") -> dict[str, str]:
-    """What nodes need besides ``environment``: to whom they talk, and shared memory that is large enough for frames.
+    """Environment variables that the nodes need besides ``environment``: discovery range, and shared memory large enough for
+    images.
 
     Args:
-        environment: as of ``os.environ``.
-        network: ``localhost``: with this host only; ``subnet``: with whomever answers on the network; empty: as
-            ``ROS_AUTOMATIC_DISCOVERY_RANGE`` is, localhost where it is not set. Hosts in ``ROS_STATIC_PEERS`` and a server in
-            ``ROS_DISCOVERY_SERVER`` stay reachable unless ``localhost`` is requested. A profile that the user chose for Fast DDS
-            stays.
+        environment: like ``os.environ``.
+        network: ``localhost``: this host only; ``subnet``: all hosts on the network; empty: ``ROS_AUTOMATIC_DISCOVERY_RANGE``, or
+            localhost if that is not set. Hosts in ``ROS_STATIC_PEERS`` and a server in ``ROS_DISCOVERY_SERVER`` stay reachable
+            unless ``localhost`` is requested. A Fast DDS profile chosen by the user is kept.
 
     Raises:
         ValueError: an unknown network.
@@ -324,7 +325,7 @@ def graph_environment(environment: Mapping[str, str], network: str = "") -> dict
         added[RANGE] = (network or "localhost").upper()
         only = "1" if network != "subnet" else "0"
         if environment.get("ROS_LOCALHOST_ONLY", "0") != only and (only == "0" or environment.get("ROS_DISTRO") == "humble"):
-            added["ROS_LOCALHOST_ONLY"] = only  # all that Humble knows; later distributions obey it too when it is set
+            added["ROS_LOCALHOST_ONLY"] = only  # the only variable in Humble; later distributions respect it, too
     if network == "localhost":
         added |= {name: "" for name in PEERS if environment.get(name)}
     chosen = next((environment[name] for name in PROFILES if environment.get(name)), "")
@@ -336,15 +337,15 @@ def graph_environment(environment: Mapping[str, str], network: str = "") -> dict
 
 
 def _closed(environment: Mapping[str, str]) -> bool:
-    """Whether nodes with this environment look for others on this host only."""
+    """Whether nodes with this environment discover others on this host only."""
     local = environment.get(RANGE, "").upper() in ("LOCALHOST", "OFF") or environment.get("ROS_LOCALHOST_ONLY", "0") == "1"
     return local and not any(environment.get(name) for name in PEERS)
 
 
 def enclave(environment: Mapping[str, str], name: str) -> list[str]:
-    """ROS arguments that give a node its keys and permissions, those of ``config/security/policy.xml``; none without security.
+    """ROS arguments that give a node its SROS 2 enclave, as in ``config/security/policy.xml``; none without security.
 
-    ``name``: a node's executable, or ``operator`` for a program that looks after the graph.
+    ``name``: a node's executable, or ``operator`` for a program that monitors the graph.
     """
     if environment.get("ROS_SECURITY_ENABLE") != "true" or environment.get("ROS_SECURITY_ENCLAVE_OVERRIDE"):
         return []
@@ -352,7 +353,7 @@ def enclave(environment: Mapping[str, str], name: str) -> list[str]:
 
 
 def describe_network(environment: Mapping[str, str]) -> str:
-    """One sentence on who can reach nodes that run with this environment."""
+    """One sentence on who can reach nodes with this environment."""
     domain = environment.get("ROS_DOMAIN_ID") or "0"
     if _closed(environment):
         loopback = environment.get(PROFILES[0], "") == str(resource("config", "dds", "localhost.xml"))
@@ -366,12 +367,12 @@ def describe_network(environment: Mapping[str, str]) -> str:
 
 
 def own_domain() -> dict[str, str]:
-    """Variables for processes that shall reach each other, and nobody else."""
+    """Environment variables for processes that talk to each other only."""
     return {"ROS_DOMAIN_ID": str(free_domain()), RANGE: "LOCALHOST"}
 
 
 def free_domain() -> int:
-    """A ROS domain that nobody on this machine is in."""
+    """A ROS domain that is not in use on this machine."""
     for domain in random.SystemRandom().sample(range(1, 100), 99):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
             probe.bind(("", 7400 + 250 * domain + 10))  # the port of a domain's first participant

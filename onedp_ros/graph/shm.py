@@ -1,7 +1,7 @@
-"""Shared memory of Fast DDS: what crashed processes left of it, and whether what is left suffices. Standard library only.
+"""Shared memory of Fast DDS: removes what crashed processes left, and checks that enough is free. Standard library only.
 
-Every process of a graph takes a segment of /dev/shm for the images that it sends (``segment_size`` of the profile in
-``config/dds``). A process that is killed leaves its segment behind; a process that finds no room is deaf, and nobody tells.
+Every process of a graph takes a segment of /dev/shm for the images that it publishes (``segment_size`` of the profile in
+``config/dds``). A killed process leaves its segment behind; a process that finds no space silently receives nothing.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 FOLDER = Path("/dev/shm")
-SETTLED = 10.0  # s: a lock file as old as that has been locked, if its owner lives
-DEFAULT_SEGMENT = 524_288  # bytes, Fast DDS's own choice
-PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # that of Jazzy first
+SETTLED = 10.0  # s: the owner of an older lock file has locked it, if it is alive
+DEFAULT_SEGMENT = 524_288  # bytes, Fast DDS's default
+PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # Jazzy's first
 PARTICIPANTS = {"twin_node": 2}  # processes of a node that has more than one
 _LOCK = re.compile(r"fastrtps_[0-9a-f]{16}_el")
 
 
 def remove_dead_segments(folder: Path = FOLDER) -> int:
-    """Remove the segments of this user's processes that have died. Returns the bytes that were freed.
+    """Remove the segments of this user's dead processes. Returns the bytes freed.
 
-    Fast DDS holds an exclusive lock (flock) on ``fastrtps_<id>_el`` for as long as the owner of ``fastrtps_<id>`` lives; the kernel
-    takes it away with the process, in other containers too. ``fastdds shm clean`` decides by the same. Ports are left alone: they
-    are small, and Fast DDS uses them again.
+    Fast DDS holds an exclusive lock (flock) on ``fastrtps_<id>_el`` while the owner of ``fastrtps_<id>`` lives; the kernel releases
+    it with the process, in other containers too. ``fastdds shm clean`` uses the same criterion. Ports are kept: they are small, and
+    Fast DDS reuses them.
     """
     freed = 0
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
             if _LOCK.fullmatch(entry.name):
-                with contextlib.suppress(OSError):  # it is locked, so that its owner lives; or another process removes it, too
+                with contextlib.suppress(OSError):  # its owner is alive and holds the lock; or another process has removed it
                     freed += _remove_if_dead(Path(entry.path))
     return freed
 
@@ -54,7 +54,7 @@ def _remove_if_dead(lock: Path) -> int:
 
 
 def needed_bytes(participants: int, environment: Mapping[str, str]) -> int:
-    """What so many processes take of /dev/shm with the profile that the environment names; 0 for another middleware."""
+    """Bytes of /dev/shm that this many processes take with the environment's DDS profile; 0 for another middleware."""
     if "fastrtps" not in environment.get("RMW_IMPLEMENTATION", "fastrtps"):
         return 0
     segment = DEFAULT_SEGMENT
@@ -62,25 +62,25 @@ def needed_bytes(participants: int, environment: Mapping[str, str]) -> int:
         with contextlib.suppress(OSError):
             found = re.search(r"<segment_size>\s*(\d+)", Path(profile).read_text(encoding="utf-8", errors="ignore"))
             segment = int(found[1]) if found else segment
-    return participants * (segment + segment // 20 + 700_000)  # with what Fast DDS keeps beside it, and ports
+    return participants * (segment + segment // 20 + 700_000)  # including Fast DDS's bookkeeping and ports
 
 
 def shortage(free: int, needed: int) -> str:
-    """Why free bytes of /dev/shm are too few, and the remedy; empty when they suffice."""
+    """Why the free bytes of /dev/shm are too few, and the remedy; empty if they suffice."""
     if free >= needed:
         return ""
     size = f"{max(-(-2 * needed // 2**30), 1)}g"
     return (
-        f"/dev/shm has {free / 1e6:.0f} MB left, and what is to be started needs {needed / 1e6:.0f} MB there for images: start the "
+        f"/dev/shm has {free / 1e6:.0f} MB left, but the nodes need {needed / 1e6:.0f} MB there for images: start the "
         f"container with 'docker run --shm-size={size}' or '--ipc=host', or 'sudo mount -o remount,size={size} /dev/shm'"
     )
 
 
 def prepare(executables: Iterable[str], environment: Mapping[str, str], folder: Path = FOLDER) -> str:
-    """Make room for these nodes. Returns what was done, in words; empty when there was no need.
+    """Free space for these nodes. Returns a description of what was removed; empty if nothing was.
 
     Raises:
-        RuntimeError: there is not enough room; with the remedy.
+        RuntimeError: there is not enough space; with the remedy.
     """
     freed = remove_dead_segments(folder)
     try:

@@ -1,4 +1,4 @@
-"""A graph without ``ros2 launch``: starts each node as a child process, watches, and stops them all."""
+"""A graph without ``ros2 launch``: starts each node as a child process, monitors and stops them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from onedp_ros.graph import shm
 from onedp_ros.graph.processes import NodeProcess, enclave, graph_environment
 from onedp_ros.resources import child_environment
 
-STOP_TIME = 5.0  # s that nodes get to end by themselves, as under ros2 launch: one may hold an arm
-RESPAWN_DELAY = 1.0  # s before a node is started again
-SHORT_LIFE = 5.0  # s: a node that ends sooner after its start will not do better the next time
+STOP_TIME = 5.0  # s for nodes to exit by themselves, as under ros2 launch: one may hold an arm
+RESPAWN_DELAY = 1.0  # s before a node is restarted
+SHORT_LIFE = 5.0  # s: a node that exits sooner after its start is not restarted
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
 
 class NodeDiedError(RuntimeError):
-    """A node ended while the graph should run; names it and where its output is."""
+    """A node died while the graph was running; the message names it and its output."""
 
 
 def command(process: NodeProcess) -> list[str]:
@@ -43,15 +43,16 @@ def command(process: NodeProcess) -> list[str]:
 
 
 class Supervisor:
-    """Runs processes together: all or none, but for those that are to be respawned. A context manager; leaving it stops them.
+    """Runs processes together: if one dies, all are stopped, unless it is to be respawned. A context manager; leaving it stops
+    them.
 
-    A child is killed by the kernel when this process dies, whatever kills it. Enter the context in the main thread: the kernel
-    counts the death of the thread that started a child.
+    The kernel kills the children when this process dies, for whatever reason. Enter the context in the main thread: what counts is
+    the death of the thread that started a child.
 
     Args:
         processes: what to run.
         logs: directory for the nodes' output, one file each; default: this terminal.
-        environment: variables besides this process's own and :func:`graph_environment`.
+        environment: variables in addition to this process's own and :func:`graph_environment`.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Supervisor:
 
         def before_exec() -> None:
             _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died in between
+            if os.getppid() != parent:  # the parent died in between
                 os._exit(1)
 
         output: IO[bytes] | None = None
@@ -92,7 +93,7 @@ class Supervisor:
             output = open(self.log(process.name), "ab" if process.name in self._started else "wb")  # noqa: SIM115 (closed below, when the child has its own)
         self._started[process.name] = time.monotonic()
         try:
-            # A session of its own: Ctrl-C reaches the nodes through stop() alone, and their own children are stopped with them.
+            # In its own session: Ctrl-C reaches the nodes only through stop(), which also stops their own children.
             self.children[process.name] = subprocess.Popen(
                 command(process),
                 env=self._environment,
@@ -107,12 +108,12 @@ class Supervisor:
                 output.close()
 
     def log(self, name: str) -> Path:
-        """The file with the output of a node."""
+        """The file with a node's output."""
         assert self._logs is not None
         return self._logs / f"{name}.log"
 
     def check(self) -> None:
-        """NodeDiedError when a node has ended that is not to be respawned, or that lives too short for that."""
+        """Raise NodeDiedError if a node has died that is not to be respawned, or that died too soon after its start."""
         for process in self._processes:
             name, now = process.name, time.monotonic()
             if (status := self.children[name].poll()) is None:
@@ -120,7 +121,7 @@ class Supervisor:
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
             if process.respawn and self._ended.setdefault(name, now) - self._started[name] > SHORT_LIFE:
                 if now - self._ended[name] > RESPAWN_DELAY:
-                    print(f"{name} {how}; starting it again", file=sys.stderr, flush=True)
+                    print(f"{name} {how}; restarting it", file=sys.stderr, flush=True)
                     del self._ended[name]
                     self._start(process)
                 continue
@@ -131,7 +132,7 @@ class Supervisor:
             raise NodeDiedError(f"{name} {how}, so the graph was stopped; {where}")
 
     def stop(self) -> None:
-        """End all nodes: SIGINT, then, for whatever is left after :data:`STOP_TIME`, SIGKILL."""
+        """Stop all nodes: SIGINT, and after :data:`STOP_TIME` SIGKILL for any that are left."""
         for child in self.children.values():
             if child.poll() is None:
                 _signal_group(child, signal.SIGINT)
@@ -140,9 +141,9 @@ class Supervisor:
             for child in self.children.values():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(max(deadline - time.monotonic(), 0.0))
-        finally:  # also when the user is impatient and presses Ctrl-C again
+        finally:  # also if the user presses Ctrl-C again
             for child in self.children.values():
-                _signal_group(child, signal.SIGKILL)  # a node that ended may have left children
+                _signal_group(child, signal.SIGKILL)  # a node that has exited may have left children
                 child.wait()
             deadline = time.monotonic() + 0.3
             while any(_signal_group(child, 0) for child in self.children.values()) and time.monotonic() < deadline:
@@ -151,7 +152,7 @@ class Supervisor:
 
 
 def _signal_group(child: subprocess.Popen[bytes], number: int) -> bool:
-    """Signal a child's process group; number 0 only asks. Whether there is such a group."""
+    """Signal a child's process group; number 0 only checks. Returns whether the group exists."""
     try:
         os.killpg(child.pid, number)
     except ProcessLookupError:
@@ -160,5 +161,5 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> bool:
 
 
 def on_terminate(number: int, frame: object) -> None:
-    """A signal handler that ends a program as Ctrl-C does."""
+    """A signal handler that ends a program like Ctrl-C."""
     raise KeyboardInterrupt

@@ -142,5 +142,5 @@ def test_an_argument_that_nobody_reads_is_refused_at_the_command_line(tmp_path, 
 
     start()  # included by a file that has such an argument
     monkeypatch.setattr("sys.argv", ["ros2", "launch", "onedp_ros", "task.launch.py", "sped:=0.1"])
-    with pytest.raises(ValueError, match="unknown launch argument sped; there are task, "):
+    with pytest.raises(ValueError, match="unknown launch argument sped, expected task, "):
         start()
