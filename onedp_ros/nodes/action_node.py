@@ -1,9 +1,8 @@
 """Action chunks -> targets for the arm, sampled by time and kept within the safety limits.
 
-One thread: a fresh chunk sends at once; a timer sends when that was not for ``1 / target_rate``, so that the arm gets targets
-between late chunks too.
-Enabling begins at rest at the measured pose. Disabling brakes the arm and then falls silent, as does the end of the process.
-After a hold of some seconds, or when it did not run for so long, the node disables itself.
+One thread: each new chunk triggers a target at once, and a timer sends one whenever ``1 / target_rate`` has passed without, so that
+the arm also gets targets between late chunks. Enabling starts at rest at the measured pose. Disabling brakes the arm and then stops
+publishing, as does shutdown. After holding, or being suspended, for some seconds, the node disables itself.
 """
 
 from __future__ import annotations
@@ -36,29 +35,31 @@ from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import run_node
 from onedp_ros.nodes.lib.targets import TargetPublisher
 
-BRAKING_AGE = 0.1  # s: nor may a stop be led by a measured pose older than this
-LONGEST_HOLD = 3.0  # s: an arm that has stood still for so long does not start by itself
-PAUSE, REQUEST_PAUSE = 1.0, 3.5  # s: after a pause so long, for that time, a request to enable may be one that waited through it
-DOUBT = 0.3  # s for which a measured pose that jumped is not believed
+BRAKING_AGE = 0.1  # s: a stop does not follow a measured pose older than this
+LONGEST_HOLD = 3.0  # s: an arm that has held for longer does not start by itself
+PAUSE, REQUEST_PAUSE = 1.0, 3.5  # s: for REQUEST_PAUSE after a suspension of PAUSE a request to enable may be from before it
+DOUBT = 0.3  # s for which a measured pose is not trusted after a jump
 SILENT = ("disabled", "given up")  # states in which nothing is published
 
 
 class ActionNode(Node):
     """action/chunk, the measured pose -> target_pose, gripper_target, target_stop. Service ``~/enable`` (std_srvs/SetBool).
 
-    A stop is published in two ways: by target_stop to nodes that know it, which then brake as hard as they may, and by targets that
-    come to rest with the arm, to controllers that only know targets.
+    A stop is published in two ways: by target_stop, for nodes that support it and then brake as hard as their limits allow, and by
+    targets that come to rest with the arm, for controllers that only follow targets.
 
-    The hand gets no target until a chunk is followed, so that enabling never lets go of what it holds.
+    The hand gets no target until a chunk is followed, so that enabling never drops what it holds.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("action_node", **kwargs)
         self.contract = declare_contract(self)
         path, speed = declare_robot_file(self, "twin"), declare_speed(self)
-        target_rate = declare(self, "target_rate", 50.0, "Least targets a second; a fresh chunk gives one at once", 20.0, 1000.0)
+        target_rate = declare(
+            self, "target_rate", 50.0, "Lowest rate of targets, Hz; each new chunk gives one at once", 20.0, 1000.0
+        )
         self._lead = declare_dynamic(self, "lead", 0.18, "How far ahead of the clock chunks are sampled, s", 0.0, 0.5)
-        self._handover = declare(self, "handover", DEFAULT, f"From one chunk to the next: {describe_handovers()}")
+        self._handover = declare(self, "handover", DEFAULT, f"How a new chunk replaces the last: {describe_handovers()}")
         self._enable_pending = declare(self, "enabled", False, "Enable at start, as soon as the measured pose is known")
 
         self._limits = SafetyLimits.from_yaml(path).slowed(speed)
@@ -68,11 +69,11 @@ class ActionNode(Node):
         self._pose_frame = ""
         self._jumped_at = float("-inf")
         self._enabled = False
-        self._at_start = False  # whether that enabled it: then it waits for the policy to load
+        self._at_start = False  # whether it was enabled at start: then it waits for the policy to load
         self._followed = False  # whether a chunk has been followed since the arm was enabled
-        self._restart = False  # whether to begin anew at the measured pose, after a pause
+        self._restart = False  # whether to restart at the measured pose, after a suspension
         self._state, self._state_since = "disabled", clock.now()
-        self._silence = "disabled"  # the state after a stop
+        self._silence = "disabled"  # the state to enter after a stop
         self._gave_up = ""
         self._sent_time = clock.now()
         self._resumed_at, self._paused = float("-inf"), 0.0
@@ -92,7 +93,7 @@ class ActionNode(Node):
         self._diagnostics = Diagnostics(self, self._report)
         self._pauses = PauseWatch(max(self._limits.stale_after, SHORTEST_PAUSE))
 
-    # what comes
+    # inputs
 
     def _on_pose(self, message: PoseStamped) -> None:
         stamp, (position, quaternion) = stamp_ns(message), pose_arrays(message.pose)
@@ -105,13 +106,13 @@ class ActionNode(Node):
         if before is not None and (impossible := jump(before, pose)):
             self._refused["pose_jump"] += 1
             self._jumped_at = clock.now()
-            text = f"{self.contract.arm.pose_topic} {impossible}; end what else publishes it, or wait for a reset to end"
+            text = f"{self.contract.arm.pose_topic} {impossible}; stop any other publisher of it, or wait for a reset to end"
             self._problem.report(text)
             if self._enabled:
-                self._stop("given up", text)  # the pass that looked for the pose sends the first target of it
+                self._stop("given up", text)  # the cycle that polled the pose sends the stop's first target
 
     def _pose_now(self) -> MeasuredPose | None:
-        """The measured pose; None when it is unknown."""
+        """The measured pose; None if it is unknown."""
         self._measured.poll()
         pose = self._pose
         if pose is None or abs(self._now() - pose.stamp) > POSE_TIMEOUT * NANOSECONDS or clock.now() - self._jumped_at < DOUBT:
@@ -128,7 +129,7 @@ class ActionNode(Node):
             elif not self._enabled:
                 if clock.now() - self._resumed_at < REQUEST_PAUSE:
                     raise ValueError(
-                        f"action_node did not run for {self._paused:.1f} s, and this may be as old; ask again in some s"
+                        f"action_node did not run for {self._paused:.1f} s, and this request may be that old; repeat it in a few s"
                     )
                 self._enable()
             response.success, response.message = True, "enabled" if request.data else "disabled"
@@ -137,7 +138,7 @@ class ActionNode(Node):
         return response
 
     def _enable(self) -> None:
-        """Start at rest at the measured pose. ValueError when that is unknown or no pose to start from."""
+        """Start at rest at the measured pose. ValueError if it is unknown or cannot be started from."""
         topic, pose = self.contract.arm.pose_topic, self._pose_now()
         if pose is None:
             if self._pose is not None and self._pose_frame != self.contract.base_frame:
@@ -146,7 +147,7 @@ class ActionNode(Node):
             raise ValueError(
                 finding[1]
                 if finding is not None
-                else f"{topic} jumped just now; ask again"
+                else f"{topic} has just jumped; try again"
                 if clock.now() - self._jumped_at < DOUBT
                 else f"no {topic} stamped within {POSE_TIMEOUT} s; start the robot's node, check the topic's name and the clocks"
             )
@@ -184,10 +185,10 @@ class ActionNode(Node):
             self._timer.reset()
             self._send()
 
-    # what goes
+    # outputs
 
     def _notice_pause(self) -> None:
-        """After a pause of the process or the machine (SIGSTOP, swap, suspension) do not continue from before it."""
+        """After a suspension of the process or the machine (SIGSTOP, swap, sleep), do not continue the earlier motion."""
         gap = self._pauses.check()
         if gap > PAUSE:
             self._resumed_at, self._paused = clock.now(), gap
@@ -196,7 +197,7 @@ class ActionNode(Node):
         self._schedule.clear()
         self._restart = True
         if gap > LONGEST_HOLD:
-            self._give_up(f"it did not run for {gap:.1f} s; see what stopped this process or machine")
+            self._give_up(f"it did not run for {gap:.1f} s; find what stopped this process or machine")
 
     def _send(self) -> None:
         self._notice_pause()
@@ -231,8 +232,8 @@ class ActionNode(Node):
             self._latency.add((self._now() - chunk.stamp) / 1e6)
 
     def _begin_anew(self, pose: MeasuredPose | None) -> bool:
-        """After a pause, rest where the arm is now. Returns False while that is unknown; then nothing is sent, and the arm's own
-        watchdog holds it."""
+        """After a suspension, restart at rest at the measured pose. Returns False while that is unknown; then nothing is sent, and
+        the arm's own watchdog holds it."""
         if self._followed:
             self._enter("holding")
         if pose is None:
@@ -247,13 +248,13 @@ class ActionNode(Node):
         return True
 
     def _hold(self) -> bool:
-        """Count a stop or a hold. Returns False when it has ended and nothing is to be sent any more."""
+        """Keep track of a stop or a hold. Returns False once it has ended and nothing more is to be sent."""
         for_seconds = clock.now() - self._state_since
         if not self._enabled:
             if self._gate.moving and for_seconds < LONGEST_STOP:
                 return True
             self._enter(self._silence)
-            return True  # the last target is where the arm rests
+            return True  # the last target is the pose at which the arm rests
         if self._followed:
             self._holds += self._state == "following"
             self._enter("stopping" if self._gate.moving else "holding")
@@ -264,24 +265,24 @@ class ActionNode(Node):
         return True
 
     def _stop(self, silence: str, why: str = "") -> None:
-        """From the next cycle on, bring the arm to rest, then publish nothing more."""
+        """Bring the arm to rest, from the next cycle on, then stop publishing."""
         self._gave_up, self._silence, self._enabled = why, silence, False
         self._enter(silence if self._state in SILENT else "stopping")
 
     def _give_up(self, why: str) -> None:
-        """Publish nothing more; the arm is at rest."""
+        """Stop publishing; the arm is at rest."""
         self._enabled, self._gave_up = False, why
         self._enter("given up")
 
     def come_to_rest(self) -> None:
-        """Stop the arm, because the process is about to end."""
+        """Stop the arm, because the process is about to exit."""
         self._enable_pending = False
         self._stop("disabled")
         self._send()
 
     @property
     def at_rest(self) -> bool:
-        """Whether the arm is at rest and nothing is published any more."""
+        """Whether the arm is at rest and publishing has stopped."""
         return self._state in SILENT
 
     def _lack(self) -> str:

@@ -1,9 +1,10 @@
-"""For labs that run franka_ros2 with CRISP: commands the hand, and checks what CRISP needs.
+"""For labs that run franka_ros2 with CRISP: commands the hand, and checks CRISP's preconditions.
 
-CRISP's ``cartesian_impedance_controller`` follows ``target_pose`` itself, which action_node publishes; only its log tells that
-it ignores targets, so this node looks for the reasons. The hand is franka_ros2's, commanded by the actions of franka_msgs.
+CRISP's ``cartesian_impedance_controller`` follows action_node's ``target_pose`` directly; if it ignores targets it only logs that,
+so this node checks for the reasons. The hand is franka_ros2's, commanded by the actions of franka_msgs.
 
-Sources, read and not run: crisp_controllers 2.3 (src/cartesian_controller.cpp), franka_ros2 3.4 (franka_gripper).
+Written from these sources, not tested with them: crisp_controllers 2.3 (src/cartesian_controller.cpp), franka_ros2 3.4
+(franka_gripper).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FINISH = 10.0  # s that a command of the hand may take
 
 
 class FrankaGripper:
-    """The newest request, sent to franka_ros2's gripper actions when the last command has ended.
+    """Sends the newest request to franka_ros2's gripper actions once the last command has ended.
 
     Raises:
         ImportError: franka_msgs is not installed.
@@ -59,7 +60,7 @@ class FrankaGripper:
         self.problem = ""
 
     def request(self, request: str) -> None:
-        """Work towards a request, ``open`` or ``closed``; call it regularly."""
+        """Carry out a request, ``open`` or ``closed``; call it regularly."""
         waited = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
         if waited > FINISH and self._sent:
             self._lost(f"no answer within {FINISH:.0f} s")
@@ -67,19 +68,19 @@ class FrankaGripper:
             return
         client, goal = self._goals[request]
         if not client.server_is_ready():
-            self.problem = "the gripper's action server is not there; start franka_gripper, or set the parameter gripper"
+            self.problem = "the gripper's action server is not available; start franka_gripper, or set the parameter gripper"
             return
         self._sent, self._busy_since = request, time.monotonic()
         client.send_goal_async(goal).add_done_callback(functools.partial(self._on_answer, self._busy_since))
 
     def _on_answer(self, since: float, future: Any) -> None:
-        if since != self._busy_since:  # of a command that was given up
+        if since != self._busy_since:  # of an abandoned command
             return
         try:
             handle = future.result()
             if not handle.accepted:
                 raise RuntimeError("see franka_gripper")
-        except Exception as error:  # whatever the middleware says
+        except Exception as error:  # the middleware may raise anything
             self._sent, self._busy_since = "", time.monotonic() - FINISH + RETRY
             self.problem = f"the gripper refused a command: {error}"
             return
@@ -92,7 +93,7 @@ class FrankaGripper:
 
     def _on_result(self, began: float | None, future: Any) -> None:
         if began != self._busy_since:
-            return  # of a command that was given up
+            return  # of an abandoned command
         self._busy_since = None
         if future.exception() is not None:
             self._lost(str(future.exception()))
@@ -105,7 +106,7 @@ class CrispNode(Node):
     """gripper_target -> franka_msgs actions; reports on /diagnostics what keeps CRISP from following target_pose.
 
     Args:
-        gripper: makes the hand's client, as :class:`FrankaGripper`.
+        gripper: factory of the hand's client, such as :class:`FrankaGripper`.
     """
 
     def __init__(self, gripper: Callable[[Node, str, GripperSettings], Any] = FrankaGripper, **kwargs: Any) -> None:
@@ -146,10 +147,10 @@ class CrispNode(Node):
         self._pose.poll()
         publishers, followers = self.count_publishers(self._target), self.count_subscribers(self._target)
         level, text = worst(
-            (DiagnosticStatus.ERROR, f"{publishers} nodes publish {self._target}, and CRISP then ignores all; end all but one")
+            (DiagnosticStatus.ERROR, f"{publishers} nodes publish {self._target}, so CRISP ignores them all; stop all but one")
             if publishers > 1
             else None,
-            (DiagnosticStatus.ERROR, f"nobody follows {self._target}; activate CRISP's cartesian_impedance_controller")
+            (DiagnosticStatus.ERROR, f"{self._target} has no subscriber; activate CRISP's cartesian_impedance_controller")
             if not followers
             else None,
             (DiagnosticStatus.ERROR, f"{self.contract.arm.pose_topic}: not heard; activate CRISP's pose_broadcaster")

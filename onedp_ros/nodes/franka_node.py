@@ -1,7 +1,7 @@
-"""A Franka FR3 and its hand behind the topics that the twin has. A lifecycle node: configure connects, activate lets the arm move.
+"""A Franka FR3 and its hand, with the same topics as the twin. A lifecycle node: configure connects, activate lets the arm move.
 
-Three processes: this one, the arm's 1 kHz loop and the hand's (``onedp_ros.robot``). One thread here: targets are handed on as they
-come, a timer publishes states, 200 a second.
+Three processes: this one, the arm's 1 kHz loop and the hand's (``onedp_ros.robot``). One thread here: targets are passed on as they
+arrive, and a timer publishes states at 200 Hz.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from onedp_ros.robot.faults import Fault, pause_fault
 from onedp_ros.robot.franka import Franka
 from onedp_ros.robot.settings import RobotSettings
 
-LOOK_RATE = 400.0  # Hz: states come at 200 Hz, by another clock
-WATCH_EVERY = 20  # looks between looks for faults
-NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes what any publisher offers
+LOOK_RATE = 400.0  # Hz of polling: states arrive at 200 Hz, on another clock
+WATCH_EVERY = 20  # polls between checks for faults
+NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # compatible with any publisher
 LASTING = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-FLANGE = 0.05  # m: a tool nearer to the flange is none
-LONGEST_PAUSE = 3.0  # s: an arm whose node stood still for longer does not go on by itself
-REQUEST_PAUSE = 3.0  # s after a pause in which a request to begin may be one that waited through it
+FLANGE = 0.05  # m: a tool center point closer to the flange means that no tool is configured
+LONGEST_PAUSE = 3.0  # s: an arm whose node was suspended for longer does not continue by itself
+REQUEST_PAUSE = 3.0  # s after a suspension in which a request may be from before it
 LATE_RATE = 0.95  # success rate of commands below which the diagnostics warn
 
 
 class FrankaNode(LifecycleNode):
     """target_pose, gripper_target -> the arm; joint_states, current_pose, franka/state/wrench and franka/state/robot_mode from it.
 
-    Services ``~/recover`` (after a fault: mends what can be mended and controls again, at rest) and ``~/home_gripper``
+    Services ``~/recover`` (after a fault: recovers arm and hand and resumes control, at rest) and ``~/home_gripper``
     (std_srvs/Trigger). The values of the robot file are also parameters, such as ``impedance.linear_stiffness``.
     """
 
@@ -57,8 +57,8 @@ class FrankaNode(LifecycleNode):
         path, speed = declare_robot_file(self, "franka"), declare_speed(self)
         self._address = declare(self, "robot_ip", "", "Address of the robot")
         mode = declare(self, "mode", "", f"One of {', '.join(MODES)}; empty: the robot file's")
-        realtime = declare(self, "realtime", "enforce", "enforce: fail without real-time scheduling; ignore: go on without")
-        self._cpu = declare(self, "cpu", -1, "Processor of its own for the control loop; -1: any", -1, 1023)
+        realtime = declare(self, "realtime", "enforce", "enforce: fail without real-time scheduling; ignore: run without it")
+        self._cpu = declare(self, "cpu", -1, "CPU core dedicated to the control loop; -1: any", -1, 1023)
         self._autostart = declare(self, "autostart", False, "Configure and activate at start; ~/recover tries again")
         if realtime not in ("enforce", "ignore"):
             raise ValueError(f"parameter realtime is '{realtime}', expected enforce or ignore")
@@ -94,14 +94,14 @@ class FrankaNode(LifecycleNode):
         self._diagnostics = Diagnostics(self, self._report, f"Franka at {self._address}")
 
     def start(self) -> None:
-        """Configure and activate. Fault when that fails; the node keeps running and reports why."""
+        """Configure and activate. Raises Fault if that fails; the node keeps running and reports why."""
         self._pauses = PauseWatch(LONGEST_PAUSE)
         success = TransitionCallbackReturn.SUCCESS
         if self.trigger_configure() == success:
             if self.trigger_activate() == success:
                 return
             failed = self._failed
-            self.trigger_cleanup()  # so that ~/recover begins anew
+            self.trigger_cleanup()  # so that ~/recover starts over
             self._failed = failed
         raise Fault(self._failed, ("not_configured",))
 
@@ -133,7 +133,7 @@ class FrankaNode(LifecycleNode):
         try:
             self._franka.activate()
         except OSError as error:
-            self._failed = f"the mark of an arm under control cannot be written: {error}; make room in the temporary directory"
+            self._failed = f"the mark of an arm under control cannot be written: {error}; free space in the temporary directory"
             self.get_logger().error(self._failed)
             return TransitionCallbackReturn.FAILURE
         if self._franka.fault is not None:
@@ -168,10 +168,10 @@ class FrankaNode(LifecycleNode):
             self._franka.close(wanted)
         self._franka = None
 
-    # what comes
+    # inputs
 
     def _paused(self) -> bool:
-        """Whether this process has just stood still: then requests may be old, and the arm waits for ``~/recover``."""
+        """Whether this process was suspended just now: then requests may be old, and the arm waits for ``~/recover``."""
         if (seconds := self._pauses.check()) and self._franka is not None:
             fault = pause_fault("franka_node", seconds)
             self._franka.give_up(fault)
@@ -243,16 +243,16 @@ class FrankaNode(LifecycleNode):
             self._franka.hand.home()
         return response
 
-    # what goes
+    # outputs
 
     def _tick(self) -> None:
         self._count += 1
         self._publish()
         if self._franka is not None and self._count % WATCH_EVERY == 0:
-            self._target_watch.alone()  # so that one that takes over is told from a second one
+            self._target_watch.alone()  # to tell a publisher that takes over from a second one
             self._gripper_watch.alone()
             if not self._target_watch.publishers and self._franka.arm.phase == "following":
-                self._franka.brake()  # nobody is left who could send the next
+                self._franka.brake()  # no publisher is left to send the next target
             before = self._franka.fault
             self._franka.watch()
             if self._franka.fault is not None and self._franka.fault is not before:
@@ -260,7 +260,7 @@ class FrankaNode(LifecycleNode):
                 self._diagnostics.publish()
 
     def _publish(self) -> None:
-        """The newest state of the robot; each is returned once."""
+        """Publish the robot's newest state; each state once."""
         self._paused()
         if self._franka is None:
             return
@@ -310,7 +310,7 @@ class FrankaNode(LifecycleNode):
             (DiagnosticStatus.WARN, "the target is too far from the arm to begin with; disable and enable action_node")
             if now - self._far_at < 2.0
             else None,
-            (DiagnosticStatus.WARN, "the tool point is the flange; choose the hand in Desk") if arm.notes[1][14] < FLANGE else None,
+            (DiagnosticStatus.WARN, "the tool point is the flange; select the hand in Desk") if arm.notes[1][14] < FLANGE else None,
             (DiagnosticStatus.WARN, f"no fresh target_pose, arm {phase}; see action_node")
             if controlled and self._targets and phase in ("holding", "stopping") and self._target_rate.hz() == 0.0
             else None,
@@ -356,10 +356,10 @@ class FrankaNode(LifecycleNode):
 
 
 def make_node(**kwargs: Any) -> FrankaNode:
-    """The node, started when its parameter ``autostart`` is set."""
+    """The node, started if its parameter ``autostart`` is set."""
     node = FrankaNode(**kwargs)
     if node.get_parameter("autostart").value:
-        with suppress(Fault):  # said in the log and on /diagnostics; ~/recover tries again
+        with suppress(Fault):  # reported in the log and on /diagnostics; ~/recover tries again
             node.start()
     return node
 

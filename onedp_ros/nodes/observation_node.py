@@ -1,8 +1,8 @@
-"""Cameras and robot state -> observations: one stamp for a whole set, the state interpolated to it.
+"""Cameras and robot state -> observations: one stamp for each set of images, with the state interpolated to it.
 
-One thread: each frame, and then the robot's state, goes to an ObservationAssembler; what it completes is published, unless a camera
-no longer sees (``camera_check``) or the set has grown old, as after this process was stopped for a while: then the arm is held.
-Bad input never leaves a callback; it is counted in /diagnostics and logged with the remedy.
+One thread: each frame, and then the robot's state, goes to an ObservationAssembler, and completed observations are published,
+unless a camera is faulty (``camera_check``) or the observation is stale, for example after this process was suspended: then the arm
+holds. Bad input never escapes a callback; it is counted in /diagnostics and logged with the remedy.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import run_node
 
 STATE_DEPTH = 100  # robot states between two frames: at 1 kHz, 100 ms
-SETTLING = 3.0  # s after a camera's first frame until its rate is judged
-LONGEST_TEXT = 500  # characters of a message's own words that are reported
-POLL_PERIOD, POLLS = 0.002, 10  # s; how often and how many times the robot's state is looked for after a frame
+SETTLING = 3.0  # s after a camera's first frame until its rate is checked
+LONGEST_TEXT = 500  # characters of an error that are reported
+POLL_PERIOD, POLLS = 0.002, 10  # s, and number of polls for the robot's state after a frame
 
 
 class ObservationNode(Node):
@@ -44,11 +44,11 @@ class ObservationNode(Node):
         self._timeout = declare(self, "timeout", 0.5, "Silence after which a topic counts as stopped, s", 0.05, 10.0)
         self._tolerance = declare(self, "future_tolerance", 0.05, "How far a stamp may lie ahead of this clock, s", 0.0, 1.0)
         self._max_age = declare(
-            self, "max_observation_age", 0.5, "Age over which messages are not taken and sets not published, s", 0.05, 1000.0
+            self, "max_observation_age", 0.5, "Age from which messages are refused and observations not published, s", 0.05, 1000.0
         )
 
         self._assembler, self._check = ObservationAssembler(self.contract), CameraCheck(self.contract)
-        self._blind: dict[str, str] = {}  # by camera, what is wrong with the newest picture
+        self._blind: dict[str, str] = {}  # by camera, the fault of the newest image
         self._started = time.monotonic()
         self._heard: dict[str, float] = {}
         self._received: Counter[str] = Counter()
@@ -86,7 +86,7 @@ class ObservationNode(Node):
         self._poll()
 
     def _poll(self) -> None:
-        """Take the robot's states and publish the observations that they complete; repeat every 2 ms while one is waiting, up to
+        """Poll the robot's states and publish the observations that they complete; repeat every 2 ms while one is pending, up to
         20 ms."""
         for subscriber in self._robot:
             subscriber.poll()
@@ -108,7 +108,7 @@ class ObservationNode(Node):
             self._refuse(topic, "from_the_future", f"{topic}: stamp is {ahead:.3f} s ahead; {remedy}")
             return
         if -ahead > self._max_age:
-            self._refuse(topic, "too_old", f"{topic}: stamp is {-ahead:.3f} s old; {remedy}, or look for what holds messages up")
+            self._refuse(topic, "too_old", f"{topic}: stamp is {-ahead:.3f} s old; {remedy}, or find what delays the messages")
             return
         try:
             feed(self._assembler, topic, message)
@@ -128,11 +128,10 @@ class ObservationNode(Node):
             return
         for name, publisher in self._image_publishers.items():
             publisher.publish(image_message(observation.images[name], observation.stamp, f"{name}_camera_color_optical_frame"))
-        age = (
-            self.get_clock().now().nanoseconds - observation.stamp
-        ) / NANOSECONDS  # as late as can be: a set counts with its state
+        # As late as possible: an observation counts once its state is published.
+        age = (self.get_clock().now().nanoseconds - observation.stamp) / NANOSECONDS
         if age > self._max_age:
-            self._refuse("observation", "too_old", f"a set of {age:.1f} s ago was not published; was this process stopped?")
+            self._refuse("observation", "too_old", f"an observation {age:.1f} s old was not published; was this process suspended?")
             return
         self._state_publisher.publish(state_message(self.contract, observation.state, observation.stamp))
         self._published += 1
@@ -155,8 +154,8 @@ class ObservationNode(Node):
         ]
         needed = self.contract.least_camera_hz
         slow = [
-            f"{topic} comes at {rate.hz():.1f} Hz, expected {needed:.3g} Hz or more (by control_hz and slop of the task file); "
-            f"raise the camera's frame rate, and look whether a long exposure lowers it"
+            f"{topic} arrives at {rate.hz():.1f} Hz, expected {needed:.3g} Hz or more (by control_hz and slop of the task file); "
+            f"raise the camera's frame rate, and check whether a long exposure lowers it"
             for topic, rate in self._frame_rates.items()
             if 0.0 < rate.hz() < 0.9 * needed and topic not in silent and now - self._first_frame[topic] > SETTLING
         ]
@@ -168,7 +167,10 @@ class ObservationNode(Node):
             (DiagnosticStatus.ERROR if idle else DiagnosticStatus.WARN, recent_problem)
             if recent_problem and not self._blind
             else None,
-            (DiagnosticStatus.ERROR, f"topics come but no set is complete: {dict(self._assembler.dropped)}; check stamps and slop")
+            (
+                DiagnosticStatus.ERROR,
+                f"messages arrive, but no observation is complete: {dict(self._assembler.dropped)}; check stamps and slop",
+            )
             if idle and not missing and not recent_problem
             else None,
             fine="running",

@@ -1,8 +1,8 @@
-"""A recording -> the topics of cameras and robot, byte for byte, under /clock: for nodes with use_sim_time.
+"""A recording -> the topics of cameras and robot, byte for byte, with /clock: for nodes with use_sim_time.
 
-In lock step the recording waits: a camera's frame is published when every set before it has its chunk, however slow the policy is.
-In real time messages come as they came then. The nodes must hear the very first message, so their connections are tried before,
-with the first messages under stamps of later.
+In lockstep the recording waits: a camera frame is published once every earlier observation has its chunk, however slow the policy
+is. In real time messages are published at their recorded times. The nodes must receive the very first message, so connections are
+probed beforehand, with the first messages stamped after the recording's end.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import report_failure
 
 DEPTH = 100  # messages in a queue
-LOOK_PERIOD = 0.0005  # s between looks for what is waited for
-TRY_PERIOD = 0.2  # s that a try of the connections gets
-TRIES_AFTER = 100 * NANOSECONDS  # ns after the recording's end: when the clock goes back that far, everything begins anew
-AROUND = 5_000_000  # ns of the robot's states before and after a try's frames
+LOOK_PERIOD = 0.0005  # s, polling period while waiting
+TRY_PERIOD = 0.2  # s per probe of the connections
+TRIES_AFTER = 100 * NANOSECONDS  # ns after the recording's end: when the clock goes back that far, the nodes reset
+AROUND = 5_000_000  # ns from a probe's frames to the robot states before and after them
 QUIET = 1.0  # s without a chunk after which a recording played in real time is over
 
 
@@ -45,11 +45,11 @@ class PlayerNode(Node):
     """Plays the cameras, joint states and poses of a bag.
 
     Args:
-        sink: called with topic and message of what comes back: observation/*, action/chunk.
-        check: called while waiting; raises when the graph has fallen apart.
+        sink: called with topic and message of the nodes' output: observation/*, action/chunk.
+        check: called while waiting; raises if a node has died.
 
     Attributes:
-        late: sets that had no chunk within ``timeout``.
+        late: observations without a chunk within ``timeout``.
 
     Raises:
         BagError: the bag cannot be read, or lacks one of the contract's topics.
@@ -66,16 +66,16 @@ class PlayerNode(Node):
         self.contract = declare_contract(self)
         self._bag = Path(declare(self, "bag", "", "Bag to play"))
         kind, cameras = declare_cameras(self, self.contract)
-        self._real_time = declare(self, "real_time", False, "As fast as it was, instead of waiting for the policy")
-        self._timeout = declare(self, "timeout", 10.0, "How long a set's chunk is waited for, s", 0.1, 600.0)
-        self._start_time = declare(self, "start_time", 120.0, "How long the nodes are waited for, s", 1.0, 3600.0)
+        self._real_time = declare(self, "real_time", False, "Play at the recorded speed instead of waiting for the policy")
+        self._timeout = declare(self, "timeout", 10.0, "How long to wait for an observation's chunk, s", 0.1, 600.0)
+        self._start_time = declare(self, "start_time", 120.0, "How long to wait for the nodes, s", 1.0, 3600.0)
 
         self._cameras = list(cameras.values())
         self._robot = {topic: MESSAGES[name] for topic, name in self.contract.state_topics.items()}
         self._kinds: dict[str, Any] = {**dict.fromkeys(self._cameras, kind), **self._robot}
         self.late = 0
-        self._answered: set[int] = set()  # stamps of the chunks that came
-        self._heard = 0.0  # when the last one did
+        self._answered: set[int] = set()  # stamps of the received chunks
+        self._heard = 0.0  # arrival of the last one
         self._first, self._end = self._look_through()
 
         qos = {topic: qos_profile_sensor_data if topic in self._cameras else DEPTH for topic in self._kinds}
@@ -92,7 +92,7 @@ class PlayerNode(Node):
         for end, topic, data in self._messages():  # noqa: B007
             first.setdefault(topic, data)
         if missing := sorted(set(self._kinds) - set(first)):
-            raise BagError(f"{self._bag} lacks the topics {missing}; a policy cannot be shown it")
+            raise BagError(f"{self._bag} lacks the topics {missing}; a policy cannot run on it")
         return first, end
 
     def _messages(self) -> Iterator[tuple[int, str, bytes]]:
@@ -101,7 +101,7 @@ class PlayerNode(Node):
             yield message.logged, message.topic.lstrip("/"), message.data
 
     def connect(self) -> None:
-        """Wait for the nodes, until an observation sent to them comes back as a chunk. RuntimeError when none does."""
+        """Wait for the nodes until a probe observation results in a chunk. RuntimeError if none does."""
         deadline = time.monotonic() + self._start_time
         stamp = self._end + TRIES_AFTER
         while True:
@@ -114,7 +114,7 @@ class PlayerNode(Node):
                 return
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"no chunk came within {self._start_time:.0f} s; do observation_node and policy_node run, with use_sim_time?"
+                    f"no chunk within {self._start_time:.0f} s; do observation_node and policy_node run, with use_sim_time?"
                 )
 
     def play(self) -> None:
@@ -130,9 +130,9 @@ class PlayerNode(Node):
             elif topic in self._cameras:
                 self._await(due)
             self._senders[topic].publish(data)
-            self._tick(logged)  # after it: the nodes look for what came when their clock moves
+            self._tick(logged)  # after it: the nodes poll when their clock advances
             if not self._real_time:
-                with suppress(ContractError):  # the node refuses it, too
+                with suppress(ContractError):  # the node rejects it, too
                     feed(assembler, topic, deserialize_message(data, self._kinds[topic]))
                 due |= {observation.stamp for observation in assembler.pop() if not check.faults(observation)}
         self._await(due)
@@ -146,7 +146,7 @@ class PlayerNode(Node):
         due.clear()
 
     def _wait(self, done: Callable[[], bool], timeout: float) -> bool:
-        """Take the nodes' messages until ``done()``; False after ``timeout`` (s)."""
+        """Poll the nodes' output until ``done()``; False after ``timeout`` (s)."""
         deadline = time.monotonic() + timeout
         while True:
             for subscriber in self._answers:
@@ -173,14 +173,14 @@ class PlayerNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Play a bag once. Exit status: 0 when it was played."""
+    """Play a bag once. Exit status: 0 on success."""
     rclpy.init(args=args)
     node = None
     try:
         node = PlayerNode()
         node.connect()
         node.play()
-        print(f"played, {node.late} sets without a chunk in time", flush=True)
+        print(f"played, {node.late} observations without a chunk in time", flush=True)
     except (KeyboardInterrupt, ExternalShutdownException):
         return 130
     except (OSError, ValueError, RuntimeError) as error:

@@ -1,7 +1,7 @@
-"""Demonstrations -> bags, one per episode, checked while they are recorded: a bad one is noticed at once, not at training.
+"""Demonstrations -> bags, one per episode, checked during recording: a bad one is noticed at once, not in training.
 
-Two threads: the executor's takes what has come, serialized, from the subscriptions' queues, twenty times a second, and looks at
-stamps and rates; that of the episode compresses and writes, so that taking never waits. A message's log time is when it arrived.
+Two threads: the executor's polls serialized messages from the subscriptions' queues at 20 Hz and checks stamps and rates; the
+episode's compresses and writes, so that polling never blocks. A message's log time is its arrival.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from onedp_ros.nodes.lib.polled import PolledSubscriber
 from onedp_ros.nodes.lib.process import run_node
 
 POLL_PERIOD = 0.05  # s
-CHECK_EVERY, COUNT_EVERY = 2, 10  # polls between looks at what came, and at who publishes
-PAUSE = 0.5  # s that this process may stand still before it is a fault of the episode
-LONGEST_PAUSE, REQUEST_PAUSE = 3.0, 3.0  # s: after a pause so long, for that time, a request to start may be one that waited
-CAMERA_DEPTH, DEPTH = 100, 2000  # messages that wait in a queue: more than a second of them, for a thread that is held up
+CHECK_EVERY, COUNT_EVERY = 2, 10  # polls between checks of the messages, and of the publishers
+PAUSE = 0.5  # s: a longer suspension of this process is a problem of the episode
+LONGEST_PAUSE, REQUEST_PAUSE = 3.0, 3.0  # s: for REQUEST_PAUSE after a suspension of LONGEST_PAUSE a request may be from before it
+CAMERA_DEPTH, DEPTH = 100, 2000  # messages in a queue: more than a second's, in case the thread is delayed
 
 
 class RecorderNode(Node):
-    """Records the contract's topics. Services (std_srvs/Trigger): ``~/start``; ``~/stop``, the episode was a success;
-    ``~/fail``, it was not, and is kept; ``~/discard``. An episode that is interrupted otherwise is kept, its outcome unknown."""
+    """Records the contract's topics. Services (std_srvs/Trigger): ``~/start``; ``~/stop``: end the episode as a success;
+    ``~/fail``: end and keep it as a failure; ``~/discard``. An episode interrupted otherwise is kept, with unknown outcome."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("recorder_node", **kwargs)
         self.contract = declare_contract(self)
-        self._robot = declare(self, "robot", "franka", "Name of the robot, noted with the episodes")
-        self._operator = declare(self, "operator", "", "Name of the operator, noted with the episodes")
+        self._robot = declare(self, "robot", "franka", "Name of the robot, stored in the bags")
+        self._operator = declare(self, "operator", "", "Name of the operator, stored in the bags")
         out = declare(self, "out", "", "Folder of bags; default: out/<task>/bags")
         image, cameras = declare_cameras(self, self.contract)
         extra = declare(self, "extra_topics", [""], "Further topics to record, such as action/chunk")
-        self._least = declare(self, "min_free_gb", 5.0, "Free disk below which no recording starts, GB", 0.0, 1e6)
-        self._autostart = declare(self, "autostart", False, "Start an episode as soon as all that the task needs comes")
+        self._least = declare(self, "min_free_gb", 5.0, "Free disk space below which no recording starts, GB", 0.0, 1e6)
+        self._autostart = declare(self, "autostart", False, "Start an episode as soon as all required topics arrive")
         self._out = Path(out or Path("out") / self.contract.task / "bags")
         self._out.mkdir(parents=True, exist_ok=True)
 
@@ -66,18 +66,18 @@ class RecorderNode(Node):
             self._subscribe(image, TopicWatch(topic, rate, gap, optional=False), CAMERA_DEPTH)
         for topic, name in self.contract.state_topics.items():
             self._subscribe(MESSAGES[name], TopicWatch(topic, rate, gap, optional=False), DEPTH)
-        # The operator may take some time; an opening that is given once lasts.
+        # The operator may start later; an opening holds until the next one.
         held = {feature.topic for feature in self.contract.action if feature.kind == "opening"}
         for topic, name in self.contract.action_topics.items():
             if topic not in self._watches:
                 self._subscribe(
                     MESSAGES[name], TopicWatch(topic) if topic in held else TopicWatch(topic, rate, TARGET_MAX_AGE), DEPTH
                 )
-        self._extra = {topic: "" for topic in extra if topic and topic not in self._watches}  # why one is not there
+        self._extra = {topic: "" for topic in extra if topic and topic not in self._watches}  # topic -> why it is missing
 
         self._recording: Recording | None = None
         self._pauses = PauseWatch(PAUSE)
-        self._paused: list[tuple[float, float]] = []  # in this episode: when (s after the start), how long (s)
+        self._paused: list[tuple[float, float]] = []  # suspensions in this episode: when (s after the start), how long (s)
         self._started_anew = float("-inf")
         self._failed = ""
         self._known: set[str] = set()
@@ -100,7 +100,7 @@ class RecorderNode(Node):
             print(f"recorder_node: interrupted, the outcome is not known: {text}", file=sys.stderr)
         super().destroy_node()
 
-    # what comes
+    # inputs
 
     def _on_timer(self) -> None:
         self._notice_pause()
@@ -120,7 +120,7 @@ class RecorderNode(Node):
             self._check()
 
     def _notice_pause(self) -> None:
-        """Note when this process stood still: stopped, swapped out, or suspended with the machine."""
+        """Note if this process did not run: stopped, swapped out, or suspended with the machine."""
         length = self._pauses.check()
         if not length:
             return
@@ -132,12 +132,12 @@ class RecorderNode(Node):
                 watch.excuse(time.time_ns())
 
     def _poll(self) -> None:
-        """Take the messages that have arrived."""
+        """Handle the messages that have arrived."""
         for subscriber in self._subscribers.values():
             subscriber.poll()
 
     def _take(self, watch: TopicWatch, data: bytes, arrival: int) -> None:
-        arrival = arrival or time.time_ns()  # not every middleware tells
+        arrival = arrival or time.time_ns()  # not every middleware reports it
         watch.take(data, arrival)
         if self._recording is not None:
             self._recording.add(arrival, watch.topic, data)
@@ -168,10 +168,10 @@ class RecorderNode(Node):
             found["paused"] = (
                 f"recorder_node stood still {len(self._paused)} time{'s' if len(self._paused) > 1 else ''}, the longest for "
                 f"{max(length for _, length in self._paused):.1f} s, the first {self._paused[0][0]:.1f} s after the start: it was "
-                f"stopped, swapped out or suspended, and what came meanwhile may be lacking or logged late"
+                f"stopped, swapped out or suspended, and messages of that time may be missing or logged late"
             )
         if lost := self._recording.lost:
-            found["lost"] = f"{lost} messages were lost: the disk or the processor is too slow"
+            found["lost"] = f"{lost} messages were lost: the disk or the CPU is too slow"
         return found
 
     def _count_publishers(self) -> None:
@@ -201,12 +201,12 @@ class RecorderNode(Node):
                 continue
             self._subscribe(kind, TopicWatch(topic, needed=False), DEPTH)
 
-    # what is asked for
+    # services
 
     def _serve(self, act: Any, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._notice_pause()
         response.success, response.message = act()
-        self._pauses.restart()  # a disk may take its time
+        self._pauses.restart()  # a disk may be slow
         if response.success:
             self.get_logger().info(response.message)
         else:
@@ -228,7 +228,7 @@ class RecorderNode(Node):
             writer = BagWriter(path, self.contract, self._types, {"operator": self._operator, "robot": self._robot})
         except BagError as error:
             return False, f"not started: {error}"
-        self._poll()  # away with what came before
+        self._poll()  # drop earlier messages
         self._recording, self._failed, self._known = Recording(writer), "", set()
         self._paused = []
         for watch in self._watches.values():
@@ -244,7 +244,7 @@ class RecorderNode(Node):
         ]
         reasons += [f"{topic} of extra_topics {why}" for topic, why in self._extra.items() if topic not in self._watches]
         if not self._out.is_dir():
-            reasons.append(f"the folder {self._out.absolute()} is gone; make it, or mount its disk")
+            reasons.append(f"the folder {self._out.absolute()} is gone; create it, or mount its disk")
         elif (free := self._free()) < self._least * 1e9:
             reasons.append(
                 f"the disk of {self._out.absolute()} has {free / 1e9:.2f} GB left, less than min_free_gb = {self._least:g}"
@@ -269,7 +269,7 @@ class RecorderNode(Node):
         return True, f"discarded {recording.writer.path.name}"
 
     def _end(self) -> Recording:
-        """End the recording, whose bag is still open, and its counts."""
+        """End the recording and its checks; the bag is left open."""
         assert self._recording is not None
         recording, self._recording = self._recording, None
         for watch in self._watches.values():
@@ -303,10 +303,10 @@ class RecorderNode(Node):
         text = f"{path.name}: {seconds:.1f} s, {recording.messages} messages, {size:.0f} MB"
         return True, f"{text}; {'; '.join(problems) or 'no problems'}"
 
-    # what is told
+    # reports
 
     def _free(self) -> int:
-        """Free bytes; 0 when the folder is gone."""
+        """Free bytes; 0 if the folder is gone."""
         try:
             return shutil.disk_usage(self._out).free
         except OSError:

@@ -1,8 +1,8 @@
 """An operator's device -> targets for the arm, kept within the same limits as a policy's.
 
-One thread: a timer asks the device what the hands do, moves the target and publishes it. Nothing is published before the dead-man
-switch is first held, nor after this process stood still until it is pressed anew. What a device is: ``teleop.devices.base``. No
-message ends the node: what cannot be used is counted in /diagnostics.
+One thread: a timer polls the device, moves the target and publishes it. Nothing is published before the dead-man switch is first
+held, nor, after this process was suspended, until it is pressed again. Devices: see ``teleop.devices.base``. No message crashes the
+node: those that cannot be used are counted in /diagnostics.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from onedp_ros.teleop.devices.base import Command, Setup
 from onedp_ros.teleop.session import Motion, Session
 
 RATE = 60.0  # Hz of targets
-PREVIEW_RATE, PREVIEW_SIZE, PREVIEW_QUALITY = 12.0, 320, 70  # of the pictures that an operator sees: Hz, pixels, JPEG's 0 to 100
-RECENT = 3.0  # s that a problem is shown
-MAX_NAMES, LONGEST_TEXT = 64, 300  # of other nodes on /diagnostics, and characters of their messages, that are kept
+PREVIEW_RATE, PREVIEW_SIZE, PREVIEW_QUALITY = 12.0, 320, 70  # of the operator's camera previews: Hz, pixels, JPEG quality
+RECENT = 3.0  # s for which a problem is shown
+MAX_NAMES, LONGEST_TEXT = 64, 300  # other nodes on /diagnostics, and characters of their messages, that are kept
 RECORDER_EVENTS = ("start", "stop", "fail", "discard")
 
 
@@ -62,11 +62,11 @@ class TeleopNode(Node):
         self.contract = declare_contract(self)
         path, speed = declare_robot_file(self, "twin"), declare_speed(self)
         kind = declare(self, "device", "phone", f"One of {', '.join(DEVICES.names())}")
-        file = declare(self, "teleop", "", "Path of a file such as config/teleop.yaml; empty: that one")
-        host = declare(self, "host", "127.0.0.1", "Address that phones reach; 0.0.0.0: every address of this machine")
-        port = declare(self, "port", 8443, "Port that phones reach", 1, 65535)
+        file = declare(self, "teleop", "", "Path of a file like config/teleop.yaml; empty: that one")
+        host = declare(self, "host", "127.0.0.1", "Address at which phones reach this machine; 0.0.0.0: any")
+        port = declare(self, "port", 8443, "Port at which phones reach this machine", 1, 65535)
         image, cameras = declare_cameras(self, self.contract)
-        recorder = declare(self, "recorder", "recorder_node", "Name of the recorder's node, for the buttons that record")
+        recorder = declare(self, "recorder", "recorder_node", "Name of the recorder node, for the recording buttons")
         file = file or str(resource("config", "teleop.yaml"))
         motion = values_and_expected(Motion.from_yaml(file))
         given = {name: declare_within(self, name, *settings, f"See {file}") for name, settings in motion.items()}
@@ -108,7 +108,7 @@ class TeleopNode(Node):
         self._device.close()
         super().destroy_node()
 
-    # what comes
+    # inputs
 
     def _on_pose(self, message: PoseStamped) -> None:
         reason = self._pose_watch.refusal(stamp_ns(message)) or pose_fault(*pose_arrays(message.pose))
@@ -127,7 +127,7 @@ class TeleopNode(Node):
     def _on_joints(self, message: JointState) -> None:
         arm, named = self.contract.arm, dict(zip(message.name, message.position, strict=False))
         fingers = [named.get(name, math.inf) for name in arm.finger_joints]
-        if np.all(np.abs(fingers) <= LARGEST):  # neither do NaNs
+        if np.all(np.abs(fingers) <= LARGEST):  # False for NaN, too
             self._opening = arm.opening(fingers)
         else:
             self._refused[f"{self.contract.arm.joint_states_topic} without fingers"] += 1
@@ -152,7 +152,7 @@ class TeleopNode(Node):
         return response
 
     def _pose_now(self) -> tuple[Any, Any] | None:
-        """The measured pose; None when it is unknown."""
+        """The measured pose; None if it is unknown."""
         for subscriber in self._measured:
             subscriber.poll()
         pose = self._pose
@@ -160,7 +160,7 @@ class TeleopNode(Node):
             return None
         return pose_arrays(pose.pose) if self._pose_watch.alone() else None
 
-    # what goes
+    # outputs
 
     def _step(self) -> None:
         command, events = self._device.poll(), self._device.events()
@@ -170,8 +170,8 @@ class TeleopNode(Node):
         if command.engaged and measured is None:
             frame = self.contract.base_frame
             self._problem.report(
-                f"no {self.contract.arm.pose_topic} that is a pose in frame '{frame}' and stamped within {POSE_TIMEOUT} s; start "
-                f"the robot's node, synchronise the clocks"
+                f"no valid {self.contract.arm.pose_topic} in frame '{frame}' stamped within {POSE_TIMEOUT} s; start the robot's "
+                f"node, synchronise the clocks"
             )
         elif command.engaged and self._opening is None:
             self._problem.report(
@@ -185,7 +185,7 @@ class TeleopNode(Node):
         if self._session.must_release:
             if command.engaged or events:
                 self._problem.report(
-                    "this process stood still, and the arm was left; let go of the dead-man switch, then press it anew"
+                    "this process was suspended, and the arm released; let go of the dead-man switch, then press it again"
                 )
             events = []
         for event in events:
@@ -206,7 +206,7 @@ class TeleopNode(Node):
                 self._problem.report("hold the dead-man switch to go home")
         elif not self._recorder_clients[event].service_is_ready():
             self._problem.report(
-                f"{self._recorder} is not there, so nothing is recorded; start it with onedp record or record.launch.py"
+                f"{self._recorder} is not running, so nothing is recorded; start it with onedp record or record.launch.py"
             )
         else:
             self._recorder_clients[event].call_async(Trigger.Request()).add_done_callback(self._on_answer)
@@ -236,7 +236,7 @@ class TeleopNode(Node):
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
 
-    # what is reported
+    # reports
 
     def _problems(self) -> str:
         """Problems of this node, and errors that other nodes report."""
@@ -267,7 +267,7 @@ class TeleopNode(Node):
         several = self.count_publishers(self.contract.arm.target_topic) > 1
         gate = self._session.gate
         level, text = worst(
-            (DiagnosticStatus.ERROR, "another node publishes target_pose too, such as action_node; end all but one")
+            (DiagnosticStatus.ERROR, "another node, such as action_node, also publishes target_pose; stop all but one")
             if several
             else None,
             self._pose_watch.finding(),

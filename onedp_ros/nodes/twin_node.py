@@ -1,7 +1,7 @@
-"""The simulated cell as a robot and its cameras: the same topics as the real ones.
+"""The simulated cell as a robot and its cameras, with the same topics as the real ones.
 
-Three parts: a thread advances physics in real time, takes the targets when it needs them and publishes states at 200 Hz; a child
-process draws and publishes the camera frames, so that physics never waits for rendering; the executor's thread serves.
+A thread advances physics in real time, polls targets when it needs them and publishes states at 200 Hz; a child process renders and
+publishes the camera frames, so that physics never waits for rendering; the executor's thread handles services.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from onedp_ros.twin.cell import FINGER_JOINTS, camera_frames
 from onedp_ros.twin.settings import TwinSettings
 from onedp_ros.twin.stepped import SETTLING, Frame, TimedCell
 
-LINKS = {"hand": "fr3_hand"}  # MuJoCo's bodies by the names of franka_description
-LONGEST_PAUSE = 3.0  # s: an expert that stood still for longer does not go on by itself
-STALE_AFTER = 0.25  # s without a target: slow to a stop and hold
-LATE = 0.1  # s that physics may lag behind the clock before it gives the lost time up
-RECENT = 5.0  # s that lost time is shown
-IGNORED_AFTER_RESET = 0.3  # s after a reset in which targets are not followed: they are meant for where the arm was
+LINKS = {"hand": "fr3_hand"}  # MuJoCo body -> link name in franka_description
+LONGEST_PAUSE = 3.0  # s: after a longer suspension the expert does not continue by itself
+STALE_AFTER = 0.25  # s without a target: decelerate and hold
+LATE = 0.1  # s that physics may lag behind the clock before the lost time is skipped
+RECENT = 5.0  # s for which lost time is reported
+IGNORED_AFTER_RESET = 0.3  # s after a reset in which targets are ignored: they are for the arm's earlier pose
 
 
 class TwinNode(Node):
-    """Services ``~/reset`` (places objects and arm for the parameter ``seed``, which then counts up), ``~/success`` (whether
-    the task is done; if not, why an episode that ended now would have failed) and ``~/expert`` (std_srvs/SetBool: lets the scripted
-    expert drive, in place of an operator). The task's options are parameters of their names."""
+    """Services ``~/reset`` (places objects and arm for the parameter ``seed``, then increments it), ``~/success`` (whether the task
+    is accomplished; if not, why the episode would fail if it ended now) and ``~/expert`` (std_srvs/SetBool: lets the scripted
+    expert drive instead of an operator). The task's options are parameters with the same names."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("twin_node", **kwargs)
@@ -85,8 +85,8 @@ class TwinNode(Node):
         self._expert = False
         self._expert_due = 0
         self._deaf_until = 0.0
-        self._target_publisher: TargetPublisher | None = None  # of the expert, while it drives
-        self._resting: TargetPublisher | None = None  # that of one that no longer does
+        self._target_publisher: TargetPublisher | None = None  # the expert's, while it drives
+        self._resting: TargetPublisher | None = None  # the expert's, to be destroyed after it drove
         self._reset: threading.Event | None = None
         self._asked: threading.Event | None = None
         self._answer = (False, "")
@@ -184,7 +184,7 @@ class TwinNode(Node):
             self._brake()
 
     def _brake(self) -> None:
-        """Slow down as fast as the servo may, and stay. Targets are followed again when the arm is at rest."""
+        """Decelerate as fast as the servo's limits allow, and hold. Targets are followed again once the arm is at rest."""
         if self._target is not None:
             self._holds += 1
             self._target = None
@@ -221,7 +221,7 @@ class TwinNode(Node):
 
     def _on_expert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         made = None
-        if request.data and not self._expert:  # before the lock, for which physics would wait
+        if request.data and not self._expert:  # before taking the lock, which would block physics
             made = TargetPublisher(self, self._timed.contract)
         with self._lock:
             self._expert, self._expert_due = request.data, 0
@@ -242,23 +242,23 @@ class TwinNode(Node):
                 raise
 
     def _advance(self) -> None:
-        """Take the newest command and go on to the next state sample or exposure."""
+        """Apply the newest command and advance to the next state sample or exposure."""
         if self._pauses.check():
             with self._lock:
-                self._expert = False  # nobody may expect any more that it goes on
+                self._expert = False  # after a suspension nobody expects it to continue
         for subscriber in self._commands:
             subscriber.poll()
         self._watches[0].alone()
         with self._lock:
             reset, self._reset = self._reset, None
             asked, self._asked = self._asked, None
-            if self._target_publisher is None:  # it was dropped while it was asked for again
+            if self._target_publisher is None:  # it was destroyed while it was requested again
                 self._expert = False
             expert = self._expert
             if not expert:
                 self._resting, self._target_publisher = self._target_publisher or self._resting, None
             resting, self._resting = self._resting, None
-        if resting is not None:  # others count who publishes targets
+        if resting is not None:  # other nodes count the publishers of targets
             resting.destroy()
         if expert and reset is None and self._timed.stamp >= self._expert_due:
             self._demonstrate()
@@ -291,7 +291,7 @@ class TwinNode(Node):
             self._epoch -= round(ahead * NANOSECONDS)
 
     def _demonstrate(self) -> None:
-        """The expert's next target, commanded and published as an operator's."""
+        """Command the expert's next target, and publish it like an operator's."""
         assert self._target_publisher is not None
         self._expert_due = self._timed.stamp + self._control_step
         self._timed.cell.stopping = False

@@ -362,7 +362,7 @@ def test_the_player_says_what_is_missing(rig):
     with pytest.raises(BagError, match=r"nowhere does not exist; give a bag"):
         player(rig, bag="nowhere")
     alone = player(rig, start_time=1.0)
-    with pytest.raises(RuntimeError, match="no chunk came within 1 s; do observation_node and policy_node run, with use_sim_time"):
+    with pytest.raises(RuntimeError, match="no chunk within 1 s; do observation_node and policy_node run, with use_sim_time"):
         alone.connect()
     alone.destroy_node()
 

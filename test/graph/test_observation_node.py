@@ -273,7 +273,7 @@ def test_a_camera_slower_than_the_task_needs_is_a_warning(rig):
     _, _, states = listen(rig)
     source.every["front"] = 3
     rig.add(ObservationNode)
-    rig.until(lambda: rig.level(NODE, DiagnosticStatus.WARN, "front_camera/color/image_raw comes at 1"), "the warning")
+    rig.until(lambda: rig.level(NODE, DiagnosticStatus.WARN, "front_camera/color/image_raw arrives at 1"), "the warning")
     assert "expected 20 Hz or more" in rig.status[NODE].message
     assert "wrist_camera" not in rig.status[NODE].message
     assert states, "and sets come all the same"

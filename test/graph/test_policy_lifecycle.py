@@ -195,7 +195,7 @@ def test_after_a_pause_of_the_process_it_acts_on_no_old_observation(rig, seconds
 @pytest.mark.parametrize(
     ("nfe", "engine", "words"),
     [
-        (10, "openvino", "take onedp_s, which evaluates the network once and not 10"),
+        (10, "openvino", "use onedp_s, which evaluates the network once instead of 10"),
         (1, "torch", "engine auto"),
         (1, "openvino", "threads"),
     ],

@@ -232,7 +232,7 @@ def test_a_folder_that_is_gone_is_named(rig, recorder, ask, start, tmp_path):
     recorder()
     (tmp_path / "bags").rmdir()
     rig.until(lambda: rig.level(NODE, DiagnosticStatus.WARN, f"the folder {tmp_path / 'bags'} is gone"), "a warning")
-    assert "is gone; make it" in ask("start").message
+    assert "is gone; create it" in ask("start").message
     (tmp_path / "bags").mkdir()
     start("in the folder")
 
@@ -378,7 +378,7 @@ def test_what_a_slow_disk_cannot_take_is_counted_and_told(rig, operator, recorde
     rig.source()
     recorder()
     start()
-    rig.until(lambda: rig.error(NODE, "messages were lost: the disk or the processor is too slow"), "an error")
+    rig.until(lambda: rig.error(NODE, "messages were lost: the disk or the CPU is too slow"), "an error")
     lost = rig.value(NODE, "lost")
     assert lost > 0
     written.set()

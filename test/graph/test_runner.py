@@ -162,7 +162,7 @@ def test_graphs_of_two_robots_share_a_domain_by_their_namespaces(rig, tmp_path):
 
 def test_a_node_that_waits_for_the_clock_says_so(rig, tmp_path):
     with supervisor(rig, tmp_path, placed(PROCESSES[1:], use_sim_time=True)) as running:
-        rig.until(lambda: running.check() or rig.error("hand", "no /clock comes"), "the error")
+        rig.until(lambda: running.check() or rig.error("hand", "no /clock arrives"), "the error")
 
 
 @pytest.mark.parametrize(

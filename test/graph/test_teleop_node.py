@@ -120,7 +120,7 @@ def test_buttons_turn_the_gripper_and_ask_the_recorder(rig, hands):
     rig.until(lambda: hands.openings[-1].position[0] == pytest.approx(MAX_OPENING), "the open hand")
     assert hands.shown["gripper"] == "open"
     hands.asked = ["start"]
-    rig.until(lambda: "recorder_node is not there" in hands.shown["problem"], "the answer")
+    rig.until(lambda: "recorder_node is not running" in hands.shown["problem"], "the answer")
 
     recorder = Node("recorder_node", context=rig.context)
     rig._executor.add_node(recorder)
@@ -166,7 +166,7 @@ def test_the_operator_sees_both_cameras_and_what_is_wrong_elsewhere(rig, hands):
     rig.until(lambda: {"wrist", "front"} <= set(hands.frames), "pictures")
     assert all(jpeg.startswith(b"\xff\xd8") for jpeg in hands.frames.values())
     rig.add(TeleopNode, device="gamepad", recorder="none")  # a second publisher of targets
-    rig.until(lambda: rig.error(NODE, "another node publishes target_pose"), "the error")
+    rig.until(lambda: rig.error(NODE, "also publishes target_pose"), "the error")
 
 
 def test_a_joystick_on_its_topic_moves_the_arm(rig):

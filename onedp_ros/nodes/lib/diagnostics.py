@@ -1,4 +1,4 @@
-"""A node's report on /diagnostics, and the meters that feed it."""
+"""A node's report on /diagnostics, and the statistics in it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PERIOD = 0.5  # s
 NO_TIME = 3.0  # s without /clock until that is reported
 
 DiagnosticReport = tuple[Any, str, dict[str, Any]]  # level, message, values
-Finding = tuple[Any, str] | None  # level and message of what is wrong; None: nothing is
+Finding = tuple[Any, str] | None  # level and message of a problem; None: no problem
 
 
 class Diagnostics:
-    """Publishes ``report()`` twice a second: level (``DiagnosticStatus.OK`` …), message (what is wrong and what to do), values.
+    """Publishes ``report()`` at 2 Hz: level (``DiagnosticStatus.OK`` …), message (problem and remedy), values.
 
-    It bears the node's fully qualified name, since all robots of a ROS domain share the topic. ``hardware_id`` names the hardware
-    that the node is about: a robot by its address, or, by default, the computer that it runs on.
+    The status has the node's fully qualified name, since all robots in a ROS domain share the topic. ``hardware_id``: the robot's
+    address, or, by default, the name of this computer.
     """
 
     def __init__(self, node: Node, report: Callable[[], DiagnosticReport], hardware_id: str = "") -> None:
@@ -51,7 +51,7 @@ class Diagnostics:
         waited = time.monotonic() - self._began
         if waited < NO_TIME or not self._node.get_parameter("use_sim_time").value or self._node.get_clock().now().nanoseconds:
             return None
-        text = "use_sim_time is set, but no /clock comes: start ros2 bag play --clock or a simulator, or leave use_sim_time out"
+        text = "use_sim_time is set, but no /clock arrives: start ros2 bag play --clock or a simulator, or omit use_sim_time"
         self._node.get_logger().error(text, throttle_duration_sec=10.0)
         return DiagnosticStatus.ERROR, text, {}
 
@@ -60,8 +60,8 @@ class RecentProblem:
     """The last problem of a node, which is logged, and shown on /diagnostics while it is recent.
 
     Args:
-        level: ``DiagnosticStatus.WARN`` or ``ERROR``, of the log too.
-        seconds: how long it is recent.
+        level: ``DiagnosticStatus.WARN`` or ``ERROR``, also for the log.
+        seconds: for how long it is recent.
     """
 
     def __init__(self, node: Node, level: Any = DiagnosticStatus.WARN, seconds: float = 2.0) -> None:
@@ -69,7 +69,7 @@ class RecentProblem:
         self._at, self._text = float("-inf"), ""
 
     def report(self, text: str) -> None:
-        """Take a problem; the same call logs once in 2 s."""
+        """Report a problem; it is logged at most once every 2 s."""
         self._at, self._text = clock.now(), text
         if self._level == DiagnosticStatus.ERROR:
             self._logger.error(text, throttle_duration_sec=2.0)
@@ -78,7 +78,7 @@ class RecentProblem:
 
     @property
     def text(self) -> str:
-        """Empty when there was none lately."""
+        """The problem; empty if there was none recently."""
         return self._text if clock.now() - self._at < self._seconds else ""
 
     def finding(self) -> Finding:
@@ -130,7 +130,7 @@ def counted(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def worst(*findings: Finding, fine: str) -> tuple[Any, str]:
-    """The highest level among the findings, with the messages of that level; OK and ``fine`` when there are none."""
+    """The highest level among the findings, with all messages of that level; OK and ``fine`` if there are none."""
     found = [f for f in findings if f is not None]
     if not found:
         return DiagnosticStatus.OK, fine

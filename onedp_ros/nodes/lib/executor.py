@@ -10,15 +10,15 @@ from typing import Any
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 
-REST_PERIOD = 0.2  # s between checks for what does not wake this executor: events of the middleware, actions
+REST_PERIOD = 0.2  # s between checks for what does not wake this executor: middleware events, actions
 
 
 class LeanExecutor(SingleThreadedExecutor):
-    """SingleThreadedExecutor whose :meth:`spin` calls back for messages and timers directly.
+    """A SingleThreadedExecutor whose :meth:`spin` calls the callbacks of messages and timers directly.
 
-    For each message rclpy's own goes through all entities of a node, in Python, and creates a task: about 0.3 ms. Here a constant
-    wait set wakes for messages and timers and calls back; services and everything else are left to rclpy when one is ready.
-    After a delay, waiting messages of all topics are called back in the order of their arrival.
+    For each message rclpy's own executor iterates over all entities of a node, in Python, and creates a task: about 0.3 ms. Here a
+    constant wait set wakes for messages and timers and calls back directly; services and everything else are left to rclpy. After a
+    delay, queued messages of all topics are handled in order of arrival.
     """
 
     def spin(self) -> None:
@@ -26,7 +26,7 @@ class LeanExecutor(SingleThreadedExecutor):
         try:
             self._spin()
         except (rclpy_implementation.RCLError, ExternalShutdownException):
-            if self._context.ok() and not self._is_shutdown:  # else the end came between two steps
+            if self._context.ok() and not self._is_shutdown:  # else it was shut down between two steps
                 raise
 
     def _spin(self) -> None:
@@ -42,7 +42,7 @@ class LeanExecutor(SingleThreadedExecutor):
                 self._collect()
 
     def _collect(self) -> None:
-        """Collect what to wait for. Nodes signal through the guard condition when that changes."""
+        """Collect the entities to wait for. Nodes trigger the guard condition when these change."""
         nodes = self.get_nodes()
         self._hot = {s for n in nodes for s in n.subscriptions if s.callback_group.can_execute(s)}
         self._timers = [t for n in nodes for t in n.timers]
@@ -56,9 +56,9 @@ class LeanExecutor(SingleThreadedExecutor):
         )
 
     def _wait_and_call(self, timeout: float) -> bool:
-        """Wait for messages and timers and call back. Returns whether there is something else to do."""
+        """Wait for messages and timers and call back. Returns whether anything else is ready."""
         waiting = self._wait_set
-        with ExitStack() as held:  # so that no other thread destroys an entity meanwhile
+        with ExitStack() as held:  # keeps other threads from destroying an entity meanwhile
             try:
                 entity: Any
                 for entity in (*self._hot, *self._timers, *self._others, *self._guards):
@@ -82,7 +82,7 @@ class LeanExecutor(SingleThreadedExecutor):
             messages = []
             for subscription in self._hot:
                 if subscription.handle.pointer in ready["subscription"]:
-                    for _ in range(max(subscription.qos_profile.depth, 1)):  # else a fast publisher would leave no time for others
+                    for _ in range(max(subscription.qos_profile.depth, 1)):  # bounded, or a fast publisher would starve the others
                         if (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is None:
                             break
                         messages.append((taken[1]["received_timestamp"], subscription, taken[0]))
@@ -94,7 +94,7 @@ class LeanExecutor(SingleThreadedExecutor):
             subscription.callback(message)
         due = []
         for timer in self._timers:  # last: a message may have postponed its timer
-            with suppress(rclpy_implementation.InvalidHandle):  # or have destroyed it
+            with suppress(rclpy_implementation.InvalidHandle):  # or destroyed it
                 if timer.handle.pointer in ready["timer"] and timer.handle.is_timer_ready():
                     timer.handle.call_timer()
                     due.append(timer)

@@ -1,4 +1,4 @@
-"""Decides whether a message may be acted upon: its stamp is fresh, and its topic has one publisher."""
+"""Decides whether a message may be acted upon: its stamp must be fresh, and its topic must have a single publisher."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rclpy.subscription import Subscription
 
 from onedp_ros.contract import NANOSECONDS
 
-POSE_TIMEOUT = 0.5  # s: a measured pose older than this is not known
+POSE_TIMEOUT = 0.5  # s: an older measured pose counts as unknown
 FUTURE = 0.05  # s that a stamp may lie ahead of this clock
-QUIET = 1.0  # s for which there must have been a single publisher before it is trusted again
+QUIET = 1.0  # s for which a publisher must have been the only one before it is trusted again
 RECENT = 2.0  # s for which the refusal of a stamp is reported
 
 
 class SolePublisher:
-    """Decides from the numbers of publishers, present and since the start, whether there is, and recently was, only one.
+    """Decides from the current and total numbers of publishers whether there is, and recently was, only one.
 
-    A publisher that takes over from one that has left is trusted at once; where two overlapped, or where that is unknown, none is
-    trusted for :data:`QUIET` s.
+    A publisher that takes over from one that has left is trusted at once; if two overlapped, or may have, none is trusted for
+    :data:`QUIET` s.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class SolePublisher:
         self._doubt_until = float("-inf")
 
     def update(self, count: int, total: int, now: float) -> bool:
-        """Update the numbers at ``now`` (s, monotonic). Returns whether the one publisher is trusted."""
+        """Update the numbers at ``now`` (s, monotonic). Returns whether the publisher is trusted."""
         joined = total - self.total
         if count > 1 or joined > 1 or (joined and self.count):
             self._doubt_until = now + QUIET
@@ -41,14 +41,14 @@ class SolePublisher:
 class InputWatch:
     """Checks each message of a subscription that moves something.
 
-    The middleware counts the publishers that it connects to a subscription, and a message can only come from one of these. The
-    count is read together with each message, so that even a short-lived publisher is noticed, which polling the graph would miss.
-    Sequence numbers of messages would tell less: a second publisher's may happen to continue the first's.
+    The middleware counts the publishers matched with a subscription, and a message can only come from one of these. The count is
+    read with each message, so that even a short-lived publisher is noticed, which polling the graph would miss. Sequence numbers
+    would be less reliable: a second publisher's may happen to continue the first's.
 
-    A publisher whose process was killed counts until its lease ends, 20 s by Fast DDS's defaults.
+    A publisher whose process was killed counts until its lease expires, 20 s with Fast DDS's defaults.
 
     Args:
-        max_age: greatest age of a message, s; None: its stamp is checked elsewhere.
+        max_age: largest age of a message, s; None: its stamp is checked elsewhere.
     """
 
     def __init__(self, node: Node, subscription: Subscription, max_age: float | None = None) -> None:
@@ -56,7 +56,7 @@ class InputWatch:
         self._publishers = SolePublisher()
         self._event: Any = None
         matched = getattr(rclpy_c.rcl_subscription_event_type_t, "RCL_SUBSCRIPTION_MATCHED", None)
-        if matched is not None:  # Humble has no such event: there only the count is available
+        if matched is not None:  # Humble has no such event, only the count
             with subscription.handle:
                 self._event = rclpy_c.EventHandle(subscription.handle, matched)
         self._age, self._refused_at = 0.0, float("-inf")
@@ -75,12 +75,12 @@ class InputWatch:
 
     @property
     def publishers(self) -> int:
-        """How many there were at the last check."""
+        """Number of publishers at the last check."""
         return self._publishers.count
 
     def refusal(self, stamp: int) -> str:
-        """Why a message stamped at ``stamp`` (ns) must not be acted upon: ``several_publishers``, ``old`` or ``from_the_future``;
-        empty when it may."""
+        """Why a message stamped ``stamp`` (ns) must not be acted upon: ``several_publishers``, ``old`` or ``from_the_future``;
+        empty if it may."""
         if not self.alone():
             return "several_publishers"
         if self._max_age is None:
@@ -92,17 +92,17 @@ class InputWatch:
         return "old" if age > 0 else "from_the_future"
 
     def finding(self) -> tuple[Any, str] | None:
-        """What is wrong, for ``diagnostics.worst``."""
+        """The current problem, for ``diagnostics.worst``."""
         topic = self._subscription.topic
         if not self.alone():
             if self.publishers > 1:
                 infos = self._node.get_publishers_info_by_topic(self._subscription.topic_name)
                 names = ", ".join(sorted(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos))
-                text = f"{self.publishers} nodes publish {topic} ({names}); none is followed, end all but one"
+                text = f"{self.publishers} nodes publish {topic} ({names}); none is followed, stop all but one"
             else:
-                text = f"another node published {topic}, too, within the last {QUIET:.0f} s; none is followed for so long, find it"
+                text = f"another node also published {topic} within the last {QUIET:.0f} s; none is followed until then, find it"
             return DiagnosticStatus.ERROR, text
         if time.monotonic() - self._refused_at < RECENT:
             when = f"{self._age:.2f} s ago" if self._age > 0 else f"{-self._age:.2f} s ahead"
-            return DiagnosticStatus.WARN, f"{topic} was stamped {when}; are the machines' clocks the same?"
+            return DiagnosticStatus.WARN, f"{topic} was stamped {when}; are the machines' clocks synchronised?"
         return None

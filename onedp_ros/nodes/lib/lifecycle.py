@@ -1,7 +1,7 @@
 """A lifecycle node that stays responsive during a long transition.
 
-rclpy's own runs a transition within the service's callback: until it is done the node's executor serves nothing, neither its state
-nor its parameters nor its diagnostics.
+rclpy's own runs a transition in the service's callback, and blocks the node's executor meanwhile: its state, parameters and
+diagnostics.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 
 class LifecycleNode(rclpy.lifecycle.LifecycleNode):
-    """``on_configure`` may be a coroutine that awaits :meth:`finished`. A request for a transition that the state does not have is
-    refused; in rclpy's own node it is an error that ends the node."""
+    """``on_configure`` may be a coroutine that awaits :meth:`finished`. A request for a transition that is invalid in the current
+    state is refused; in rclpy's own node it is an error that ends the node."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,7 +41,7 @@ class LifecycleNode(rclpy.lifecycle.LifecycleNode):
         return _Finished(future)
 
     async def change_state(self, transition: int) -> TransitionCallbackReturn:
-        """Make a transition (an id of ``lifecycle_msgs/Transition``). RCLError when the state does not have it."""
+        """Make a transition (an id of ``lifecycle_msgs/Transition``). RCLError if it is invalid in the current state."""
         machine = self._state_machine
         before = LifecycleState(state_id=machine.current_state[0], label=machine.current_state[1])
         machine.trigger_transition_by_id(transition, True)
@@ -52,11 +52,11 @@ class LifecycleNode(rclpy.lifecycle.LifecycleNode):
         return code
 
     def trigger_configure(self) -> TransitionCallbackReturn:
-        """Configure, and wait for it in this thread."""
+        """Configure, and wait in this thread."""
         return wait_for(self.change_state(Transition.TRANSITION_CONFIGURE))
 
     async def _call_back(self, before: LifecycleState) -> TransitionCallbackReturn:
-        """Call the callback of the present transition state and return its result."""
+        """Call the callback of the current transition state and return its result."""
         callback = self._callbacks.get(self._state_machine.current_state[0])
         try:
             result = TransitionCallbackReturn.SUCCESS if callback is None else callback(before)
@@ -72,7 +72,7 @@ class LifecycleNode(rclpy.lifecycle.LifecycleNode):
             response.success = await self.change_state(transition) == TransitionCallbackReturn.SUCCESS
         except rclpy_implementation.RCLError:
             state = self._state_machine.current_state[1]
-            self.get_logger().error(f"the transition '{asked.label or asked.id}' is not one of the state '{state}': not done")
+            self.get_logger().error(f"transition '{asked.label or asked.id}' refused: it is invalid in the state '{state}'")
         return response
 
 

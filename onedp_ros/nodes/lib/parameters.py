@@ -1,8 +1,8 @@
-"""Declaring a node's parameters with description and range.
+"""Declares a node's parameters with description and range.
 
-Three kinds. What a node is built around (its task, robot, topics) is read once, at start: :func:`declare`. What may change in
-motion is a number with a range: :func:`declare_dynamic`. What a lifecycle node loads or connects when it is configured may change
-while it is unconfigured: :func:`declare_unconfigured`. ``ros2 param set`` refuses anything else, with the reason.
+There are three kinds. Parameters that define a node (its task, robot, topics) are read once, at start: :func:`declare`. Numbers
+that may change during motion: :func:`declare_dynamic`. Parameters that a lifecycle node uses in configure may change while it is
+unconfigured: :func:`declare_unconfigured`. ``ros2 param set`` refuses anything else, with the reason.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def declare(node: Node, name: str, default: Any, description: str, low: float | 
 
 
 def declare_dynamic(node: Node, name: str, default: float, description: str, low: float, high: float) -> Callable[[], Any]:
-    """Declare a number that may change at any time between ``low`` and ``high``. Returns what reads its value, to be asked at each
-    use."""
+    """Declare a number that may change at any time between ``low`` and ``high``. Returns a getter, to be called at each use."""
     node.declare_parameter(name, default, _descriptor(default, f"{description}; may change at any time", low, high))
     return lambda: node.get_parameter(name).value
 
@@ -38,8 +37,8 @@ def declare_dynamic(node: Node, name: str, default: float, description: str, low
 def declare_unconfigured(
     node: LifecycleNode, name: str, default: Any, description: str, low: float | None = None, high: float | None = None
 ) -> Callable[[], Any]:
-    """Declare a parameter that may change while ``node`` is unconfigured and takes effect at its next configure; in other states
-    ``ros2 param set`` is told what to do. Returns what reads its value."""
+    """Declare a parameter that may change while ``node`` is unconfigured and takes effect at the next configure; in other states
+    ``ros2 param set`` fails with the remedy. Returns a getter."""
     description = f"{description}; may change while the node is unconfigured"
     node.declare_parameter(name, default, _descriptor(default, description, low, high))
 
@@ -69,7 +68,7 @@ def _descriptor(
 
 
 def declare_within(node: Node, name: str, default: Any, expected: Range | Choice, description: str) -> Any:
-    """Declare a parameter that is read once, at start, with what is expected of it, and return its value. ValueError says that."""
+    """Declare a parameter that is read once, at start, and return its value. ValueError if it is not ``expected``."""
     descriptor = ParameterDescriptor(description=description, additional_constraints=f"expected {expected}", read_only=True)
     if isinstance(expected, Range) and not expected.count:
         descriptor.floating_point_range = [FloatingPointRange(from_value=expected.low, to_value=expected.high)]
@@ -81,11 +80,11 @@ def declare_within(node: Node, name: str, default: Any, expected: Range | Choice
 
 
 def declare_contract(node: Node) -> Contract:
-    """Declare ``task`` and read its contract. ValueError when it is not given."""
+    """Declare ``task`` and read its contract. ValueError if it is not given."""
     task = declare(node, "task", "", "Task: the name of a file in config/tasks, or the path of a task file")
     if not task:
         known = ", ".join(names_of_files("tasks"))
-        raise ValueError(f"parameter task is empty; give the name of a file in config/tasks, which has {known}, or the path of one")
+        raise ValueError(f"parameter task is empty; give the name of a file in config/tasks ({known}) or the path of a task file")
     return task_contract(task)
 
 
@@ -101,7 +100,7 @@ def declare_speed(node: Node) -> float:
 
 
 def declare_cameras(node: Node, contract: Contract) -> tuple[Any, dict[str, str]]:
-    """Declare ``image_transport`` and read from it the type of the cameras' messages, and their topics by the cameras' names.
+    """Declare ``image_transport``. Returns the type of the cameras' messages, and their topics by camera name.
 
     Raises:
         ValueError: neither raw nor compressed.

@@ -1,4 +1,4 @@
-"""Policies as policy_node finds and loads them. PyTorch is imported when a policy is asked for: it takes seconds."""
+"""Finds and loads policies for policy_node. PyTorch is imported only when a policy is loaded: that takes seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_bundle(path: str, *, progress: Callable[[str], None], **options: Any) -
 
 
 def find_bundle(task: str, method: str, progress: Callable[[str], None]) -> str:
-    """Path of the released policy, as of :func:`onedp_ros.policy.checkpoint.find_released`."""
+    """Path of the released policy: :func:`onedp_ros.policy.checkpoint.find_released`."""
     progress("importing PyTorch")
     from onedp_ros.policy.checkpoint import find_released
 
@@ -23,9 +23,9 @@ def find_bundle(task: str, method: str, progress: Callable[[str], None]) -> str:
 
 
 def suggest_faster_policy(predictor: Any) -> str:
-    """What makes a slow policy faster, the greatest gain first."""
+    """Suggest how to make a slow policy faster, largest gain first."""
     if predictor.nfe > 1:
-        return f"take onedp_s, which evaluates the network once and not {predictor.nfe} times"
+        return f"use onedp_s, which evaluates the network once instead of {predictor.nfe} times"
     if predictor.engine == "torch":
-        return "take engine auto, give it more threads, or train a smaller network"
-    return "give it more threads, end other programs on this machine, or train a smaller network (onedp bench compares)"
+        return "use engine auto, give it more threads, or train a smaller network"
+    return "give it more threads, stop other programs on this machine, or train a smaller network (onedp bench compares)"

@@ -1,6 +1,6 @@
 """Subscriptions outside the executor.
 
-Messages that are only needed at certain moments wait in the subscription's queue and are taken then, so that hundreds of them per
+Messages that are needed only at certain times stay in the subscription's queue until they are polled, so that hundreds of them per
 second wake no thread.
 """
 
@@ -15,14 +15,14 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 
 class _NeverExecuted(MutuallyExclusiveCallbackGroup):
-    """Keeps the executor from waiting for the entities of this group."""
+    """A callback group whose entities the executor ignores."""
 
     def can_execute(self, entity: Any) -> bool:
         return False
 
 
 class PolledSubscriber:
-    """A subscription whose messages are handed out by :meth:`poll`.
+    """A subscription whose callback is called by :meth:`poll`.
 
     Best effort, so that it is compatible with any publisher. The queue keeps the newest ``depth`` messages.
 
@@ -38,9 +38,9 @@ class PolledSubscriber:
         self.subscription = node.create_subscription(message_type, topic, callback, qos, callback_group=_NeverExecuted(), raw=raw)
 
     def poll(self) -> None:
-        """Hand out the messages received since the last call, oldest first."""
+        """Call back for the messages received since the last call, oldest first."""
         handle = self.subscription.handle
-        for _ in range(self._depth):  # else a publisher that is faster than this loop would never let it end
+        for _ in range(self._depth):  # bounded, in case a publisher is faster than this loop
             with handle:
                 taken = handle.take_message(self.subscription.msg_type, self._raw)
             if taken is None:

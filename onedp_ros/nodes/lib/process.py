@@ -23,18 +23,18 @@ from onedp_ros.graph import shm
 from onedp_ros.nodes.lib.executor import LeanExecutor
 
 NOTICE = 0.2  # s
-SHUTDOWN = 1.0  # s after which a process that is still loading or predicting ends when it was told to
-CLEAN_UP = 3.5  # s that a node then has to bring its arm to rest and to release its resources: launch waits for 5 s in all
+SHUTDOWN = 1.0  # s after a stop signal until a process that is still loading or predicting is ended
+CLEAN_UP = 3.5  # s that a node then has to bring its arm to rest and release its resources: launch waits for 5 s in all
 LISTENERS = 2.0  # s to wait for a subscriber of /rosout when a node fails at start
-REST = 1.0  # s that a node that commands an arm has before that, to bring it to rest by its targets
+REST = 1.0  # s before that for a node that commands an arm, to bring it to rest by its targets
 
 
 def run_node(make_node: Callable[[], Node], args: Sequence[str] | None = None, rest: bool = False) -> int:
-    """Run one node until SIGINT or SIGTERM. Exit status: 0 when asked to end, 1 when the node failed.
+    """Run one node until SIGINT or SIGTERM. Exit status: 0 when asked to end, 1 if the node failed.
 
     Args:
-        rest: the node commands an arm. Before the end, while it can still publish, its executor calls ``come_to_rest()``, and the
-            end waits up to :data:`REST` s for ``at_rest``.
+        rest: the node commands an arm. Before shutdown, while it can still publish, its executor calls ``come_to_rest()``, and
+            shutdown waits up to :data:`REST` s for ``at_rest``.
     """
     name = Path(sys.argv[0]).stem
     try:
@@ -61,15 +61,15 @@ def run_node(make_node: Callable[[], Node], args: Sequence[str] | None = None, r
         executor.add_node(node)
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
-        _shut_down()  # rclpy's own handler may be slower: a node must see that it was asked to end
+        _shut_down()  # rclpy's own handler may be slower, and the node must see the shutdown
     except Exception as error:
-        if not _ends(context):  # else the error is that of an interrupted call
+        if not _ends(context):  # else the error is from an interrupted call
             status[0] = 1
             report_failure(node, error)
-            if not isinstance(error, (OSError, ValueError, RuntimeError)):  # ours name the thing and the remedy
+            if not isinstance(error, (OSError, ValueError, RuntimeError)):  # these need no traceback: they name the remedy
                 raise
     finally:
-        # Ctrl-C under ros2 launch comes twice, from the terminal and from launch; the second must not cut the end short.
+        # Under ros2 launch Ctrl-C arrives twice, from the terminal and from launch; the second must not interrupt the cleanup.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         ending.set()
@@ -80,8 +80,8 @@ def run_node(make_node: Callable[[], Node], args: Sequence[str] | None = None, r
 
 
 class _StopSignals:
-    """Handles SIGINT and SIGTERM for a node that first comes to rest. The interpreter's own handlers wait until the main thread's
-    present call returns; the wakeup socket does not."""
+    """Handles SIGINT and SIGTERM for a node that first comes to rest. Python's signal handlers wait until the main thread's current
+    call returns; the wakeup socket does not."""
 
     def __init__(self) -> None:
         self._signals, written = socket.socketpair()
@@ -94,7 +94,7 @@ class _StopSignals:
         threading.Thread(target=self._run, daemon=True).start()
 
     def watch(self, node: Any) -> None:
-        """Bring this node to rest before the end."""
+        """Bring this node to rest before shutdown."""
         self._guard = node.create_guard_condition(node.come_to_rest)
         self._node = node
 
@@ -111,7 +111,7 @@ class _StopSignals:
 
 
 def report_failure(node: Node | None, error: Exception) -> None:
-    """Log the error, also to rosout, under the node's name, even when the node failed during construction."""
+    """Log the error, also to /rosout, under the node's name, even if the node failed during construction."""
     words = str(error) or type(error).__name__
     if node is None:
         frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -127,7 +127,7 @@ def report_failure(node: Node | None, error: Exception) -> None:
 
 
 def _ends(context: rclpy.Context) -> bool:
-    """Whether the process was told to end. The context may learn that a little later than a call that the signal interrupts."""
+    """Whether the process was told to end. The context may learn of it slightly later than a call interrupted by the signal."""
     deadline = time.monotonic() + NOTICE
     while context.ok() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -135,12 +135,12 @@ def _ends(context: rclpy.Context) -> bool:
 
 
 def _shut_down() -> None:
-    with contextlib.suppress(rclpy_implementation.RCLError):  # rclpy's own handler was a moment faster
+    with contextlib.suppress(rclpy_implementation.RCLError):  # rclpy's own handler was faster
         rclpy.try_shutdown()
 
 
 def _exit_when_told(context: rclpy.Context, ending: threading.Event, status: list[int]) -> None:
-    """End the process soon after it was told to, even while it loads a policy or predicts, which cannot be interrupted."""
+    """Exit soon after a stop signal, even while loading a policy or predicting, which cannot be interrupted."""
     while context.ok() and not ending.is_set():
         time.sleep(0.1)
     if ending.wait(SHUTDOWN):

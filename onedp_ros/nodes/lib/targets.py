@@ -1,4 +1,4 @@
-"""The targets of an arm and its hand, as every node that drives one publishes them."""
+"""Publishes the targets of an arm and its hand, for all nodes that drive one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class TargetPublisher:
         self._opening = node.create_publisher(JointState, contract.arm.gripper_topic, 1)
 
     def publish(self, target: Target, stamp: int, with_opening: bool = True) -> None:
-        """Publish a target with ``stamp`` (ns); ``with_opening``: the hand's, too."""
+        """Publish a target with ``stamp`` (ns); ``with_opening``: also the hand's."""
         self._pose.publish(pose_message(target.position, target.quaternion, stamp, self._base_frame))
         if with_opening:
             self._opening.publish(JointState(header=header(stamp), name=["gripper"], position=[target.opening]))
 
     def destroy(self) -> None:
-        """End both publishers."""
+        """Destroy both publishers."""
         self._node.destroy_publisher(self._pose)
         self._node.destroy_publisher(self._opening)
