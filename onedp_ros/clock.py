@@ -18,7 +18,7 @@ def now() -> float:
 
 
 class PauseWatch:
-    """Notices when this process stood still: stopped, swapped out, frozen with its container, or suspended with the machine.
+    """Notices when this process was paused: stopped, swapped out, frozen with its container, or suspended with the machine.
 
     Messages waiting in its queues then predate the pause, and nobody may expect any more what it was about to do.
 

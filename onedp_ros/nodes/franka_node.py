@@ -228,7 +228,7 @@ class FrankaNode(LifecycleNode):
         return response
 
     def _stale_request(self) -> str:
-        return "franka_node stood still until just now, and this request may have waited through that; look at the arm"
+        return "franka_node was paused until just now, and this request may be from before that; check the arm"
 
     def _is_active(self) -> bool:
         return self._franka is not None and self._franka.active

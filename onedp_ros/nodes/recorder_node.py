@@ -166,7 +166,7 @@ class RecorderNode(Node):
             found |= watch.problems(now, ended)
         if self._paused:
             found["paused"] = (
-                f"recorder_node stood still {len(self._paused)} time{'s' if len(self._paused) > 1 else ''}, the longest for "
+                f"recorder_node was paused {len(self._paused)} time{'s' if len(self._paused) > 1 else ''}, the longest for "
                 f"{max(length for _, length in self._paused):.1f} s, the first {self._paused[0][0]:.1f} s after the start: it was "
                 f"stopped, swapped out or suspended, and messages of that time may be missing or logged late"
             )
@@ -218,7 +218,10 @@ class RecorderNode(Node):
         if self._recording is not None:
             return False, f"{self._recording.writer.path.name} is being recorded; stop, fail or discard it first"
         if clock.now() - self._started_anew < REQUEST_PAUSE:
-            return False, "not started: recorder_node stood still until just now, and this request may be an old one; start again"
+            return (
+                False,
+                "not started: recorder_node was paused until just now, and this request may be outdated; start again",
+            )
         self._poll()
         self._find_extra()
         if reasons := self._unready():

@@ -29,7 +29,7 @@ def pause_fault(what: str, seconds: float, names: tuple[str, ...] = ()) -> Fault
     """The fault of a process that was paused for this long (s); ``names``: errors that it caused."""
     because = f" ({', '.join(names)})" if names else ""
     return Fault(
-        f"{what} stood still for {seconds:.1f} s{because}: stopped, swapped out, or suspended with the machine; look at the arm, "
+        f"{what} was paused for {seconds:.1f} s{because}: stopped, swapped out, or suspended with the machine; check the arm, "
         f"then call ~/recover",
         (*names, "paused"),
     )

@@ -44,7 +44,7 @@ class HandProcess:
                 if self._fresh(asked_at):
                     self._obey(None)
                 else:
-                    self._state["problem"] = b"homing was not begun: the gripper's process stood still; call ~/home_gripper again"
+                    self._state["problem"] = b"homing was not started: the gripper's process was paused; call ~/home_gripper again"
             elif serial != obeyed and self._fresh(requested_at):
                 obeyed = serial
                 self._obey(request)

@@ -106,7 +106,7 @@ def test_an_arm_whose_node_was_stopped_follows_no_old_target_and_waits_for_recov
         node.stop_for(3.3, lambda: send(here + 2 * ASIDE, 0.0))
         answer = recover()  # as one that waited
         assert moved(here, 1.0, lambda: send(here + 2 * ASIDE, 0.0)) < 1e-3, "nobody expects that any more"
-        rig.until(lambda: rig.error("franka_node", "franka_node stood still for 3."), "the fault")
+        rig.until(lambda: rig.error("franka_node", "franka_node was paused for 3."), "the fault")
         assert rig.value("franka_node", "gripper_commands") == commands
         rig.until(answer.done, "the answer")
         assert not answer.result().success and "call again" in answer.result().message
@@ -132,16 +132,16 @@ def test_a_recorder_that_was_stopped_says_so_and_starts_nothing_that_was_asked_f
     rig.until(begin, "a recording to start")
     rig.until(lambda: rig.value("recorder_node", "seconds") > 1.0, "a second")
     node.stop_for(1.0)
-    rig.until(lambda: rig.error("recorder_node", "stood still 1 time, the longest for 1."), "the error")
+    rig.until(lambda: rig.error("recorder_node", "was paused 1 time, the longest for 1."), "the error")
     node.process.send_signal(signal.SIGSTOP)
     ended = stop()
     node.stop_for(3.3)
     rig.until(ended.done, "the answer of stop")
     again = start()  # as one that waited
     rig.until(again.done, "the answer of start")
-    assert ended.result().success and "stood still 2 times" in ended.result().message
+    assert ended.result().success and "was paused 2 times" in ended.result().message
     assert not again.result().success and "start again" in again.result().message
     problems = read_metadata(tmp_path / "episode_000000")["problems"]
-    assert any("stood still 2 times" in problem for problem in problems)
+    assert any("was paused 2 times" in problem for problem in problems)
     assert not any("synchronise the clocks" in problem for problem in problems)
     rig.until(begin, "the next recording to start")

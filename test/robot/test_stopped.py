@@ -36,7 +36,7 @@ def test_an_arm_whose_process_was_stopped_waits_for_recover(cell, mode):
 
     Stopped(franka.arm.child.pid, 1.0, send)
     until(lambda: franka.fault, "the fault", every=send)
-    assert "paused" in franka.fault.names and "stood still for 1." in str(franka.fault) and franka.recoveries == 0
+    assert "paused" in franka.fault.names and "was paused for 1." in str(franka.fault) and franka.recoveries == 0
     rested = pose_of(franka)[0]
     for _ in range(30):
         send()
@@ -56,7 +56,7 @@ def test_a_hand_whose_process_was_stopped_obeys_later_requests_and_none_from_bef
     franka.hand.home()
     time.sleep(1.7)
     os.kill(pid, signal.SIGCONT)
-    until(lambda: "homing was not begun" in franka.hand.problem, "what became of the homing")
+    until(lambda: "homing was not started" in franka.hand.problem, "what became of the homing")
     time.sleep(0.5)
     assert done() == 0 and not franka.hand.state()["moving"], "nobody requests it any more"
     until(lambda: done() == 1, "the grasp", every=lambda: franka.opening(0.0))
