@@ -79,10 +79,10 @@ def _camera(name: str, data: object) -> Camera:
     return Camera(**data)
 
 
-def _check_count(name: str, value: object, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+def _check_count(name: str, value: object, maximum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
         quotes = "; remove the quotes" if isinstance(value, str) and value.isdecimal() else ""
-        raise ContractError(f"{name} is {shown(value)}, expected a whole number, at least 1 and at most {most}{quotes}")
+        raise ContractError(f"{name} is {shown(value)}, expected a whole number, at least 1 and at most {maximum}{quotes}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +116,12 @@ class Contract:
             raise ContractError(f"{error}; correct it in the task file") from error
         if not isinstance(self.base_frame, str) or not 0 < len(self.base_frame) <= _MAX_TEXT:
             raise ContractError(f"base_frame is {shown(self.base_frame)}, expected the name of a TF frame, such as base")
-        for name, most in (("control_hz", MAX_HZ), ("slop", MAX_SLOP)):
+        for name, maximum in (("control_hz", MAX_HZ), ("slop", MAX_SLOP)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= most:
-                raise ContractError(f"{name} is {shown(value)}, expected a positive number, {most:g} at most")
-        for name, most in (("n_obs_steps", MAX_STEPS), ("horizon", MAX_STEPS), ("n_action_steps", MAX_STEPS)):
-            _check_count(name, getattr(self, name), most)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= maximum:
+                raise ContractError(f"{name} is {shown(value)}, expected a positive number, {maximum:g} at most")
+        for name, maximum in (("n_obs_steps", MAX_STEPS), ("horizon", MAX_STEPS), ("n_action_steps", MAX_STEPS)):
+            _check_count(name, getattr(self, name), maximum)
         if self.n_obs_steps - 1 + self.n_action_steps > self.horizon:
             raise ContractError(
                 f"n_action_steps {self.n_action_steps} after {self.n_obs_steps} observations exceeds the horizon {self.horizon}"

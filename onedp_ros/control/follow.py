@@ -99,7 +99,7 @@ class TargetFollower:
         self._seen, self._cycle = now, 0
         self._ticks = self._looked = self._since = 0
         self._sent: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=DEPTH)
-        self._keep()
+        self._store()
         self._failed_searches = 0
         self._seen_joints = self._joints()
         self._guard.look(*self._seen_joints, 0.0)
@@ -122,7 +122,7 @@ class TargetFollower:
             self._failed_searches = 0
             return
         if commanded is not None and self._failed_searches < MAX_FAILED_SEARCHES:
-            least, best = OTHER_MOTION, self._sent[-1][1]
+            smallest, best = OTHER_MOTION, self._sent[-1][1]
             for tick, moment in reversed(self._sent):
                 self.filter.restore(moment)
                 self._coast(self._ticks - 1 - tick)
@@ -131,11 +131,11 @@ class TargetFollower:
                 if away < SAME_POSE:
                     self._failed_searches = 0
                     return
-                if away < least:
-                    least, best = away, self.filter.moment
+                if away < smallest:
+                    smallest, best = away, self.filter.moment
             self._failed_searches += 1
             self.filter.restore(best)
-            if least < OTHER_MOTION:
+            if smallest < OTHER_MOTION:
                 return
         self._coast(ticks - 1)
 
@@ -156,7 +156,7 @@ class TargetFollower:
         changed = fresh and stamp > self._seen
         if changed:
             self._seen = stamp
-            self._take(position, quaternion)
+            self._accept(position, quaternion)
         elif not fresh and self.state == "following":
             self.state, changed = "stopping", True
             if self._motion is not None:
@@ -169,7 +169,7 @@ class TargetFollower:
         elif turn == 4:
             self._set_jerk()
         if self.state == "holding":
-            self._keep()
+            self._store()
             return
         if changed or turn == 3:
             self._limit_to_joints()
@@ -180,13 +180,13 @@ class TargetFollower:
         if self.state == "stopping" and self.filter.at_rest:
             self.state, self._goal = "holding", self.filter.pose
             self.filter.reset(*self._goal)
-        self._keep()
+        self._store()
 
-    def _keep(self) -> None:
+    def _store(self) -> None:
         self._sent.append((self._ticks, self.filter.moment))
         self.columns = columns_from_pose(*self.filter.pose)
 
-    def _take(self, position: Sequence[float], quaternion: Sequence[float]) -> None:
+    def _accept(self, position: Sequence[float], quaternion: Sequence[float]) -> None:
         inside = tuple(min(max(p, low), high) for p, low, high in zip(position, self._low, self._high, strict=True))
         if self.state != "following":
             limits, (here, turned) = self._limits, self.filter.pose
@@ -200,12 +200,12 @@ class TargetFollower:
     def _wanted(self, fraction: float) -> tuple[Triple, Triple]:
         """The filter's wanted velocity, but no faster towards a wall than the arm can brake in front of it."""
         (x, y, z), spin = self.filter.wanted(*self._goal, fraction)
-        here, most = self.filter.pose[0], self._limits.wall_deceleration
+        here, brake = self.filter.pose[0], self._limits.wall_deceleration
         low, high = self._low, self._high
         velocity = (
-            min(max(x, -math.sqrt(most * max(here[0] - low[0], 0.0))), math.sqrt(most * max(high[0] - here[0], 0.0))),
-            min(max(y, -math.sqrt(most * max(here[1] - low[1], 0.0))), math.sqrt(most * max(high[1] - here[1], 0.0))),
-            min(max(z, -math.sqrt(most * max(here[2] - low[2], 0.0))), math.sqrt(most * max(high[2] - here[2], 0.0))),
+            min(max(x, -math.sqrt(brake * max(here[0] - low[0], 0.0))), math.sqrt(brake * max(high[0] - here[0], 0.0))),
+            min(max(y, -math.sqrt(brake * max(here[1] - low[1], 0.0))), math.sqrt(brake * max(high[1] - here[1], 0.0))),
+            min(max(z, -math.sqrt(brake * max(here[2] - low[2], 0.0))), math.sqrt(brake * max(high[2] - here[2], 0.0))),
         )
         return velocity, spin
 

@@ -107,7 +107,7 @@ class JointGuard:
             stopping: use all of what the joints can reliably do.
         """
         margins = self._margins
-        most = JOINT_ACCELERATION * (max(STOPPING, margins.acceleration) if stopping else margins.acceleration)
+        max_acceleration = JOINT_ACCELERATION * (max(STOPPING, margins.acceleration) if stopping else margins.acceleration)
         fraction = push = 1.0
         fastest = 1e-9
         for joint, (inverse, change) in enumerate(zip(self._inverse, self._change, strict=True)):
@@ -117,14 +117,16 @@ class JointGuard:
             limit = margins.speed * joint_speed_limit(joint, BRAKING * distance)
             if abs(speed) > limit:
                 fraction = min(fraction, limit / abs(speed))
-            if abs(bend) > BENDING * most:
-                fraction = min(fraction, math.sqrt(BENDING * most / abs(bend)))
+            if abs(bend) > BENDING * max_acceleration:
+                fraction = min(fraction, math.sqrt(BENDING * max_acceleration / abs(bend)))
             # An acceleration that opposes the bend, such as braking before the arm is stretched, may be larger by it.
-            room = most + abs(bend) if bend * gain < 0 else most - min(abs(bend), BENDING * most)
+            available = (
+                max_acceleration + abs(bend) if bend * gain < 0 else max_acceleration - min(abs(bend), BENDING * max_acceleration)
+            )
             needed = _sum(inverse, acceleration)
-            if needed > room:
-                push = min(push, room / needed)
-        return fraction, push, (1.0 - push) * min(DRAG, 0.5 * most / fastest)
+            if needed > available:
+                push = min(push, available / needed)
+        return fraction, push, (1.0 - push) * min(DRAG, 0.5 * max_acceleration / fastest)
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:

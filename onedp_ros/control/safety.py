@@ -193,9 +193,9 @@ class SafetyGate:
         return self.target
 
 
-def _shortened(vector: Array, most: float) -> tuple[Array, bool]:
+def _shortened(vector: Array, limit: float) -> tuple[Array, bool]:
     length = float(np.linalg.norm(vector))
-    return (vector * (most / length), True) if length > most else (vector, False)
+    return (vector * (limit / length), True) if length > limit else (vector, False)
 
 
 def _slowed(velocity: Array, loss: float) -> Array:

@@ -42,11 +42,11 @@ class ServoLimits:
     def __post_init__(self) -> None:
         check_fields(self, "servo")
         for kind in ("linear", "angular"):
-            speed, most, jerk = (getattr(self, f"{kind}_{name}") for name in ("speed", "acceleration", "jerk"))
-            if (stop := speed / most + most / jerk + 2.0 / self.gain) > LONGEST_STOP:
+            speed, acceleration, jerk = (getattr(self, f"{kind}_{name}") for name in ("speed", "acceleration", "jerk"))
+            if (stop := speed / acceleration + acceleration / jerk + 2.0 / self.gain) > LONGEST_STOP:
                 raise ValueError(
-                    f"servo.{kind}_speed is {speed:g}, {kind}_acceleration {most:g}, {kind}_jerk {jerk:g} and gain {self.gain:g}, "
-                    f"so that a stop takes {stop:.2g} s, expected {LONGEST_STOP:g} s at most (speed/acceleration + "
+                    f"servo.{kind}_speed is {speed:g}, {kind}_acceleration {acceleration:g}, {kind}_jerk {jerk:g} and gain "
+                    f"{self.gain:g}, so that a stop takes {stop:.2g} s, expected {LONGEST_STOP:g} s at most (speed/acceleration + "
                     f"acceleration/jerk + 2/gain)"
                 )
 
@@ -185,34 +185,34 @@ def _plus(a: Triple, b: Triple, scale: float) -> Triple:
     return a[0] + scale * b[0], a[1] + scale * b[1], a[2] + scale * b[2]
 
 
-def _closing(error: Triple, fraction: float, gain: float, speed: float, most: float) -> Triple:
+def _closing(error: Triple, fraction: float, gain: float, speed: float, max_acceleration: float) -> Triple:
     """A fraction of the velocity that closes the error: proportional, within the speed limit and the braking distance."""
     x, y, z = error
     distance = math.sqrt(x * x + y * y + z * z)
     # half of the acceleration is kept in reserve for the delay of braking
-    scale = fraction * min(gain, min(speed, math.sqrt(most * distance)) / max(distance, 1e-12))
+    scale = fraction * min(gain, min(speed, math.sqrt(max_acceleration * distance)) / max(distance, 1e-12))
     return scale * x, scale * y, scale * z
 
 
-def _towards(wanted: Triple, velocity: Triple, fraction: float, gain: float, most: float) -> Triple:
+def _towards(wanted: Triple, velocity: Triple, fraction: float, gain: float, max_acceleration: float) -> Triple:
     """A fraction of the acceleration towards the wanted velocity, within its limit."""
     x, y, z = 4.0 * gain * (wanted[0] - velocity[0]), 4.0 * gain * (wanted[1] - velocity[1]), 4.0 * gain * (wanted[2] - velocity[2])
-    scale = fraction * min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
+    scale = fraction * min(1.0, max_acceleration / max(math.sqrt(x * x + y * y + z * z), 1e-12))
     return scale * x, scale * y, scale * z
 
 
-def _changed(wanted: Triple, acceleration: Triple, most: float) -> Triple:
-    """The acceleration, changed towards the wanted one by at most ``most``."""
+def _changed(wanted: Triple, acceleration: Triple, max_change: float) -> Triple:
+    """The acceleration, changed towards the wanted one by at most ``max_change``."""
     ax, ay, az = acceleration
     x, y, z = wanted[0] - ax, wanted[1] - ay, wanted[2] - az
-    scale = min(1.0, most / max(math.sqrt(x * x + y * y + z * z), 1e-12))
+    scale = min(1.0, max_change / max(math.sqrt(x * x + y * y + z * z), 1e-12))
     return ax + scale * x, ay + scale * y, az + scale * z
 
 
-def _bounded(vector: Array, most: float) -> Array:
+def _bounded(vector: Array, limit: float) -> Array:
     x, y, z = vector.tolist()
     length = math.sqrt(x * x + y * y + z * z)
-    return vector if length <= most else vector * (most / length)
+    return vector if length <= limit else vector * (limit / length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,11 +37,11 @@ def doubts(contract: Contract, state: NDArray[np.float32], action: NDArray[np.fl
                     )
             elif feature.range is not None:
                 low, high = float(values.min()), float(values.max())
-                least, most = sorted(feature.range)
-                spare = BEYOND * (most - least)
-                if low < least - spare or high > most + spare:
+                lower, upper = sorted(feature.range)
+                spare = BEYOND * (upper - lower)
+                if low < lower - spare or high > upper + spare:
                     found.append(
-                        f"{name} spans {low:.4g} to {high:.4g}, expected {least:g} to {most:g}; record it in the unit of its "
+                        f"{name} spans {low:.4g} to {high:.4g}, expected {lower:g} to {upper:g}; record it in the unit of its "
                         f"range, or set the recorded range (closed, open) in the task file"
                     )
             elif feature.kind == "quaternion" and where == "measured":

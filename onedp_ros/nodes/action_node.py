@@ -260,7 +260,7 @@ class ActionNode(Node):
             self._enter("stopping" if self._gate.moving else "holding")
         waits = self._state == "holding" or (self._state == "waiting" and not self._at_start)
         if waits and clock.now() - self._state_since > LONGEST_HOLD:
-            self._give_up(f"{LONGEST_HOLD:.0f} s {self._lack()}")
+            self._give_up(f"{LONGEST_HOLD:.0f} s {self._missing_input()}")
             return False
         return True
 
@@ -285,7 +285,7 @@ class ActionNode(Node):
         """Whether the arm is at rest and publishing has stopped."""
         return self._state in SILENT
 
-    def _lack(self) -> str:
+    def _missing_input(self) -> str:
         """What is missing, with the remedy."""
         if self._pose_now() is None:
             return f"without {self.contract.arm.pose_topic}; see the robot's node"
@@ -311,7 +311,7 @@ class ActionNode(Node):
         level, text = worst(
             self._chunk_watch.finding(),
             self._pose_watch.finding(),
-            (DiagnosticStatus.ERROR, f"arm {self._state} for {for_seconds:.1f} s {self._lack()}") if stopped else None,
+            (DiagnosticStatus.ERROR, f"arm {self._state} for {for_seconds:.1f} s {self._missing_input()}") if stopped else None,
             (DiagnosticStatus.ERROR, f"disabled itself: {self._gave_up}; then call ~/enable")
             if self._state == "given up"
             else None,

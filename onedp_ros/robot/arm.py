@@ -42,17 +42,17 @@ class Arm:
     def start(self) -> None:
         """Start the process, which connects at once; :meth:`fault` reports failures."""
         self._request["mode"] = memory.REST
-        self._ask()
+        self._send_request()
         self.child.start()
 
-    def _ask(self) -> None:
+    def _send_request(self) -> None:
         self._asked_at = clock.now()
         self._latest["request"].write(self._request)
 
     def control(self, mode: str) -> None:
         """Request a mode of :data:`~onedp_ros.robot.MODES`, or ``"rest"``: decelerate and end the motion."""
         self._request["mode"] = memory.REST if mode == "rest" else MODE_NUMBERS[mode]
-        self._ask()
+        self._send_request()
 
     def send(self, position: ArrayLike, quaternion: ArrayLike, arrived: int) -> None:
         """Send a target that :func:`.safety.pose_fault` has accepted: tool pose in the base frame, (3,) m and (4,) xyzw.
@@ -73,7 +73,7 @@ class Arm:
     def recover(self) -> None:
         """Request recovery from a fault: the robot's error recovery, a new connection, or a new process, whichever is needed."""
         self._request["serial"] += 1
-        self._ask()
+        self._send_request()
         if self.child.ended():
             self.child.start()
 
@@ -150,7 +150,7 @@ class Arm:
     def close(self) -> None:
         """Bring the arm to rest, and end the motion and the process."""
         self._request["mode"] = memory.END
-        self._ask()
+        self._send_request()
         self.child.wait(END_TIME)
         self.memory.close()
 

@@ -51,9 +51,9 @@ class Hand:
         self._intent["homing_stamp"] = clock.now_ns()
         self._latest["intent"].write(self._intent)
 
-    def _send(self, request: int, anew: bool = True) -> None:
+    def _send(self, request: int, new: bool = True) -> None:
         self._intent["request"], self._intent["stamp"] = request, clock.now_ns()
-        self._intent["serial"] += anew
+        self._intent["serial"] += new
         self._latest["intent"].write(self._intent)
 
     def recover(self) -> None:

@@ -33,8 +33,8 @@ class HandProcess:
     def run(self) -> None:
         """Run until asked to leave, or until the parent has died."""
         self._gripper = franka.Gripper(self._address)
-        _, obeyed, _, homings, _ = self._latest["intent"].unpack()
-        self._look()
+        _, executed, _, homings, _ = self._latest["intent"].unpack()
+        self._read_state()
         while os.getppid() == self._parent:
             request, serial, requested_at, asked, asked_at = self._latest["intent"].unpack()
             if request == memory.LEAVE:
@@ -42,25 +42,25 @@ class HandProcess:
             if asked != homings:
                 homings = asked
                 if self._fresh(asked_at):
-                    self._obey(None)
+                    self._execute(None)
                 else:
                     self._state["problem"] = b"homing was not started: the gripper's process was paused; call ~/home_gripper again"
-            elif serial != obeyed and self._fresh(requested_at):
-                obeyed = serial
-                self._obey(request)
-            self._look()
+            elif serial != executed and self._fresh(requested_at):
+                executed = serial
+                self._execute(request)
+            self._read_state()
 
     def _fresh(self, stamp: int) -> bool:
         return clock.now_ns() - stamp < LATE
 
-    def _look(self) -> None:
+    def _read_state(self) -> None:
         state = self._gripper.read_once()
         record = self._state
         record["connected"], record["moving"] = True, False
         record["width"], record["grasped"] = state.width, state.is_grasped
         self._report()
 
-    def _obey(self, request: int | None) -> None:
+    def _execute(self, request: int | None) -> None:
         """Execute a request; None: homing."""
         s, record = self._settings, self._state
         record["moving"], record["begin"], record["speed"] = True, clock.now_ns(), s.speed

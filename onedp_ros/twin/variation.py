@@ -1,4 +1,4 @@
-"""Domain randomization of the cell: lights, colours, cameras, table height, friction and masses are drawn anew for each episode.
+"""Domain randomization of the cell: lights, colours, cameras, table height, friction and masses are drawn for each episode.
 
 A draw is a function of the model, the kind of variation and a seed (image noise also of the frame's stamp), so the stepped twin,
 the live twin and the process that renders the live twin's images all get the same one.

@@ -217,7 +217,7 @@ def test_no_joint_is_asked_for_more_than_it_has(seed: int) -> None:
     columns = [*matrix[:3], 0, *matrix[3:6], 0, *matrix[6:], 0, *data.site_xpos[tool].tolist(), 1]
     made = TargetFollower(FOLLOW, SETTINGS.servo, SETTINGS.joints, lambda: (q.tolist(), look()))
     made.start(*pose_from_columns(columns), 0)
-    made._take(*made.filter.pose)
+    made._accept(*made.filter.pose)
     low, high = np.array(SETTINGS.safety.workspace_min), np.array(SETTINGS.safety.workspace_max)
     speeds, positions = [np.zeros(7)], []
     every = int(rng.choice([5, 16, 100, 500]))

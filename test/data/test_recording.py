@@ -269,9 +269,9 @@ def test_what_is_no_recording_is_named(tmp_path: Path, cut: Path) -> None:
     (other / "other.mcap").write_bytes(b"something else")
     found, broken = find_bags([tmp_path])
     assert found == [cut]
-    assert "nothing of it came to the disk; look for" in broken[tmp_path / "empty.partial"]
+    assert "nothing of it was written to disk; look for" in broken[tmp_path / "empty.partial"]
     assert "is not an MCAP file" in broken[tmp_path / "other.partial"]
-    with pytest.raises(BagError, match="nothing of it came to the disk"):
+    with pytest.raises(BagError, match="nothing of it was written to disk"):
         list(read_bag(tmp_path / "empty.partial"))
 
 

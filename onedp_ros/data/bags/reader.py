@@ -177,7 +177,7 @@ def _defect(bag: Path) -> str:
     """Why there is nothing to read in a bag; empty if something can be read."""
     files = _files(bag)
     if not files:
-        where = "nothing of it came to the disk" if bag.name.endswith(PARTIAL) else "it holds no .mcap or .db3 file"
+        where = "nothing of it was written to disk" if bag.name.endswith(PARTIAL) else "it holds no .mcap or .db3 file"
         return f"{where}; look for its files where it was recorded"
     if (bag / METADATA_FILE).exists():
         return ""  # it was closed; later damage shows when it is read
@@ -190,7 +190,7 @@ def _defect(bag: Path) -> str:
         try:
             if not McapFile(file).empty:
                 return ""
-            reasons.append("nothing of it came to the disk; look for a copy where it was recorded")
+            reasons.append("nothing of it was written to disk; look for a copy where it was recorded")
         except (McapError, OSError) as error:
             reasons.append(str(error))
     return reasons[0]

@@ -133,12 +133,12 @@ def _key(camera: str) -> str:
     return f"observation.images.{camera}"
 
 
-def _video_files(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """For each episode, given their lengths (frames): its video file's number and its first frame in it; a file holds ``most``."""
+def _video_files(lengths: Sequence[int], capacity: int) -> list[tuple[int, int]]:
+    """For each episode of these lengths (frames): its video file's number and its first frame in it; a file holds ``capacity``."""
     places = []
     number = first = 0
     for length in lengths:
-        if first and first + length > most:
+        if first and first + length > capacity:
             number, first = number + 1, 0
         places.append((number, first))
         first += length
