@@ -122,7 +122,7 @@ def run(
     new = [(h, d, s) for h, d, s in keys if f"{h} {d} {s}" not in done.results]
     calls = [(loading, s, Timing(latency, handover=h), d, task.max_time) for h, d, s in new]
     with Workers(jobs) as workers, tqdm(total=len(keys), initial=len(keys) - len(new), unit="episode") as bar:
-        names = [f"the episode of seed {s}, {h}, {d} s later" for h, d, s in new]
+        names = [f"the episode of seed {s}, hand-over {h}, delay {d} s" for h, d, s in new]
         for (h, d, s), result in zip(new, workers.run(run_episode, calls, names), strict=True):
             done.add(f"{h} {d} {s}", result)
             bar.update()

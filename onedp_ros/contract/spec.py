@@ -55,7 +55,7 @@ class Camera:
         if height < self.height or height * self.width != width * self.height:
             raise ContractError(
                 f"{self.topic}: image is {width}x{height}, expected {self.width}x{self.height} or a larger image of that aspect "
-                f"ratio; set the camera to such a mode, or the task file, before data are recorded, to "
+                f"ratio; use such a camera mode, or, before recording data, set in the task file "
                 f"{self._fields_like(width, height)}"
             )
         return np.asarray(cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA), dtype=np.uint8)

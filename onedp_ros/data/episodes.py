@@ -260,7 +260,7 @@ def read_episodes(
         *quality.lags(reading.lags()),
         *quality.losses(steps, expected, uncommanded / max(observed, 1), contract.control_hz, dropped),
         *quality.unstamped(reading.refusals.unstamped, reading.heard),
-        *(f"{what}; what lies there is lost" for what in reading.refusals.damage if not what.endswith("cut short")),
+        *(f"{what}; its content is lost" for what in reading.refusals.damage if not what.endswith("cut short")),
     ]
     return episodes, dropped
 

@@ -39,7 +39,7 @@ class Images:
                 yield image
                 following = next(wanted, None)
         if following is not None:
-            raise ValueError(f"the stream of images ended before image {following}; it was cut short")
+            raise ValueError(f"the stream of images ended before image {following}; it is truncated")
 
     def pick(self, rows: NDArray[np.int64]) -> Images:
         """The images at ``rows``, increasing."""

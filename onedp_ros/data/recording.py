@@ -108,7 +108,7 @@ class TopicWatch:
         if absent and ended:
             found["absent"] = "never arrived"
         if not silent and self.timing.count >= RECENT and 0 < (hz := self.hz(now)) < SLOW * self.least:
-            found["slow"] = f"came at {hz:.1f} Hz, the task needs {self.least:g}"
+            found["slow"] = f"arrived at {hz:.1f} Hz, the task needs {self.least:g}"
         if self._gaps:
             found["gaps"] = (
                 f"had {self._gaps} gap{'s' if self._gaps > 1 else ''} longer than {self.gap:.3g} s, the longest "

@@ -1,6 +1,6 @@
-"""What can be chosen about a graph: options of ``onedp run``, ``record`` and ``demo``, and arguments of the launch files.
+"""The options of a graph: those of ``onedp run``, ``record`` and ``demo``, and arguments of the launch files.
 
-Launch files import this module, on the system's Python: it needs the standard library and YAML only.
+Launch files import this module, on the system's Python: it needs only the standard library and YAML.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from onedp_ros.teleop.devices import DEVICES
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option. ``text`` describes it, and ``kind`` is its value's type, by default that of ``default``. Whoever takes the value
-    checks it."""
+    """One option. ``text`` describes it, and ``kind`` is its value's type, by default that of ``default``. The value is checked
+    where it is used."""
 
     default: Any
     text: str
@@ -84,6 +84,6 @@ PLACE = {
 
 
 def graph_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of options, :data:`ROBOT` among them, as arguments of the functions in :mod:`.processes`."""
+    """Convert the values of options, including :data:`ROBOT`, to arguments of the functions in :mod:`.processes`."""
     franka = {name: values[name] for name in FRANKA}
     return {**{name: value for name, value in values.items() if name not in FRANKA}, "franka": franka}

@@ -286,7 +286,7 @@ class ActionNode(Node):
         return self._state in SILENT
 
     def _missing_input(self) -> str:
-        """What is missing, with the remedy."""
+        """The missing input, with the remedy."""
         if self._pose_now() is None:
             return f"without {self.contract.arm.pose_topic}; see the robot's node"
         return "without a valid chunk; see policy_node"
@@ -315,7 +315,7 @@ class ActionNode(Node):
             (DiagnosticStatus.ERROR, f"disabled itself: {self._gave_up}; then call ~/enable")
             if self._state == "given up"
             else None,
-            (DiagnosticStatus.WARN, f"{self.contract.arm.pose_topic}: not heard; start the robot's node")
+            (DiagnosticStatus.WARN, f"{self.contract.arm.pose_topic}: no messages; start the robot's node")
             if not pose_known
             else None,
             self._problem.finding(),

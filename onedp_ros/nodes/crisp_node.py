@@ -153,7 +153,7 @@ class CrispNode(Node):
             (DiagnosticStatus.ERROR, f"{self._target} has no subscriber; activate CRISP's cartesian_impedance_controller")
             if not followers
             else None,
-            (DiagnosticStatus.ERROR, f"{self.contract.arm.pose_topic}: not heard; activate CRISP's pose_broadcaster")
+            (DiagnosticStatus.ERROR, f"{self.contract.arm.pose_topic}: no messages; activate CRISP's pose_broadcaster")
             if time.monotonic() - self._heard > HEARD
             else None,
             (DiagnosticStatus.ERROR, self._missing) if self._missing else None,

@@ -128,7 +128,7 @@ class Arm:
         if phase != memory.CONNECTING and silent > HANG_TIME:
             self.child.kill()
             return self._report_for_it(
-                Fault(f"the arm's process hung for {HANG_TIME:.0f} s and was ended; call ~/recover", ("hung",))
+                Fault(f"the arm's process hung for {HANG_TIME:.0f} s and was killed; call ~/recover", ("hung",))
             )
         return None
 

@@ -1,4 +1,4 @@
-"""The server behind ``onedp fake-franka``: franka-sim's FR3 with limits enforced and a hand that takes real time.
+"""The server behind ``onedp fake-franka``: franka-sim's FR3 with enforced limits and a hand with realistic timing.
 
 Runs as a script in its own environment (created by ``fake_franka.py``), since franka-sim needs an older MuJoCo. Imports nothing of
 this package.
@@ -49,7 +49,7 @@ RECORD = np.dtype(
         ("time", "f8"),  # s, monotonic
         ("q", "f8", 7),
         ("dq", "f8", 7),
-        ("twist", "f8", 6),  # of the tool point, m/s and rad/s
+        ("twist", "f8", 6),  # of the tool center point, m/s and rad/s
         ("pose", "f8", 16),  # O_T_EE, column-major
         ("commanded_pose", "f8", 16),
         ("torque", "f8", 7),  # commanded
@@ -208,7 +208,7 @@ def stop(*_: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="onedp fake-franka")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve, of this machine only (default 127.0.0.1)")
+    parser.add_argument("--host", default="127.0.0.1", help="loopback address to serve at (default 127.0.0.1)")
     parser.add_argument("--log", type=Path, help="file for the state of every cycle; fake_franka.read_log reads it")
     parser.add_argument("--object", type=float, help="width of an object between the fingers, m")
     parser.add_argument("--incompatible", action="store_true", help="speak another version of the protocol")
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
     if not args.host.startswith("127."):
-        parser.error(f"--host {args.host} is not an address of this machine alone (127.x.x.x)")
+        parser.error(f"--host {args.host} is not a loopback address (127.x.x.x)")
     logging.basicConfig(level=logging.INFO if args.verbose else logging.ERROR, format="fake-franka: %(message)s")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

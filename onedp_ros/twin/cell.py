@@ -70,7 +70,7 @@ class Scene(ABC):
 
     @abstractmethod
     def failure(self, cell: Cell) -> str:
-        """Why an episode that ends now failed, in a few words."""
+        """Why the episode failed, if it ended now, in a few words."""
 
     @abstractmethod
     def expert(self, cell: Cell) -> Target:

@@ -210,7 +210,7 @@ class SteppedCell(TimedCell):
         super().reset(rng, recovery)
 
     def step(self, action: ArrayLike) -> None:
-        """Command an action (action_dim,) and advance by one control step. ContractError for NaN or no rotation."""
+        """Execute an action (action_dim,) for one control step. ContractError if it holds NaN or an invalid rotation."""
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (self.contract.action_dim,):
             raise ContractError(f"action has shape {action.shape}, expected ({self.contract.action_dim},)")

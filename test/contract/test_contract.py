@@ -373,7 +373,7 @@ def test_the_documented_task_file_for_wide_cameras_takes_them(tmp_path):
 @pytest.mark.parametrize("size", [(720, 1280), (480, 848), (1080, 1920), (1200, 1600), (97, 101), (1, 10_000), (5000, 3)])
 def test_an_image_of_another_shape_is_told_what_would_fit_it(size):
     height, width = size
-    with pytest.raises(ContractError, match="or the task file, before data are recorded, to height: ") as error:
+    with pytest.raises(ContractError, match="or, before recording data, set in the task file height: ") as error:
         Camera("cam", 120, 170).fit(np.zeros((height, width, 3), np.uint8))
     told = {name: int(value) for name, value in re.findall(r"(height|width): (\d+)", str(error.value))}
     assert Camera("cam", **told).fit(np.zeros((height, width, 3), np.uint8)).shape[:2] == (told["height"], told["width"])

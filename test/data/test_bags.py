@@ -165,7 +165,7 @@ def test_damaged_metadata_costs_only_the_notes(record: Record) -> None:
         (bag / "metadata.yaml").write_text(text)
         assert find_bags([bag]) == ([bag], {}) and stamps(bag) == whole
         (problem,) = read_metadata(bag)["problems"]
-        assert "metadata.yaml is damaged" in problem and "what its recorder noted is lost" in problem
+        assert "metadata.yaml is damaged" in problem and "its recorder's notes are lost" in problem
     (bag / "metadata.yaml").write_text("rosbag2_bagfile_information:\n  relative_file_paths: [gone.mcap]\n")
     assert find_bags([bag]) == ([bag], {}) and stamps(bag) == whole
     assert read_metadata(bag) == {}

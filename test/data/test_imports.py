@@ -183,7 +183,7 @@ def test_robomimic_data_in_other_files_or_of_nothing_are_refused(lift: Contract,
     with h5py.File(file, "r+") as data:
         del data["data/demo_0/actions"]
         data["data/demo_0"].create_dataset("actions", (12, 7), "f8", external=[(str(tmp_path / "raw"), 0, 12 * 7 * 8)])
-    refused("actions lies in another file")
+    refused("actions is stored in another file")
     with h5py.File(file, "r+") as data:
         del data["data/demo_0/actions"]
         data["data/demo_0"].create_dataset("actions", (10**9, 7), "f8", chunks=(1000, 7))

@@ -39,7 +39,7 @@ def test_without_franka_msgs_the_hand_is_said_to_be_missing(rig):
 
 def test_what_crisp_lacks_is_said_one_after_the_other(rig):
     rig.add(partial(CrispNode, Requests))
-    rig.until(lambda: rig.error(NODE, "has no subscriber") and rig.error(NODE, "current_pose: not heard"), "both errors")
+    rig.until(lambda: rig.error(NODE, "has no subscriber") and rig.error(NODE, "current_pose: no messages"), "both errors")
     rig.node.create_subscription(PoseStamped, "target_pose", lambda message: None, 1)
     poses = rig.node.create_publisher(PoseStamped, "current_pose", 1)
 

@@ -485,7 +485,7 @@ def test_one_frame_of_thirty_a_second_may_miss_but_not_two_in_a_row():
 
 def test_a_slow_stream_is_told_though_it_has_no_gap():
     watch, now = watched(np.arange(0, 3000, 66))
-    assert texts(watch, now) == ["topic came at 15.2 Hz, the task needs 20"]
+    assert texts(watch, now) == ["topic arrived at 15.2 Hz, the task needs 20"]
 
 
 def test_silence_counts_from_the_start_and_is_forgiven_when_nothing_is_missing():

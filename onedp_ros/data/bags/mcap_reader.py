@@ -211,7 +211,7 @@ class McapFile:
             self._count(size)
             self._parse(records, topics, found)
         except _DamageError as error:
-            self.damage[f"the {'chunk' if block.chunk else 'row of messages'} at byte {block.begin} cannot be read: {error}"] += 1
+            self.damage[f"the {'chunk' if block.chunk else 'run of messages'} at byte {block.begin} cannot be read: {error}"] += 1
         records = b""
         size += _MESSAGE_SIZE * len(found)
         self._opened += size

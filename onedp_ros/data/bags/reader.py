@@ -267,7 +267,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"it holds {type(found).__name__}")
     except (BagError, ValueError, AttributeError, OSError) as error:
         reason = str(error) if isinstance(error, BagError) else f"{file} is damaged ({error})"
-        return {**ending, "problems": [f"{reason}; what its recorder noted is lost, give the task with --task"]}
+        return {**ending, "problems": [f"{reason}; its recorder's notes are lost, give the task with --task"]}
     notes = {}
     for key, value in found.items():
         ours = isinstance(value, KINDS.get(key, object))

@@ -275,7 +275,7 @@ def sources(path: Path) -> list[Source]:
         files = sorted((path / "meta/episodes").glob("*/*.parquet"))
         columns = [name for name in pq.read_schema(files[0]).names if not name.startswith(("stats/", "tasks"))]
         if (rows := sum(pq.read_metadata(file).num_rows for file in files)) > _MAX_EPISODES:
-            raise SourceError(f"{path} has {rows} episodes, expected {_MAX_EPISODES} at most; divide it with LeRobot")
+            raise SourceError(f"{path} has {rows} episodes, expected {_MAX_EPISODES} at most; split it with LeRobot")
         episodes = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
     except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, pa.ArrowException) as error:
         if isinstance(error, SourceError):
@@ -306,7 +306,7 @@ def _read(
         file = _file(path, info["data_path"], chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         features = {camera: _camera(path, info, camera) for camera in contract.cameras}
         if (rows := pq.read_metadata(file).num_rows) > _MAX_ROWS:
-            raise SourceError(f"{name}: {file} has {rows} rows, expected {_MAX_ROWS} at most; divide the data set with LeRobot")
+            raise SourceError(f"{name}: {file} has {rows} rows, expected {_MAX_ROWS} at most; split the data set with LeRobot")
         table = pq.read_table(file, columns=[*_VECTORS, "frame_index"], filters=[("episode_index", "=", index)])
         frames = table["frame_index"].to_numpy()
         if len(frames) != steps or not np.array_equal(frames, np.arange(steps)):

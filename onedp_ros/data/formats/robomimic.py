@@ -87,7 +87,7 @@ def _dataset(group: h5py.Group, name: str, key: str, shape: tuple[int, ...]) -> 
     if place.dtype.kind not in "biuf":
         raise SourceError(f"{name}: {key} does not hold numbers; leave it out")
     if place.external or place.is_virtual:
-        raise SourceError(f"{name}: {key} lies in another file; copy it into this one, with h5copy or h5repack")
+        raise SourceError(f"{name}: {key} is stored in another file; copy it into this one, with h5copy or h5repack")
     if place.ndim != 1 + len(shape) or any(w not in (-1, h) or h < 1 for w, h in zip(shape, place.shape[1:], strict=True)):
         expected = ", ".join("any" if width < 0 else str(width) for width in shape)
         raise SourceError(f"{name}: {key} has the shape {place.shape}, expected (T, {expected}), of one arm")
