@@ -100,7 +100,7 @@ class InputWatch:
                 names = ", ".join(sorted(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos))
                 text = f"{self.publishers} nodes publish {topic} ({names}); none is followed, stop all but one"
             else:
-                text = f"another node also published {topic} within the last {QUIET:.0f} s; none is followed until then, find it"
+                text = f"another node also published {topic} within the last {QUIET:.0f} s, so none is followed; find that node"
             return DiagnosticStatus.ERROR, text
         if time.monotonic() - self._refused_at < RECENT:
             when = f"{self._age:.2f} s ago" if self._age > 0 else f"{-self._age:.2f} s ahead"
