@@ -62,8 +62,8 @@ def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Se
         "",
         "## Success in the twin",
         "",
-        "| method | NFE | executed | success | 95 % | mean time | episodes |",
-        "|---|---|---|---|---|---|---|",
+        "| task | method | NFE | executed | success | 95 % | mean time | episodes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         mean = "-" if r["mean_time_s"] is None else f"{r['mean_time_s']:.1f} s"
@@ -71,8 +71,9 @@ def card(config: dict[str, Any], results: Sequence[dict[str, Any]], commands: Se
         executed = f"{r['action_steps']} of a chunk, from {r['lead_s']:.2f} s on"
         if r.get("latency") is not None:
             executed = f"by time, latency {r['latency']}, {r['lead_s']:.2f} s ahead"
+        task = ", ".join([r["task"], *(f"{name} {value}" for name, value in r.get("options", {}).items())])
         lines.append(
-            f"| {r['method']} | {r['nfe']} | {executed} | {r['success_rate']:.2f} | {low:.2f} to {high:.2f} | {mean} | "
+            f"| {task} | {r['method']} | {r['nfe']} | {executed} | {r['success_rate']:.2f} | {low:.2f} to {high:.2f} | {mean} | "
             f"{r['episodes']}, seeds from {r['seed']} |"
         )
     lines += ["", "Evaluation seeds were never trained on. The scene is simulated; nothing is known of the real arm.", ""]

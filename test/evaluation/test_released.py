@@ -7,21 +7,24 @@ from onedp_ros.contract import task_contract
 from onedp_ros.evaluation.rollout import rollout
 from onedp_ros.policy.checkpoint import find_released
 from onedp_ros.policy.predictor import load_predictor
+from onedp_ros.resources import resource
 from onedp_ros.tasks.base import EVALUATION_SEEDS
 from onedp_ros.tasks.pnp_milk import PnpMilk
 from onedp_ros.twin.stepped import SteppedCell
 
 CONTRACT = task_contract("pnp_milk")
 METHODS = ("dp_ddim10", "onedp_s", "onedp_d")
+RELEASED = sorted({path.parents[1].name for path in resource("models").glob("*/*/config.json")})
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_bundle_is_whole_and_small(method: str) -> None:
-    path = find_released("pnp_milk", method)
+@pytest.mark.parametrize("task", RELEASED)
+def test_bundle_is_whole_and_small(task: str, method: str) -> None:
+    path = find_released(task, method)
     assert sum(f.stat().st_size for f in path.iterdir()) <= 20_000_000
     card = (path / "MODEL_CARD.md").read_text()
     assert "How it was made" in card and "onedp" in card
-    predictor = load_predictor(path, method=method, engine="torch", contract=CONTRACT)
+    predictor = load_predictor(path, method=method, engine="torch", contract=task_contract(task))
     assert predictor.network == "compact"
     assert predictor.nfe == (10 if method == "dp_ddim10" else 1)
 

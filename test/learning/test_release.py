@@ -13,6 +13,8 @@ from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Policy
 
 RESULT = {
+    "task": "pnp_milk",
+    "options": {"variation": "mild"},
     "method": "onedp_s",
     "nfe": 1,
     "action_steps": 8,
@@ -45,7 +47,13 @@ def test_a_bundle_is_half_the_size_and_its_card_says_what_was_measured_and_how_i
     sizes = [(path / "model.safetensors").stat().st_size for path in (checkpoint, out)]
     assert sizes[1] < 0.6 * sizes[0]
     card = (out / "MODEL_CARD.md").read_text()
-    for words in ("0.97 | 0.90 to 0.99 | 4.2 s", "seeds from 100000", "onedp distill pnp_milk", "0.030 of the gradient steps"):
+    for words in (
+        "| pnp_milk, variation mild | onedp_s | 1 |",
+        "0.97 | 0.90 to 0.99 | 4.2 s",
+        "seeds from 100000",
+        "onedp distill pnp_milk",
+        "0.030 of the gradient steps",
+    ):
         assert words in card
     assert str(out) in capsys.readouterr().out
 
