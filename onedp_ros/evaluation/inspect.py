@@ -157,7 +157,7 @@ def _misfits(recording: BagReading, contract: Contract) -> list[str]:
         if topic is None:
             problems.append(f"{wanted} is missing; check that its node runs and that the recorder subscribes to it")
         elif wanted in steady and (hz := recording.timing[topic].hz) < contract.control_hz * (1 - RATE_TOLERANCE):
-            problems.append(f"{topic} came at {hz:.1f} Hz, expected at least control_hz {contract.control_hz:g}; raise its rate")
+            problems.append(f"{topic} arrived at {hz:.1f} Hz, expected at least control_hz {contract.control_hz:g}; raise its rate")
     return problems
 
 

@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_named(record: Record, capsys: pytest.CaptureFixtur
     slow = record("slow", seconds=4.0, lost=lambda camera, k: camera == "wrist" and k % 2 == 1)
     report, _ = inspect_bag(slow)
     assert report["fits"] is False
-    assert any("wrist_camera/color/image_raw came at 15.0 Hz, expected at least control_hz 20" in p for p in report["problems"])
+    assert any("wrist_camera/color/image_raw arrived at 15.0 Hz, expected at least control_hz 20" in p for p in report["problems"])
 
     blind = record("blind", lost=lambda camera, k: camera == "front")
     report, recording = inspect_bag(blind)
