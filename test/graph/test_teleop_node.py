@@ -142,8 +142,8 @@ def test_buttons_turn_the_gripper_and_ask_the_recorder(rig, hands):
 def test_without_a_measured_pose_the_operator_is_told_and_nothing_moves(rig, hands):
     hands.source.silent.add("pose")
     push(hands, x=1.0)
-    rig.until(lambda: "no current_pose" in hands.shown["problem"], "the reason")
-    rig.until(lambda: rig.level(NODE, b"\x01", "no current_pose"), "the warning")
+    rig.until(lambda: "no valid current_pose" in hands.shown["problem"], "the reason")
+    rig.until(lambda: rig.level(NODE, b"\x01", "no valid current_pose"), "the warning")
     rig.until(lambda: hands.shown["arm"] in ("waiting", "holding"), "rest, though the dead-man switch is held")
 
 
