@@ -25,6 +25,12 @@ def test_a_jump_counts_and_steady_motion_does_not_however_unevenly_targets_are_s
     assert distances.max() < 0.0081, "and once more where the velocity of the jump is not kept"
 
 
+def test_the_motion_of_a_gap_is_no_jump():
+    seconds = np.delete(np.arange(0, 2, 1 / 60), slice(57, 62))
+    distances, angles = departures(*stream(seconds, jump=0.004, turn=0.02))
+    assert distances.max() < 1e-9 and angles.max() < 1e-9
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_targets_have_no_jump(count):
     distances, angles = departures(np.arange(count) / 60, np.zeros((count, 3)), [np.array([0, 0, 0, 1.0])] * count)
