@@ -132,7 +132,10 @@ def train(
         earlier = read_config(settings.init)["training"]
         begun = load_policy(settings.init, method, network=network)
         loop.dataset.contract.require_same(begun.contract, "the data", settings.init, any_task=True)
-        policy = Policy(loop.dataset.contract, network, begun.normalizer.including(loop.dataset.normalizer()), method)
+        normalizer = begun.normalizer.including(loop.dataset.normalizer())
+        if normalizer.to_dict() != begun.normalizer.to_dict():
+            log.info("the data exceed the range of %s: the normaliser is widened", settings.init)
+        policy = Policy(loop.dataset.contract, network, normalizer, method)
         policy.load_state_dict(begun.state_dict())
     else:
         policy = Policy(loop.dataset.contract, network, loop.dataset.normalizer(), method)

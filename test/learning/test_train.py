@@ -154,14 +154,15 @@ def test_training_goes_on_from_a_checkpoint_and_counts_its_steps(replay, teacher
         train(replay, tmp_path / "other", dataclasses.replace(SMALL, unet_channels=(8, 16, 16)), config)
 
 
-def test_the_normaliser_of_a_checkpoint_is_widened_to_the_new_data(replay, teacher, tmp_path, small_contract):
+def test_the_normaliser_of_a_checkpoint_is_widened_to_the_new_data(replay, teacher, tmp_path, small_contract, caplog):
+    caplog.set_level("INFO")
     begun = load_policy(teacher).normalizer
     action = np.random.default_rng(0).random((40, small_contract.action_dim), dtype=np.float32)
     action[:, 1] += 5.0
     other_task = dataclasses.replace(small_contract, task="another")
     wide = write_replay(tmp_path / "wide.zarr", other_task, [40], **{"data/action": action})
     train(wide, tmp_path / "tuned", SMALL, dataclasses.replace(CONFIG, steps=2, init=str(teacher)))
-    assert load_policy(tmp_path / "tuned").contract == other_task
+    assert load_policy(tmp_path / "tuned").contract == other_task and "the normaliser is widened" in caplog.text
     found = load_policy(tmp_path / "tuned").normalizer
     low, high = found.action_offset - found.action_scale, found.action_offset + found.action_scale
     assert high[1] == pytest.approx(action[:, 1].max(), abs=1e-4)
