@@ -20,7 +20,7 @@ from std_srvs.srv import SetBool
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from onedp_ros import clock
-from onedp_ros.clock import SHORTEST_PAUSE, PauseWatch
+from onedp_ros.clock import REQUEST_DOUBT, SHORTEST_PAUSE, PauseWatch
 from onedp_ros.contract import NANOSECONDS, ContractError
 from onedp_ros.control.chunk import Target
 from onedp_ros.control.handover import DEFAULT, describe_handovers
@@ -37,7 +37,7 @@ from onedp_ros.nodes.lib.targets import TargetPublisher
 
 BRAKING_AGE = 0.1  # s: a stop does not follow a measured pose older than this
 LONGEST_HOLD = 3.0  # s: an arm that has held for longer does not start by itself
-PAUSE, REQUEST_PAUSE = 1.0, 3.5  # s: for REQUEST_PAUSE after a suspension of PAUSE a request to enable may be from before it
+PAUSE = 1.0  # s: after a longer one a request to enable may predate it
 DOUBT = 0.3  # s for which a measured pose is not trusted after a jump
 SILENT = ("disabled", "given up")  # states in which nothing is published
 
@@ -127,7 +127,7 @@ class ActionNode(Node):
                 self._stop("disabled")
                 self._send()
             elif not self._enabled:
-                if clock.now() - self._resumed_at < REQUEST_PAUSE:
+                if clock.now() - self._resumed_at < REQUEST_DOUBT:
                     raise ValueError(
                         f"action_node did not run for {self._paused:.1f} s, and this request may be that old; repeat it in a few s"
                     )

@@ -19,7 +19,7 @@ from std_msgs.msg import Empty, String
 from std_srvs.srv import Trigger
 
 from onedp_ros import clock
-from onedp_ros.clock import PauseWatch
+from onedp_ros.clock import REQUEST_DOUBT, PauseWatch
 from onedp_ros.control.joints import ARM_JOINTS
 from onedp_ros.messages.decode import stamp_ns
 from onedp_ros.messages.encode import header, opening_of, pose_message
@@ -40,7 +40,6 @@ NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # compa
 LASTING = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 FLANGE = 0.05  # m: a tool center point closer to the flange means that no tool is configured
 LONGEST_PAUSE = 3.0  # s: an arm whose node was suspended for longer does not continue by itself
-REQUEST_PAUSE = 3.0  # s after a suspension in which a request may be from before it
 LATE_RATE = 0.95  # success rate of commands below which the diagnostics warn
 
 
@@ -177,7 +176,7 @@ class FrankaNode(LifecycleNode):
             self._franka.give_up(fault)
             if self._franka.fault is fault:
                 self.get_logger().error(str(fault))
-        return self._pauses.ended_within(REQUEST_PAUSE)
+        return self._pauses.ended_within(REQUEST_DOUBT)
 
     def _on_target(self, message: PoseStamped) -> None:
         arrived = clock.now_ns()

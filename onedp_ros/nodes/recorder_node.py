@@ -21,7 +21,7 @@ from rclpy.node import Node
 from std_srvs.srv import Trigger
 
 from onedp_ros import clock
-from onedp_ros.clock import PauseWatch
+from onedp_ros.clock import REQUEST_DOUBT, PauseWatch
 from onedp_ros.contract import NANOSECONDS
 from onedp_ros.data.bags.reader import BagError
 from onedp_ros.data.bags.writer import BagWriter
@@ -36,7 +36,7 @@ from onedp_ros.nodes.lib.process import run_node
 POLL_PERIOD = 0.05  # s
 CHECK_EVERY, COUNT_EVERY = 2, 10  # polls between checks of the messages, and of the publishers
 PAUSE = 0.5  # s: a longer suspension of this process is a problem of the episode
-LONGEST_PAUSE, REQUEST_PAUSE = 3.0, 3.0  # s: for REQUEST_PAUSE after a suspension of LONGEST_PAUSE a request may be from before it
+LONGEST_PAUSE = 3.0  # s: after a longer one a request to start may predate it
 CAMERA_DEPTH, DEPTH = 100, 2000  # messages in a queue: more than a second's, in case the thread is delayed
 
 
@@ -217,7 +217,7 @@ class RecorderNode(Node):
     def _start(self) -> tuple[bool, str]:
         if self._recording is not None:
             return False, f"{self._recording.writer.path.name} is being recorded; stop, fail or discard it first"
-        if clock.now() - self._started_anew < REQUEST_PAUSE:
+        if clock.now() - self._started_anew < REQUEST_DOUBT:
             return (
                 False,
                 "not started: recorder_node was paused until just now, and this request may be outdated; start again",

@@ -12,6 +12,7 @@ from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
+from onedp_ros.clock import REQUEST_DOUBT
 from onedp_ros.data.bags.reader import read_metadata
 from onedp_ros.geometry import gripper_down
 from onedp_ros.messages.encode import header, pose_message
@@ -73,8 +74,8 @@ def test_an_arm_whose_node_was_stopped_follows_no_old_target_and_waits_for_recov
         p = poses[-1].pose.position
         return np.array([p.x, p.y, p.z])
 
-    def send(goal, opening=None):
-        now = rig.node.get_clock().now().nanoseconds
+    def send(goal, opening=None, age=0.0):
+        now = rig.node.get_clock().now().nanoseconds - int(age * 1e9)
         target.publish(pose_message(goal, gripper_down(0.0), now, "base"))
         if opening is not None:
             gripper.publish(JointState(header=header(now), name=["gripper"], position=[opening]))
@@ -97,21 +98,26 @@ def test_an_arm_whose_node_was_stopped_follows_no_old_target_and_waits_for_recov
         rig.until(lambda: send(goal) or np.linalg.norm(position() - goal) < 0.005, "the arm at the goal")
         moved(position(), 0.6)  # it holds
 
+        # Fast DDS may lose what is sent to a process that does not run, and repeats a lost request after 3 s; so both are sent
+        # again afterwards.
         here, commands = position(), rig.value("franka_node", "gripper_commands")
         begun = time.monotonic()
         node.stop_for(1.0, lambda: send(here + 2 * ASIDE) if time.monotonic() < begun + 0.5 else None)
-        assert moved(here, 1.0) < 1e-3, "those targets were sent while it stood still"
+        assert moved(here, 1.0, lambda: send(here + 2 * ASIDE, age=1.0)) < 1e-3, "those targets were sent while it stood still"
         rig.until(lambda: rig.value("franka_node", "refused.old") > 0, "an old target refused")
 
         node.stop_for(3.3, lambda: send(here + 2 * ASIDE, 0.0))
-        answer = recover()  # as one that waited
-        assert moved(here, 1.0, lambda: send(here + 2 * ASIDE, 0.0)) < 1e-3, "nobody expects that any more"
+        answers, resumed = [], time.monotonic()
+        while time.monotonic() < resumed + REQUEST_DOUBT - 1.0:
+            answers.append(recover())  # as one that waited
+            assert moved(here, 1.0, lambda: send(here + 2 * ASIDE, 0.0)) < 1e-3, "nobody expects that any more"
         rig.until(lambda: rig.error("franka_node", "franka_node was paused for 3."), "the fault")
         assert rig.value("franka_node", "gripper_commands") == commands
-        rig.until(answer.done, "the answer")
-        assert not answer.result().success and "call again" in answer.result().message
+        refusals = [answer.result() for answer in answers if answer.done()]
+        assert refusals and not any(refusal.success for refusal in refusals)
+        assert all("call again" in refusal.message for refusal in refusals)
 
-        moved(here, 3.0)  # after which a request must be a new one
+        moved(here, REQUEST_DOUBT)  # after which a request must be a new one
         answer = recover()
         rig.until(answer.done, "the answer")
         assert answer.result().success, answer.result().message
