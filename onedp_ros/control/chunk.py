@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onedp_ros.contract import Contract, Floats
-from onedp_ros.geometry import slerp
+
+LARGEST = 1e9  # m: more would overflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +39,31 @@ class ActionChunk:
         return cls(stamp, contract.action_stamps(stamp), *contract.arm.decode_action(actions))
 
     def at(self, time: int) -> Target:
-        """The target at ``time`` (ns): position and opening interpolated linearly, orientation on the shortest arc; first and last
-        actions are held."""
+        """The target at ``time`` (ns): position and orientation on the uniform cubic B-spline with the actions as control points,
+        which evens out their jitter without lag and whose velocity never jumps; opening interpolated linearly; first and last
+        actions are held. A straight motion at constant speed is reproduced exactly."""
         last = len(self.stamps) - 1
-        i = int(np.clip(np.searchsorted(self.stamps, time, side="right") - 1, 0, max(last - 1, 0)))
-        j = min(i + 1, last)
-        span = int(self.stamps[j] - self.stamps[i])
-        a = min(max((time - int(self.stamps[i])) / span, 0.0), 1.0) if span else 0.0
+        along = float(np.interp(time - self.stamps[0], self.stamps - self.stamps[0], np.arange(last + 1)))
+        i = min(int(along), max(last - 1, 0))
+        a, j = along - i, min(i + 1, last)
+        quaternion = self._spline(self.quaternions, i, a)
         return Target(
-            position=(1 - a) * self.positions[i] + a * self.positions[j],
-            quaternion=slerp(self.quaternions[i], self.quaternions[j], a),
+            position=self._spline(self.positions, i, a),
+            quaternion=quaternion / np.linalg.norm(quaternion),
             opening=float((1 - a) * self.openings[i] + a * self.openings[j]),
         )
+
+    @staticmethod
+    def _spline(values: Floats, i: int, a: float) -> NDArray[np.float64]:
+        """The spline of ``values`` (horizon, n) at fraction ``a`` of the way from row ``i`` to the next."""
+        last = len(values) - 1
+        points = values[[max(i - 1, 0), i, min(i + 1, last), min(i + 2, last)]].astype(np.float64)
+        points = np.clip(points, -LARGEST, LARGEST)
+        if points.shape[1] == 4:  # quaternions, of which both signs are the same rotation
+            points[points @ points[1] < 0] *= -1
+        if i == 0:
+            points[0] = 2 * points[1] - points[2]
+        if i >= last - 1:
+            points[3] = 2 * points[2] - points[1]
+        weights = np.array([(1 - a) ** 3, 3 * a**3 - 6 * a**2 + 4, 3 * (a + a**2 - a**3) + 1, a**3]) / 6
+        return weights @ points

@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,6 +48,25 @@ def test_stays_on_the_path_and_holds_its_ends(after_ms):
     along = np.clip(after_ms / 1000, -0.05, 0.7)
     np.testing.assert_allclose(target.position, [0.5 + 0.2 * along, 0, 0.3], atol=1e-5)
     assert np.linalg.norm(target.quaternion) == pytest.approx(1.0)
+
+
+def test_neither_path_nor_velocity_jumps_between_actions_and_both_signs_of_a_quaternion_are_the_same():
+    chunk, step = chunk_along_x(), 0.01
+    positions = chunk.positions + np.outer((np.arange(16) // 8), [0.0, 0.02, 0.0])  # a sudden step aside
+    signs = np.where(np.arange(16) % 2, 1.0, -1.0)[:, None]
+    chunk = dataclasses.replace(chunk, positions=positions, quaternions=chunk.quaternions * signs)
+    targets = [chunk.at(STAMP + round(s * 1e9)) for s in np.arange(0.0, 0.6, step)]
+    velocities = np.diff([t.position for t in targets], axis=0) / step
+    assert np.abs(velocities).max() < 0.45
+    assert np.abs(np.diff(velocities, axis=0)).max() < 0.09  # on straight lines between the actions: 0.4
+    assert max(rotation_angle(a.quaternion, b.quaternion) for a, b in itertools.pairwise(targets)) < 0.021
+
+
+def test_a_chunk_of_one_action_is_held():
+    chunk = ActionChunk(STAMP, np.array([STAMP]), np.array([[0.5, 0.0, 0.3]]), gripper_down(0.2)[None], np.array([0.04]))
+    for time in (STAMP - MS, STAMP, STAMP + 500 * MS):
+        np.testing.assert_allclose(chunk.at(time).position, [0.5, 0.0, 0.3])
+        assert rotation_angle(chunk.at(time).quaternion, gripper_down(0.2)) < 1e-6
 
 
 @pytest.mark.parametrize("spoil", [np.nan, np.inf])

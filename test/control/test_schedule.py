@@ -140,7 +140,7 @@ def test_no_target_jumps_however_seldom_chunks_come(every: int) -> None:
 def test_the_opening_is_the_newest_chunks() -> None:
     schedule = ChunkSchedule(0.18, 0.25, "ensemble")
     openings = [t.opening for t in stream(schedule, lambda i, s: chunk_along_x(s, opening=0.08 if i < 20 else 0.0), 30)]
-    assert openings[19] == 0.08 and openings[20] == 0.0
+    assert openings[19] == pytest.approx(0.08) and openings[20] == 0.0
 
 
 def test_following_begins_where_the_target_rests() -> None:
