@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 SHORTEST_PAUSE = 0.1  # s between two steps that count as a pause at least, whatever a robot file says: schedulers are late
-REQUEST_DOUBT = 5.0  # s after a pause in which a request may predate it: DDS repeats one lost on its way after 3 s (heartbeat_period)
+REQUEST_DOUBT = (
+    5.0  # s after a pause in which a request may predate it: DDS repeats one lost on its way after 3 s (heartbeat_period)
+)
 
 
 def now_ns() -> int:

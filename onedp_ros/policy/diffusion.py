@@ -1,4 +1,4 @@
-"""The diffusion process of Diffusion Policy: ``x^k = alpha_k x^0 + sigma_k noise`` with 100 squared-cosine steps.
+"""Diffusion processes: how chunks are diffused, and what a network that was trained on them predicts.
 
 Samplers are in :mod:`onedp_ros.policy.methods`.
 """
@@ -6,6 +6,7 @@ Samplers are in :mod:`onedp_ros.policy.methods`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -17,11 +18,45 @@ GENERATOR_STEP = 65
 """The timestep input of the one-step generators (OneDP, section 3); alpha 0.5054, sigma 0.8629."""
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(noisy chunks (B, horizon, action), steps (B,), conditions (B, condition)) -> predicted noise (B, horizon, action)."""
+"""(chunks (B, horizon, action), step inputs (B,), conditions (B, condition)) -> (B, horizon, action): the U-Net."""
 
 
-class Diffusion(nn.Module):
-    """Forward process and one-step estimate, as tables of alpha and sigma over the steps 0..99."""
+class Diffusion(nn.Module, ABC):
+    """A forward process. Chunks are (B, horizon, action), levels of noise (B,), conditions (B, condition)."""
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+        """Levels (count,) as a network is trained on."""
+
+    @abstractmethod
+    def sigma_at(self, level: Tensor) -> Tensor:
+        """Standard deviation of the noise at each level, (B,)."""
+
+    @abstractmethod
+    def add_noise(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """Clean chunks and noise N(0, I) -> diffused chunks."""
+
+    @abstractmethod
+    def score(self, network: Denoiser, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
+        """sigma^2 times the score that ``network`` has learned, at diffused chunks."""
+
+    @abstractmethod
+    def loss(self, network: Denoiser, clean: Tensor, condition: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """The denoising loss (a scalar) of ``network`` on clean chunks diffused to ``level`` with ``noise``."""
+
+    @abstractmethod
+    def generate(self, network: Denoiser, z: Tensor, condition: Tensor) -> Tensor:
+        """The one-step generator of OneDP: z or zeros, conditions -> normalised chunks, not clipped.
+
+        The paper does not say how z enters. Here the zero action, the middle of the range, diffused to the paper's fixed level with
+        z for its noise, is the input, and the network's estimate of the clean chunk the output. So a copy of the teacher is a
+        reasonable generator before any training.
+        """
+
+
+class CosineDiffusion(Diffusion):
+    """The process of Diffusion Policy: ``x^k = alpha_k x^0 + sigma_k noise`` with 100 squared-cosine steps, as tables of alpha and
+    sigma. Levels are the steps 0..99, and the network predicts the noise."""
 
     alpha: Tensor
     sigma: Tensor
@@ -32,15 +67,35 @@ class Diffusion(nn.Module):
         self.register_buffer("alpha", cumulative.sqrt().float(), persistent=False)
         self.register_buffer("sigma", (1 - cumulative).sqrt().float(), persistent=False)
 
-    def add_noise(self, clean: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        """Clean (B, ...), noise (B, ...), steps (B,) -> x^k (B, ...)."""
-        shape = (-1, *[1] * (clean.ndim - 1))
-        return self.alpha[step].view(shape) * clean + self.sigma[step].view(shape) * noise
+    def draw(self, count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+        return torch.randint(STEPS, (count,), generator=generator, device=device)
 
-    def estimate(self, sample: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        """x^k, its predicted noise and steps (B,) -> x^0 = (x^k - sigma_k noise) / alpha_k, not clipped."""
-        shape = (-1, *[1] * (sample.ndim - 1))
-        return (sample - self.sigma[step].view(shape) * noise) / self.alpha[step].view(shape)
+    def sigma_at(self, level: Tensor) -> Tensor:
+        return self.sigma[level]
+
+    def add_noise(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        return wide(self.alpha[level], clean) * clean + wide(self.sigma[level], clean) * noise
+
+    def estimate(self, sample: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """x^k and its predicted noise -> x^0 = (x^k - sigma_k noise) / alpha_k, not clipped."""
+        return (sample - wide(self.sigma[level], sample) * noise) / wide(self.alpha[level], sample)
+
+    def score(self, network: Denoiser, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
+        return -wide(self.sigma[level], noisy) * network(noisy, level, condition)
+
+    def loss(self, network: Denoiser, clean: Tensor, condition: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        return functional.mse_loss(network(self.add_noise(clean, noise, level), level, condition).float(), noise)
+
+    def generate(self, network: Denoiser, z: Tensor, condition: Tensor) -> Tensor:
+        # with alpha_65 = 0.5054 the division is well conditioned
+        level = torch.full((len(z),), GENERATOR_STEP, device=z.device)
+        noisy = self.sigma[GENERATOR_STEP] * z
+        return self.estimate(noisy, network(noisy, level, condition), level)
+
+
+def wide(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,) in the number of dimensions of a tensor (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def _betas() -> Tensor:
@@ -51,22 +106,3 @@ def _betas() -> Tensor:
         return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 
     return torch.tensor([min(1 - alpha_bar((i + 1) / STEPS) / alpha_bar(i / STEPS), 0.999) for i in range(STEPS)])
-
-
-def generate(diffusion: Diffusion, denoise: Denoiser, z: Tensor, condition: Tensor) -> Tensor:
-    """The one-step generator of OneDP: z or zeros (B, horizon, action), conditions -> normalised, unclipped x^0.
-
-    The paper does not say how z enters. Here sigma_65 z takes the place of x^65: the zero action, the middle of the range, with
-    the noise of that step. The output is the network's estimate of x^0. So a copy of the teacher is a reasonable generator before
-    any training. With alpha_65 = 0.5054 the division is well conditioned.
-    """
-    step = torch.full((len(z),), GENERATOR_STEP, device=z.device)
-    noisy = diffusion.sigma[GENERATOR_STEP] * z
-    return diffusion.estimate(noisy, denoise(noisy, step, condition), step)
-
-
-def denoising_loss(
-    diffusion: Diffusion, denoise: Denoiser, clean: Tensor, condition: Tensor, step: Tensor, noise: Tensor
-) -> Tensor:
-    """Mean squared error of the noise predicted for clean (B, horizon, action) diffused to ``step`` (B,) with ``noise``."""
-    return functional.mse_loss(denoise(diffusion.add_noise(clean, noise, step), step, condition).float(), noise)

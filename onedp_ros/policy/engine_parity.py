@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from onedp_ros.policy.diffusion import GENERATOR_STEP, generate
+from onedp_ros.policy.diffusion import GENERATOR_STEP
 from onedp_ros.policy.engines.base import Engine
 from onedp_ros.policy.engines.torch import TorchEngine
 from onedp_ros.policy.policies import Policy, Sampler
@@ -41,7 +41,7 @@ def example_actions(policy: Sampler, engine: Engine) -> Tensor:
         *images, state, z = (i.to(engine.device) for i in inputs)
         features = [engine.encode(c, i) for c, i in zip(policy.contract.cameras, images, strict=True)]
         repeated = [f[:, None].expand(-1, policy.contract.n_obs_steps, -1) for f in features]
-        actions.append(generate(sampler.diffusion, engine.denoise, z, sampler.condition(repeated, state)).clamp(-1, 1).cpu())
+        actions.append(sampler.diffusion.generate(engine.denoise, z, sampler.condition(repeated, state)).clamp(-1, 1).cpu())
     return torch.cat(actions)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onedp_ros.contract import Contract, Normalizer
-from onedp_ros.policy.diffusion import Denoiser, Diffusion
+from onedp_ros.policy.diffusion import Denoiser
 from onedp_ros.policy.methods import find_method
 from onedp_ros.policy.methods.base import Method, TrainedMethod
 from onedp_ros.policy.networks import ImageEncoder, NetworkConfig, UNet
@@ -66,7 +66,7 @@ class Sampler(nn.Module):
         config.check_horizon(contract.horizon)
         self.contract, self.config, self.normalizer = contract, config, normalizer
         self.method: Method = find_method(method)
-        self.diffusion = Diffusion()
+        self.diffusion = self.method.diffusion()
         for field in dataclasses.fields(normalizer):
             values = getattr(normalizer, field.name)
             size = contract.state_dim if field.name.startswith("state") else contract.action_dim
@@ -76,7 +76,7 @@ class Sampler(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.diffusion.alpha.device
+        return self.action_scale.device
 
     @property
     def nfe(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from onedp_ros.policy.checkpoint import find_released
 from onedp_ros.policy.methods import METHODS, describe_methods, find_method, split_name
 from onedp_ros.policy.methods.base import distilled_methods
-from onedp_ros.policy.methods.onedp_s import Z_SCALE
+from onedp_ros.policy.methods.onedp_s import OneDPS
 from onedp_ros.registry import UnknownNameError
 
 
@@ -37,13 +37,21 @@ def test_what_is_not_released_is_named():
 def test_what_sampling_begins_from():
     shape, device = (2, 16, 10), torch.device("cpu")
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    for name, expected in (("dp_ddim10", noise), ("onedp_s", Z_SCALE * noise), ("onedp_d", torch.zeros(shape))):
+    for name, expected in (
+        ("dp_ddim10", noise),
+        ("onedp_s", OneDPS.z_scale * noise),
+        ("onedp_d", torch.zeros(shape)),
+        ("onedp_s_edm", noise),
+    ):
         assert torch.equal(find_method(name).start(shape, torch.Generator().manual_seed(0), device), expected)
 
 
 @pytest.mark.parametrize("name", ["onedp", "", "ddim10", "dp_ddim0", "dp_ddim010", "dp_magic"])
 def test_an_unknown_method_is_named_with_those_that_there_are(name):
-    with pytest.raises(UnknownNameError, match=f"'{name}', expected one of dp_ddim, dp_ddpm, onedp_d, onedp_s; to add one, write"):
+    with pytest.raises(
+        UnknownNameError,
+        match=f"'{name}', expected one of dp_ddim, dp_ddpm, dp_edm, onedp_d, onedp_d_edm, onedp_s, onedp_s_edm; to add one, write",
+    ):
         split_name(name)
     with pytest.raises(UnknownNameError, match=f"'{name}'"):
         find_method(name)
@@ -55,6 +63,7 @@ def test_an_unknown_method_is_named_with_those_that_there_are(name):
         ("dp_ddim101", "dp_ddimN with N from 1 to 100"),
         ("dp_ddim", "dp_ddimN"),
         ("dp_ddpm10", "dp_ddpm100"),
+        ("dp_edm", "dp_edmN with N from 1 to 100"),
         ("onedp_s2", "onedp_s"),
     ],
 )
@@ -73,4 +82,4 @@ def test_names_are_known_without_pytorch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     for word in (*METHODS.names(), "auto", "openvino_bf16", "('dp_ddim', 10)"):
         assert word in done.stdout
-    assert "onedp_s" in describe_methods() and distilled_methods() == ["onedp_d", "onedp_s"]
+    assert "onedp_s" in describe_methods() and distilled_methods() == ["onedp_d", "onedp_d_edm", "onedp_s", "onedp_s_edm"]

@@ -6,7 +6,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from onedp_ros.contract import Camera, Normalizer
-from onedp_ros.policy.diffusion import STEPS, Diffusion
+from onedp_ros.policy.diffusion import STEPS, CosineDiffusion
+from onedp_ros.policy.edm import EDM, SIGMA_MAX, SIGMA_MIN, sampling_levels
 from onedp_ros.policy.methods import find_method
 from onedp_ros.policy.methods.diffusion_policy import SCHEDULE
 from onedp_ros.policy.networks import NetworkConfig
@@ -33,7 +34,7 @@ def policy(small_contract, normalizer):
 
 
 def test_forward_process_has_the_papers_values_at_65():
-    diffusion = Diffusion()
+    diffusion = CosineDiffusion()
     assert float(diffusion.alpha[65]) == pytest.approx(0.5054, abs=1e-4)
     assert float(diffusion.sigma[65]) == pytest.approx(0.8629, abs=1e-4)
     torch.testing.assert_close(diffusion.alpha**2 + diffusion.sigma**2, torch.ones(STEPS))
@@ -41,13 +42,13 @@ def test_forward_process_has_the_papers_values_at_65():
 
 def test_the_schedule_is_that_of_diffusers_bit_for_bit():
     cumulative = DDPMScheduler(**SCHEDULE).alphas_cumprod.double()
-    diffusion = Diffusion()
+    diffusion = CosineDiffusion()
     assert torch.equal(diffusion.alpha, cumulative.sqrt().float())
     assert torch.equal(diffusion.sigma, (1 - cumulative).sqrt().float())
 
 
 def test_estimate_undoes_the_noise():
-    diffusion, step = Diffusion(), torch.tensor([0, 65, 95])
+    diffusion, step = CosineDiffusion(), torch.tensor([0, 65, 95])
     clean, noise = torch.randn(3, 4, 2), torch.randn(3, 4, 2)
     noisy = diffusion.add_noise(clean, noise, step)
     torch.testing.assert_close(diffusion.estimate(noisy, noise, step), clean, atol=1e-3, rtol=1e-3)
@@ -55,7 +56,7 @@ def test_estimate_undoes_the_noise():
 
 def test_samplers_recover_data_from_its_exact_noise_predictor():
     """All data at one point: the exact prediction is (x - alpha point) / sigma, and every sampler must end at the point."""
-    diffusion, point = Diffusion(), torch.linspace(-0.9, 0.9, 20).view(1, 10, 2)
+    diffusion, point = CosineDiffusion(), torch.linspace(-0.9, 0.9, 20).view(1, 10, 2)
 
     def denoise(x, step, condition):
         return (x - diffusion.alpha[step].view(-1, 1, 1) * point) / diffusion.sigma[step].view(-1, 1, 1)
@@ -66,16 +67,72 @@ def test_samplers_recover_data_from_its_exact_noise_predictor():
         torch.testing.assert_close(sample, point.expand(5, 10, 2), atol=2e-3, rtol=0)
 
 
+def test_edm_samples_a_gaussian_by_heuns_method_and_recovers_a_point():
+    """The exact denoiser of N(mean, std^2) is known; the error of a second-order method falls with the square of the step."""
+    edm, mean, std = EDM(), 0.3, 0.2
+    assert sampling_levels(10)[0] == pytest.approx(SIGMA_MAX) and sampling_levels(10)[-2:] == [pytest.approx(SIGMA_MIN), 0.0]
+
+    def network(x, step, condition):  # F, of which the preconditioning makes that denoiser
+        sigma = (step / 250).exp().view(-1, 1, 1)
+        total = (sigma**2 + 0.25).sqrt()
+        noisy = x * total
+        denoised = (std**2 * noisy + sigma**2 * mean) / (std**2 + sigma**2)
+        return (denoised - 0.25 / total**2 * noisy) * total / (sigma * 0.5)
+
+    spread = []
+    for steps in (10, 40):
+        method = find_method(f"dp_edm{steps}")
+        start = method.start((50_000, 1, 1), torch.Generator().manual_seed(0), torch.device("cpu"))
+        sample = method.sample(edm, network, start, torch.zeros(len(start), 0), None)
+        assert sample.mean().item() == pytest.approx(mean, abs=0.005)  # it starts at the mean 0
+        spread.append(sample.std().item())
+    assert abs(spread[1] - std) < 0.25 * abs(spread[0] - std) and spread[1] == pytest.approx(std, rel=0.02)
+    std = 0.0
+    torch.testing.assert_close(
+        find_method("dp_edm10").sample(edm, network, start, torch.zeros(len(start), 0), None), 0 * start + mean
+    )
+
+
+def test_edm_networks_see_and_predict_unit_variance_at_every_level():
+    edm, clean, noise = EDM(), 0.5 * torch.randn(20_000, 4, 1), torch.randn(20_000, 4, 1)
+    for sigma in (0.01, 0.5, 20.0):
+        level, seen = torch.full((len(clean),), sigma), []
+        noisy = edm.add_noise(clean, noise, level)
+        edm.denoise(lambda x, step, c: seen.append((x, step)) or 0 * x, noisy, level, torch.zeros(len(clean), 0))  # noqa: B023
+        assert seen[0][0].std().item() == pytest.approx(1.0, rel=0.02)
+        assert seen[0][1][0].item() == pytest.approx(250 * np.log(sigma), rel=1e-5)
+        zero = edm.denoise(lambda x, step, c: 0 * x, noisy, level, torch.zeros(len(clean), 0))
+        one = edm.denoise(lambda x, step, c: 0 * x + 1, noisy, level, torch.zeros(len(clean), 0))
+        assert ((clean - zero) / (one - zero)).std().item() == pytest.approx(1.0, rel=0.02)
+    loss = edm.loss(lambda x, step, c: 0 * x, clean, torch.zeros(len(clean), 0), torch.full((len(clean),), 0.7), noise)
+    assert loss.item() == pytest.approx(1.0, rel=0.03), "weighted so that no level counts more"
+
+
 def test_ddim_uses_evenly_spaced_steps_down_to_zero():
     seen = []
     start = torch.randn(1, 4, 1)
-    find_method("dp_ddim10").sample(Diffusion(), lambda x, step, c: seen.append(int(step[0])) or x, start, torch.zeros(1, 0), None)
+    find_method("dp_ddim10").sample(
+        CosineDiffusion(), lambda x, step, c: seen.append(int(step[0])) or x, start, torch.zeros(1, 0), None
+    )
     assert seen == list(range(90, -1, -10))
     assert float(DDIMScheduler(set_alpha_to_one=True).final_alpha_cumprod) == 1.0
 
 
 @pytest.mark.parametrize(
-    ("method", "nfe"), [("dp_ddpm100", 100), ("dp_ddim10", 10), ("dp_ddim1", 1), ("dp_ddim16", 16), ("onedp_s", 1), ("onedp_d", 1)]
+    ("method", "nfe"),
+    [
+        ("dp_ddpm100", 100),
+        ("dp_ddim10", 10),
+        ("dp_ddim1", 1),
+        ("dp_ddim16", 16),
+        ("onedp_s", 1),
+        ("onedp_d", 1),
+        ("dp_edm1", 1),
+        ("dp_edm10", 19),
+        ("dp_edm18", 35),
+        ("onedp_s_edm", 1),
+        ("onedp_d_edm", 1),
+    ],
 )
 def test_every_method_has_one_interface_and_its_number_of_evaluations(small_contract, normalizer, method, nfe):
     policy = Policy(small_contract, SMALL, normalizer, method).eval()

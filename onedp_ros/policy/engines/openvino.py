@@ -66,7 +66,7 @@ class OpenVinoEngine(Engine):
         return self._run(f"encoder.{camera}", images)
 
     def denoise(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
-        return self._run("unet", sample, step, condition)
+        return self._run("unet", sample, step.float(), condition)
 
     def _run(self, name: str, *inputs: Tensor) -> Tensor:
         arrays = [np.ascontiguousarray(i.numpy()) for i in inputs]
@@ -108,7 +108,7 @@ def _networks(policy: Policy) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]
     """U-Net and encoders by name, with example inputs."""
     c = policy.contract
     condition = torch.zeros(1, policy.config.condition_dim(c))
-    example = (torch.zeros(1, c.horizon, c.action_dim), torch.zeros(1, dtype=torch.int64), condition)
+    example = (torch.zeros(1, c.horizon, c.action_dim), torch.zeros(1), condition)
     networks: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"unet": (policy.unet, example)}
     for name, camera in c.cameras.items():
         images = torch.zeros(1, camera.height, camera.width, 3, dtype=torch.uint8)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from onedp_ros.policy.diffusion import Denoiser, Diffusion
+from onedp_ros.policy.diffusion import CosineDiffusion, Denoiser, Diffusion
 from onedp_ros.policy.methods import METHODS
 from onedp_ros.policy.methods.settings import PretrainingSettings, TrainingSettings
 
@@ -26,6 +26,8 @@ class Method(ABC):
     """
 
     numbers: ClassVar[range | None] = None
+    diffusion: ClassVar[type[Diffusion]] = CosineDiffusion
+    """The process that its networks were trained on."""
 
     def __init__(self, name: str, number: int | None = None) -> None:
         self.name, self.number = name, number
@@ -57,11 +59,12 @@ class TrainedMethod(Method):
 
     settings: ClassVar[type[PretrainingSettings]] = PretrainingSettings
 
-    @abstractmethod
     def compute_loss(
         self, diffusion: Diffusion, denoise: Denoiser, clean: Tensor, condition: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """The training loss (a scalar) of recorded chunks."""
+        """The training loss (a scalar) of recorded chunks. Default: the process's denoising loss at random levels."""
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        return diffusion.loss(denoise, clean, condition, diffusion.draw(len(clean), generator, clean.device), noise)
 
 
 class Distillation(ABC):
@@ -110,8 +113,8 @@ class DistilledMethod(Method):
         settings: Any,
         average: Average,
     ) -> Distillation:
-        """Start training ``generator`` and its ``encoders`` from the frozen noise predictor ``teacher``, a network of the same
-        sizes. ``settings`` is an instance of the class attribute :attr:`settings`."""
+        """Start training ``generator`` and its ``encoders`` from the frozen ``teacher``, a network of the same sizes.
+        ``settings`` is an instance of the class attribute :attr:`settings`."""
 
 
 def distilled_methods() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onedp_ros.policy.diffusion import STEPS, Denoiser, Diffusion, denoising_loss
+from onedp_ros.policy.diffusion import STEPS, Denoiser
 from onedp_ros.policy.methods.base import TrainedMethod
 
 SCHEDULE = {"num_train_timesteps": STEPS, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon", "clip_sample": True}
@@ -19,13 +19,6 @@ class DiffusionPolicy(TrainedMethod):
     @property
     def weights(self) -> str:
         return "teacher"
-
-    def compute_loss(
-        self, diffusion: Diffusion, denoise: Denoiser, clean: Tensor, condition: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        step = torch.randint(STEPS, (len(clean),), generator=generator, device=clean.device)
-        return denoising_loss(diffusion, denoise, clean, condition, step, noise)
 
 
 def follow_schedule(scheduler: Any, denoise: Denoiser, sample: Tensor, condition: Tensor, **options: Any) -> Tensor:

@@ -2,8 +2,8 @@
 
 Choices where the paper is silent:
 
-- z (zeros for OneDP-D), times sigma_65, takes the place of x^65, and the output is (x^65 - sigma eps) / alpha: see ``generate``.
-  It is clipped to [-1, 1] in use, as the teacher's samples are, but not in training: that would stop the gradient.
+- How z (zeros for OneDP-D) enters and how the output becomes a chunk: see :meth:`Diffusion.generate`. The chunk is clipped to
+  [-1, 1] in use, as the teacher's samples are, but not in training: that would stop the gradient.
 - The generator and the score network are initialised with the teacher's EMA weights.
 - The generator trains its own copy of the encoders. The score network gets the features of the teacher's frozen encoders: it has
   the same input as the teacher, so the two scores differ only where the two action distributions do.
@@ -22,24 +22,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from onedp_ros.policy.diffusion import STEPS, Denoiser, Diffusion, denoising_loss, generate
+from onedp_ros.policy.diffusion import STEPS, Denoiser, Diffusion, wide
 from onedp_ros.policy.methods.base import Average, Distillation, DistilledMethod
 from onedp_ros.policy.methods.settings import TrainingSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class OneDPSettings(TrainingSettings):
-    """Settings of a distillation; the defaults are the paper's."""
+    """Settings of a distillation; the defaults are the paper's. The levels of noise are those that the teacher was trained on."""
 
     warmup_steps: int = 0
     warmup_learning_rate: float = 1e-6
     generator_learning_rate: float = 1e-6
     score_learning_rate: float = 2e-5
     betas: tuple[float, float] = (0.0, 0.999)
-    first_timestep: int = 2
-    last_timestep: int = 95
 
     positive: ClassVar[tuple[str, ...]] = (*TrainingSettings.positive, "generator_learning_rate", "score_learning_rate")
+
+    def draw(self, diffusion: Diffusion, count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+        """Levels (count,) at which the scores are compared."""
+        return diffusion.draw(count, generator, device)
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineOneDPSettings(OneDPSettings):
+    """The same on the process of Diffusion Policy: timesteps are uniform from the first to the last."""
+
+    first_timestep: int = 2
+    last_timestep: int = 95
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,34 +58,40 @@ class OneDPSettings(TrainingSettings):
                 f"timesteps are {self.first_timestep} to {self.last_timestep}, expected two of 0 to {STEPS - 1} in order"
             )
 
+    def draw(self, diffusion: Diffusion, count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+        return torch.randint(self.first_timestep, self.last_timestep + 1, (count,), generator=generator, device=device)
+
 
 class ScoreDifferenceLoss:
     """Its gradient is ``E[w(k) (s_psi(A^k) - s_phi(A^k)) dA^k]`` with w(k) = sigma_k^2: equation (5) for OneDP-S.
 
-    With s = -eps / sigma that is sigma_k (eps_phi - eps_psi). Without a score network: a point's diffused score is
-    -noise / sigma_k, so the noise itself takes the place of eps_psi (OneDP-D).
+    With a noise predictor, s = -eps / sigma, that is sigma_k (eps_phi - eps_psi); with EDM, D_psi - D_phi. Without a score network:
+    a point's diffused score is -noise / sigma_k (OneDP-D).
     """
 
     def __init__(self, diffusion: Diffusion, teacher: Denoiser, score: Denoiser | None) -> None:
         self.diffusion, self.teacher, self.score = diffusion, teacher, score
 
-    def __call__(self, action: Tensor, condition: Tensor, step: Tensor, noise: Tensor) -> Tensor:
-        """Generated (B, horizon, action), conditions, steps (B,), noise -> (B,)."""
-        noisy = self.diffusion.add_noise(action, noise, step)
+    def __call__(self, action: Tensor, condition: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """Generated (B, horizon, action), conditions, levels (B,), noise -> (B,)."""
+        noisy, score = self.diffusion.add_noise(action, noise, level), self.diffusion.score
         with torch.no_grad():
-            fake = noise if self.score is None else self.score(noisy, step, condition)
-            difference = self.teacher(noisy, step, condition) - fake
-        return self.diffusion.sigma[step] * (difference * noisy).flatten(1).sum(1)
+            if self.score is None:
+                own = -wide(self.diffusion.sigma_at(level), noise) * noise
+            else:
+                own = score(self.score, noisy, level, condition)
+            difference = own - score(self.teacher, noisy, level, condition)
+        return (difference * noisy).flatten(1).sum(1)
 
 
 class AlternatingUpdates(Distillation):
     """The score network psi learns the generator's distribution with the denoising loss, then the generator theta descends on
-    :class:`ScoreDifferenceLoss`. For any noise predictors.
+    :class:`ScoreDifferenceLoss`.
 
     Args:
         diffusion: the teacher's process.
-        teacher: frozen noise predictor.
-        generator: noise predictor of the generator, trained together with ``encoders``.
+        teacher: frozen network.
+        generator: the generator's network, trained together with ``encoders``.
         score: the generator score network; None for OneDP-D.
         encoders: parameters of the encoders that compute the generator's conditions.
         settings: rates, betas and timesteps.
@@ -108,22 +124,21 @@ class AlternatingUpdates(Distillation):
         if step <= self.settings.warmup_steps:
             rate = self.settings.warmup_learning_rate if warmup else self.settings.generator_learning_rate
             self.optimizers["generator"].param_groups[0]["lr"] = rate
-        action = generate(self.diffusion, self.generator, start, condition)
+        action = self.diffusion.generate(self.generator, start, condition)
         report = {}
         if self.score is not None:
-            timestep, noise = self._draw(action, random)
-            loss = denoising_loss(self.diffusion, self.score, action.detach(), teacher_condition, timestep, noise)
+            level, noise = self._draw(action, random)
+            loss = self.diffusion.loss(self.score, action.detach(), teacher_condition, level, noise)
             self._descend("score", loss, list(self.score.parameters()))
             report["score_loss"] = loss.detach()
-        timestep, noise = self._draw(action, random)
-        loss = (self.point_loss if warmup else self.loss)(action, teacher_condition, timestep, noise).mean()
+        level, noise = self._draw(action, random)
+        loss = (self.point_loss if warmup else self.loss)(action, teacher_condition, level, noise).mean()
         report["generator_grad_norm"] = self._descend("generator", loss, self.parameters)
         return report
 
     def _draw(self, action: Tensor, random: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        first, last = self.settings.first_timestep, self.settings.last_timestep
-        step = torch.randint(first, last + 1, (len(action),), generator=random, device=action.device)
-        return step, torch.randn(action.shape, generator=random, device=action.device, dtype=action.dtype)
+        level = self.settings.draw(self.diffusion, len(action), random, action.device)
+        return level, torch.randn(action.shape, generator=random, device=action.device, dtype=action.dtype)
 
     def _descend(self, name: str, loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
         self.optimizers[name].zero_grad()
@@ -135,16 +150,16 @@ class AlternatingUpdates(Distillation):
 
 
 class OneStepGenerator(DistilledMethod):
-    """``A = clip((sigma_65 (z - eps_theta(sigma_65 z, 65))) / alpha_65)``."""
+    """``A = clip(G_theta(z, O))``: on Diffusion Policy's process, ``G = sigma_65 (z - eps_theta(sigma_65 z, 65)) / alpha_65``."""
 
-    settings = OneDPSettings
+    settings: ClassVar[type[OneDPSettings]] = CosineOneDPSettings
     trains_score: ClassVar[bool]
     """Whether a generator score network is trained alongside."""
 
     def sample(
         self, diffusion: Diffusion, denoise: Denoiser, start: Tensor, condition: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        return generate(diffusion, denoise, start, condition).clamp(-1, 1)
+        return diffusion.generate(denoise, start, condition).clamp(-1, 1)
 
     def begin_distillation(
         self,
