@@ -19,7 +19,7 @@ from onedp_ros.learning.train import read_section, train
 from onedp_ros.policy.checkpoint import WEIGHTS, CheckpointError, IncompatibleCheckpointError, load_policy
 from onedp_ros.policy.methods import METHODS, describe_methods, find_method
 from onedp_ros.policy.methods.base import Distillation, DistilledMethod, TrainedMethod, distilled_methods
-from onedp_ros.policy.methods.one_step_generator import OneDPSettings
+from onedp_ros.policy.methods.one_step_generator import CosineOneDPSettings, OneDPSettings
 from onedp_ros.policy.methods.settings import PretrainingSettings, TrainingSettings
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.predictor import load_predictor
@@ -31,7 +31,7 @@ SMALL = NetworkConfig(encoder_width=16, unet_channels=(8, 16, 32), step_dim=8)
 CONFIG = PretrainingSettings(
     steps=6, batch_size=4, accumulation=2, noise_samples=2, warmup_steps=2, save_every=3, mixed_precision="no", max_grad_norm=1.0
 )
-DISTILL = OneDPSettings(
+DISTILL = CosineOneDPSettings(
     steps=6, batch_size=4, noise_samples=2, warmup_steps=2, warmup_learning_rate=1e-3, generator_learning_rate=1e-3, save_every=3
 )
 
@@ -202,6 +202,30 @@ def test_distillation_resumes_to_the_same_bits_and_reports_its_cost(replay, teac
     assert (policy.method.name, policy.nfe) == (method, 1)
 
 
+@pytest.mark.parametrize("method", ["onedp_s_edm", "onedp_d_edm"])
+def test_a_policy_on_edms_process_is_trained_and_distilled_and_every_engine_runs_it(
+    replay, teacher, tmp_path, small_contract, method
+):
+    report = train(replay, tmp_path / "teacher_edm", SMALL, CONFIG, method="dp_edm10")
+    assert np.isfinite(report["loss"])
+    settings = {f.name: getattr(DISTILL, f.name) for f in dataclasses.fields(OneDPSettings)}
+    distill(tmp_path / "teacher_edm", replay, method, tmp_path / "generator", OneDPSettings(**settings))
+    images = {n: np.full((c.height, c.width, 3), 90, np.uint8) for n, c in small_contract.cameras.items()}
+    observation = Observation(0, images, dict.fromkeys(images, 0), np.zeros(small_contract.state_dim, np.float32))
+    window = [observation] * small_contract.n_obs_steps
+    for checkpoint, nfe in ((tmp_path / "teacher_edm", 19), (tmp_path / "generator", 1)):
+        chunks = []
+        for engine in ("torch", "openvino"):
+            predictor = load_predictor(checkpoint, engine=engine, threads=1)
+            assert predictor.nfe == nfe
+            chunks.append(predictor.predict([window]))
+        np.testing.assert_allclose(chunks[0], chunks[1], atol=1e-3)
+    with pytest.raises(IncompatibleCheckpointError, match="dp_edm10 policy, expected a teacher checkpoint"):
+        distill(tmp_path / "teacher_edm", replay, "onedp_s", tmp_path / "wrong", DISTILL)
+    with pytest.raises(IncompatibleCheckpointError, match="teacher_edm"):
+        distill(teacher, replay, method, tmp_path / "wrong", OneDPSettings(**settings))
+
+
 def test_distillation_trains_encoders_and_generator_and_leaves_the_teacher(replay, teacher, tmp_path):
     before = weights(teacher)
     distill(teacher, replay, "onedp_s", tmp_path / "s", DISTILL)
@@ -231,7 +255,9 @@ def test_shipped_settings_are_valid(name):
     from_mapping(PretrainingSettings, "train", read_section(path, "train"))
     for method in distilled_methods():
         config = from_mapping(find_method(method).settings, method, read_section(path, method))
-        assert (config.betas, config.first_timestep, config.last_timestep) == ((0.0, 0.999), 2, 95)
+        assert config.betas == (0.0, 0.999)
+        if isinstance(config, CosineOneDPSettings):
+            assert (config.first_timestep, config.last_timestep) == (2, 95)
     network = NetworkConfig.from_dict(read_section(path, "network"))
     assert (name == "paper") == (network == NetworkConfig())
 
@@ -242,7 +268,7 @@ def test_shipped_settings_are_valid(name):
         (PretrainingSettings, {"steps": 0}, "steps is 0"),
         (PretrainingSettings, {"steps": 1, "learning_rate": -1}, "learning_rate is -1"),
         (PretrainingSettings, {"steps": 1, "mixed_precision": "fp8"}, "fp8"),
-        (OneDPSettings, {"steps": 1, "first_timestep": 96}, "96"),
+        (CosineOneDPSettings, {"steps": 1, "first_timestep": 96}, "96"),
     ],
 )
 def test_a_bad_setting_is_named(section, values, named):
@@ -352,7 +378,7 @@ def test_a_new_method_is_one_class_that_is_trained_distilled_resumed_and_predict
 def test_a_method_is_used_as_it_can_be(replay, teacher, tmp_path):
     with pytest.raises(ValueError, match="onedp_s is distilled from a teacher"):
         train(replay, tmp_path / "t", SMALL, CONFIG, method="onedp_s")
-    with pytest.raises(ValueError, match="dp_ddim10 is not distilled, expected one of onedp_d, onedp_s"):
+    with pytest.raises(ValueError, match="dp_ddim10 is not distilled, expected one of onedp_d, onedp_d_edm, onedp_s, onedp_s_edm"):
         distill(teacher, replay, "dp_ddim10", tmp_path / "d", DISTILL)
     with pytest.raises(UnknownNameError, match="'onedp_x'"):
         distill(teacher, replay, "onedp_x", tmp_path / "d", DISTILL)
