@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", default=DEFAULT_METHOD, help=method_help)
     parser.add_argument("--teacher", type=Path, help="checkpoint of the pre-trained policy (default out/<task>/teacher)")
     parser.add_argument(
-        "--out", type=Path, help="directory for the checkpoint, logs and distill.json (default out/<task>/<method>)"
+        "--out",
+        type=Path,
+        help="directory for the checkpoint, logs and distill.json (default out/<task>/<method>, for cp1 and cp3 out/<task>/cp)",
     )
     args = parser.parse_args(argv)
 
@@ -30,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from onedp_ros.settings import from_mapping
 
     method = distilled_method(args.method)
-    data, _, settings = prepare(args, method.name)
+    data, _, settings = prepare(args, method.weights)
     teacher = args.teacher or task_folder(args.task) / find_method(method.teacher).weights
-    out = args.out or task_folder(args.task) / args.method
+    out = args.out or task_folder(args.task) / method.weights
     contract = task_contract(args.task)
     result = distill(teacher, data, method.name, out, from_mapping(method.settings, method.name, settings), args.resume, contract)
     print(json.dumps({k: v for k, v in result.items() if k != "distill"}, indent=2))

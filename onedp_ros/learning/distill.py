@@ -44,7 +44,7 @@ class Distilling(Trainee):
     ) -> None:
         self.teacher, self.method, self.settings, self.loop, self.pretraining = teacher, method, settings, loop, pretraining
         self.policy = Policy(teacher.contract, teacher.config, teacher.normalizer, method.name).to(loop.device)
-        self.policy.load_state_dict(teacher.state_dict())
+        self.policy.load_state_dict(teacher.state_dict(), strict=False)  # the method's network may have more inputs
         for network in (teacher, self.policy):
             network.encoders.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         encoders = list(self.policy.encoders.parameters())
@@ -56,7 +56,7 @@ class Distilling(Trainee):
         count = len(loop.dataset)
         windows = np.random.default_rng(settings.seed).choice(count, min(128, count), replace=False)
         self.watch = ErrorWatch(teacher, method, loop.dataset.batch(windows).to(loop.device))
-        self.untrained = self.watch(teacher)
+        self.untrained = self.watch(self.policy)
         if loop.accelerator.is_main_process:
             log.info(
                 "median action error (normalised): teacher (%s) %.4f; generator before training: %s",
@@ -72,8 +72,10 @@ class Distilling(Trainee):
             condition = self.policy.encode(batch).float().repeat_interleave(self.settings.noise_samples, 0)
             with torch.no_grad():
                 teacher_condition = self.teacher.encode(batch).float().repeat_interleave(self.settings.noise_samples, 0)
+        assert batch.action is not None
+        clean = self.policy.normalize_action(batch.action).repeat_interleave(self.settings.noise_samples, 0)
         start = self.policy.start(len(condition), random)
-        return self.distillation.update(step, start, condition, teacher_condition, random)
+        return self.distillation.update(step, start, clean, condition, teacher_condition, random)
 
     def measure(self) -> dict[str, float]:
         return self.watch(self.policy)

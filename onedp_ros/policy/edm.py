@@ -35,9 +35,13 @@ class EDM(Diffusion):
 
     def denoise(self, network: Denoiser, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
         """D(x, sigma): the estimate of the clean chunks, not clipped."""
+        return self.precondition(network, noisy, level, 250 * level.log(), condition)
+
+    def precondition(self, network: Denoiser, noisy: Tensor, level: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        """``c_skip x + c_out F(c_in x, step)`` for any input ``step`` of the network."""
         sigma = wide(level, noisy)
         total = (sigma**2 + SIGMA_DATA**2).sqrt()
-        output = network(noisy / total, 250 * level.log(), condition).float()
+        output = network(noisy / total, step, condition).float()
         return (SIGMA_DATA / total) ** 2 * noisy + (sigma * SIGMA_DATA / total) * output
 
     def score(self, network: Denoiser, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
@@ -45,15 +49,23 @@ class EDM(Diffusion):
 
     def loss(self, network: Denoiser, clean: Tensor, condition: Tensor, level: Tensor, noise: Tensor) -> Tensor:
         error = self.denoise(network, self.add_noise(clean, noise, level), level, condition) - clean
-        weight = (level**2 + SIGMA_DATA**2) / (level * SIGMA_DATA) ** 2
-        return (wide(weight, error) * error**2).mean()
+        return (wide(self.weight(level), error) * error**2).mean()
+
+    def weight(self, level: Tensor) -> Tensor:
+        """Weight of a squared error in the loss at each level, (B,): no level counts more than another."""
+        return (level**2 + SIGMA_DATA**2) / (level * SIGMA_DATA) ** 2
 
     def generate(self, network: Denoiser, z: Tensor, condition: Tensor) -> Tensor:
         level = torch.full((len(z),), GENERATOR_SIGMA, device=z.device)
         return self.denoise(network, GENERATOR_SIGMA * z, level, condition)
 
 
-def sampling_levels(steps: int) -> list[float]:
-    """The levels from SIGMA_MAX to 0 between which a sampler of so many steps moves, steps + 1 values (equation 5)."""
+def level_of(index: Tensor, count: int) -> Tensor:
+    """The level of each ``index`` (B,) of ``count`` levels from SIGMA_MAX (0) down to SIGMA_MIN (equation 5)."""
     high, low = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
-    return [*((high + i / max(steps - 1, 1) * (low - high)) ** RHO for i in range(steps)), 0.0]
+    return (high + index / max(count - 1, 1) * (low - high)) ** RHO
+
+
+def sampling_levels(steps: int) -> list[float]:
+    """The levels from SIGMA_MAX to 0 between which a sampler of so many steps moves, steps + 1 values."""
+    return [*level_of(torch.arange(steps, dtype=torch.float64), steps).tolist(), 0.0]

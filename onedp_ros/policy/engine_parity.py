@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from onedp_ros.policy.diffusion import GENERATOR_STEP
+from onedp_ros.policy.diffusion import GENERATOR_STEP, Denoiser
 from onedp_ros.policy.engines.base import Engine
 from onedp_ros.policy.engines.torch import TorchEngine
 from onedp_ros.policy.policies import Policy, Sampler
@@ -41,8 +41,18 @@ def example_actions(policy: Sampler, engine: Engine) -> Tensor:
         *images, state, z = (i.to(engine.device) for i in inputs)
         features = [engine.encode(c, i) for c, i in zip(policy.contract.cameras, images, strict=True)]
         repeated = [f[:, None].expand(-1, policy.contract.n_obs_steps, -1) for f in features]
-        actions.append(sampler.diffusion.generate(engine.denoise, z, sampler.condition(repeated, state)).clamp(-1, 1).cpu())
+        denoise = _denoiser(sampler, engine)
+        actions.append(sampler.diffusion.generate(denoise, z, sampler.condition(repeated, state)).clamp(-1, 1).cpu())
     return torch.cat(actions)
+
+
+def _denoiser(policy: Sampler, engine: Engine) -> Denoiser:
+    """The engine's U-Net, which stops where it starts if it is to be told."""
+
+    def denoise(sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+        return engine.denoise(sample, step[:, None].expand(-1, 2) if policy.method.stops else step, condition)
+
+    return denoise
 
 
 def _example(policy: Sampler, windows: int) -> list[Tensor]:
@@ -64,13 +74,13 @@ def _example(policy: Sampler, windows: int) -> list[Tensor]:
 def measure_seconds(policy: Sampler, engine: Engine, repeats: int = 15) -> float:
     """Minimum time (s) for encoding a frame of each camera and evaluating the U-Net once: other load only adds to it."""
     *images, _, z = (i[:1].to(engine.device) for i in _example(policy, 1))
-    step = torch.full((1,), GENERATOR_STEP, device=engine.device)
+    step, denoise = torch.full((1,), GENERATOR_STEP, device=engine.device), _denoiser(policy, engine)
     condition = torch.zeros(1, policy.config.condition_dim(policy.contract), device=engine.device)
     times = []
     for _ in range(repeats + 3):
         begin = time.perf_counter()
         for camera, image in zip(policy.contract.cameras, images, strict=True):
             engine.encode(camera, image)
-        engine.denoise(z, step, condition).cpu()
+        denoise(z, step, condition).cpu()
         times.append(time.perf_counter() - begin)
     return min(times[3:])

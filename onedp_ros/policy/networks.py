@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from onedp_ros.config import shown
 from onedp_ros.contract import Contract
@@ -170,10 +171,15 @@ class ConvBlock(nn.Sequential):
 
 
 class FilmBlock(nn.Module):
-    """Residual block whose hidden layer is scaled and shifted by the condition: ``scale * h + bias``."""
+    """Residual block whose hidden layer is scaled and shifted by the condition: ``scale * h + bias``.
+
+    Attributes:
+        dropout: fraction of the hidden values that is dropped in training, after each convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, condition: int, kernel: int) -> None:
         super().__init__()
+        self.dropout = 0.0
         self.conv1 = ConvBlock(inputs, outputs, kernel)
         self.film = nn.Sequential(nn.Mish(), nn.Linear(condition, 2 * outputs))
         self.conv2 = ConvBlock(outputs, outputs, kernel)
@@ -181,7 +187,10 @@ class FilmBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, bias = self.film(condition).unsqueeze(-1).chunk(2, dim=1)
-        return self.conv2(scale * self.conv1(x) + bias) + self.shortcut(x)
+        return self._dropped(self.conv2(scale * self._dropped(self.conv1(x)) + bias)) + self.shortcut(x)
+
+    def _dropped(self, hidden: Tensor) -> Tensor:
+        return functional.dropout(hidden, self.dropout) if self.training and self.dropout else hidden
 
 
 Levels: TypeAlias = Iterable[tuple[nn.Module, nn.Module, nn.Module]]
@@ -194,14 +203,18 @@ class UNet(nn.Module):
         action_dim: values in one action.
         condition_dim: length of the flattened observations.
         config: sizes.
+        stops: whether it is also told the step at which to stop, as consistency trajectory models are.
     """
 
-    def __init__(self, action_dim: int, condition_dim: int, config: NetworkConfig) -> None:
+    def __init__(self, action_dim: int, condition_dim: int, config: NetworkConfig, stops: bool = False) -> None:
         super().__init__()
         channels, kernel = config.unet_channels, config.kernel
         condition = config.step_dim + condition_dim
         pairs = list(zip((action_dim, *channels[:-1]), channels, strict=True))
         self.step = StepEmbedding(config.step_dim)
+        if stops:
+            self.stop = StepEmbedding(config.step_dim)
+        self.stops = stops
         self.down = nn.ModuleList()
         for level, (inputs, outputs) in enumerate(pairs):
             halve = nn.Conv1d(outputs, outputs, 3, 2, padding=1) if level < len(pairs) - 1 else nn.Identity()
@@ -216,11 +229,13 @@ class UNet(nn.Module):
         self.final = nn.Sequential(ConvBlock(channels[0], channels[0], kernel), nn.Conv1d(channels[0], action_dim, 1))
 
     def forward(self, sample: Tensor, step: Tensor, condition: Tensor) -> Tensor:
-        """Noisy chunks (B, horizon, action), steps (B,), conditions (B, condition) -> predicted noise (B, horizon, action).
+        """Noisy chunks (B, horizon, action), steps (B,), or (B, 2) if it ``stops``, conditions (B, condition) -> output of the
+        chunks' shape.
 
         For valid horizons see :meth:`NetworkConfig.check_horizon`.
         """
-        c = torch.cat([self.step(step), condition], dim=-1)
+        embedding = self.step(step[:, 0]) + self.stop(step[:, 1]) if self.stops else self.step(step)
+        c = torch.cat([embedding, condition], dim=-1)
         x = sample.transpose(1, 2)
         skips: list[Tensor] = []
         for first, second, halve in cast(Levels, self.down):

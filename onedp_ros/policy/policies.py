@@ -108,7 +108,7 @@ class Policy(Sampler):
     def __init__(self, contract: Contract, config: NetworkConfig, normalizer: Normalizer, method: str = "dp_ddpm100") -> None:
         super().__init__(contract, config, normalizer, method)
         self.encoders = nn.ModuleDict({name: ImageEncoder(config) for name in contract.cameras})
-        self.unet = UNet(contract.action_dim, config.condition_dim(contract), config)
+        self.unet = UNet(contract.action_dim, config.condition_dim(contract), config, self.method.stops)
 
     def encode_image(self, camera: str, images: Tensor) -> Tensor:
         """Images of one camera, uint8 (B, H, W, 3) -> features (B, 64). Takes the contract's central crop."""

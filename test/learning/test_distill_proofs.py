@@ -114,7 +114,7 @@ def distil(data, learned, stochastic, steps, rates, batch=256):
     nothing = torch.zeros(batch, 0)
     for step in range(steps):
         start = torch.randn(batch, 1, 1) if stochastic else torch.zeros(batch, 1, 1)
-        distillation.update(step, start, nothing, nothing)
+        distillation.update(step, start, start, nothing, nothing)
         for schedule in schedules:
             schedule.step()
         with torch.no_grad():
@@ -183,7 +183,7 @@ def test_score_network_learns_from_detached_actions_before_the_generator_moves()
     distillation = AlternatingUpdates(diffusion, teacher, generator, score, [], config)
     seen = []
     distillation.optimizers["score"].register_step_pre_hook(lambda *_: seen.append([p.grad for p in generator.parameters()]))
-    distillation.update(0, torch.randn(8, 1, 1), torch.zeros(8, 0), torch.zeros(8, 0))
+    distillation.update(0, *torch.randn(2, 8, 1, 1), torch.zeros(8, 0), torch.zeros(8, 0))
     assert all(g is None for g in seen[0])
     for network in (generator, score):
         assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), teacher.parameters(), strict=True))

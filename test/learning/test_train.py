@@ -19,7 +19,7 @@ from onedp_ros.learning.train import read_section, train
 from onedp_ros.policy.checkpoint import WEIGHTS, CheckpointError, IncompatibleCheckpointError, load_policy
 from onedp_ros.policy.methods import METHODS, describe_methods, find_method
 from onedp_ros.policy.methods.base import Distillation, DistilledMethod, TrainedMethod, distilled_methods
-from onedp_ros.policy.methods.one_step_generator import CosineOneDPSettings, OneDPSettings
+from onedp_ros.policy.methods.one_step_generator import CosineOneDPSettings
 from onedp_ros.policy.methods.settings import PretrainingSettings, TrainingSettings
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.predictor import load_predictor
@@ -202,18 +202,19 @@ def test_distillation_resumes_to_the_same_bits_and_reports_its_cost(replay, teac
     assert (policy.method.name, policy.nfe) == (method, 1)
 
 
-@pytest.mark.parametrize("method", ["onedp_s_edm", "onedp_d_edm"])
+@pytest.mark.parametrize("method", ["onedp_s_edm", "onedp_d_edm", "cp1", "cp3"])
 def test_a_policy_on_edms_process_is_trained_and_distilled_and_every_engine_runs_it(
     replay, teacher, tmp_path, small_contract, method
 ):
     report = train(replay, tmp_path / "teacher_edm", SMALL, CONFIG, method="dp_edm10")
     assert np.isfinite(report["loss"])
-    settings = {f.name: getattr(DISTILL, f.name) for f in dataclasses.fields(OneDPSettings)}
-    distill(tmp_path / "teacher_edm", replay, method, tmp_path / "generator", OneDPSettings(**settings))
+    section = find_method(method).settings
+    settings = section(**{f.name: getattr(DISTILL, f.name) for f in dataclasses.fields(section) if hasattr(DISTILL, f.name)})
+    distill(tmp_path / "teacher_edm", replay, method, tmp_path / "generator", settings)
     images = {n: np.full((c.height, c.width, 3), 90, np.uint8) for n, c in small_contract.cameras.items()}
     observation = Observation(0, images, dict.fromkeys(images, 0), np.zeros(small_contract.state_dim, np.float32))
     window = [observation] * small_contract.n_obs_steps
-    for checkpoint, nfe in ((tmp_path / "teacher_edm", 19), (tmp_path / "generator", 1)):
+    for checkpoint, nfe in ((tmp_path / "teacher_edm", 19), (tmp_path / "generator", find_method(method).nfe)):
         chunks = []
         for engine in ("torch", "openvino"):
             predictor = load_predictor(checkpoint, engine=engine, threads=1)
@@ -223,7 +224,7 @@ def test_a_policy_on_edms_process_is_trained_and_distilled_and_every_engine_runs
     with pytest.raises(IncompatibleCheckpointError, match="dp_edm10 policy, expected a teacher checkpoint"):
         distill(tmp_path / "teacher_edm", replay, "onedp_s", tmp_path / "wrong", DISTILL)
     with pytest.raises(IncompatibleCheckpointError, match="teacher_edm"):
-        distill(teacher, replay, method, tmp_path / "wrong", OneDPSettings(**settings))
+        distill(teacher, replay, method, tmp_path / "wrong", settings)
 
 
 def test_distillation_trains_encoders_and_generator_and_leaves_the_teacher(replay, teacher, tmp_path):
@@ -254,8 +255,8 @@ def test_shipped_settings_are_valid(name):
     path = resource("config", "train", f"{name}.yaml")
     from_mapping(PretrainingSettings, "train", read_section(path, "train"))
     for method in distilled_methods():
-        config = from_mapping(find_method(method).settings, method, read_section(path, method))
-        assert config.betas == (0.0, 0.999)
+        config = from_mapping(METHODS.get(method).settings, method, read_section(path, method))
+        assert config.betas == ((0.95, 0.999) if method == "cp" else (0.0, 0.999))
         if isinstance(config, CosineOneDPSettings):
             assert (config.first_timestep, config.last_timestep) == (2, 95)
     network = NetworkConfig.from_dict(read_section(path, "network"))
@@ -331,7 +332,7 @@ class Regression(Distillation):
         self.method, self.diffusion, self.teacher, self.generator = method, diffusion, teacher, generator
         self.networks, self.optimizers = {}, {"adam": torch.optim.Adam(parameters, 1e-3)}
 
-    def update(self, step, start, condition, teacher_condition, random=None):
+    def update(self, step, start, clean, condition, teacher_condition, random=None):
         with torch.no_grad():
             expected = find_method("straight2").sample(self.diffusion, self.teacher, start, teacher_condition, random)
         loss = (self.method.sample(self.diffusion, self.generator, start, condition, random) - expected).pow(2).mean()
@@ -378,7 +379,7 @@ def test_a_new_method_is_one_class_that_is_trained_distilled_resumed_and_predict
 def test_a_method_is_used_as_it_can_be(replay, teacher, tmp_path):
     with pytest.raises(ValueError, match="onedp_s is distilled from a teacher"):
         train(replay, tmp_path / "t", SMALL, CONFIG, method="onedp_s")
-    with pytest.raises(ValueError, match="dp_ddim10 is not distilled, expected one of onedp_d, onedp_d_edm, onedp_s, onedp_s_edm"):
+    with pytest.raises(ValueError, match="dp_ddim10 is not distilled, expected one of cp, onedp_d, onedp_d_edm, onedp_s"):
         distill(teacher, replay, "dp_ddim10", tmp_path / "d", DISTILL)
     with pytest.raises(UnknownNameError, match="'onedp_x'"):
         distill(teacher, replay, "onedp_x", tmp_path / "d", DISTILL)

@@ -50,7 +50,7 @@ def test_what_sampling_begins_from():
 def test_an_unknown_method_is_named_with_those_that_there_are(name):
     with pytest.raises(
         UnknownNameError,
-        match=f"'{name}', expected one of dp_ddim, dp_ddpm, dp_edm, onedp_d, onedp_d_edm, onedp_s, onedp_s_edm; to add one, write",
+        match=f"'{name}', expected one of cp, dp_ddim, dp_ddpm, dp_edm, onedp_d, onedp_d_edm, onedp_s, onedp_s_edm; to add",
     ):
         split_name(name)
     with pytest.raises(UnknownNameError, match=f"'{name}'"):
@@ -64,6 +64,7 @@ def test_an_unknown_method_is_named_with_those_that_there_are(name):
         ("dp_ddim", "dp_ddimN"),
         ("dp_ddpm10", "dp_ddpm100"),
         ("dp_edm", "dp_edmN with N from 1 to 100"),
+        ("cp2", "cp1 or cp3"),
         ("onedp_s2", "onedp_s"),
     ],
 )
@@ -82,4 +83,4 @@ def test_names_are_known_without_pytorch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     for word in (*METHODS.names(), "auto", "openvino_bf16", "('dp_ddim', 10)"):
         assert word in done.stdout
-    assert "onedp_s" in describe_methods() and distilled_methods() == ["onedp_d", "onedp_d_edm", "onedp_s", "onedp_s_edm"]
+    assert "onedp_s" in describe_methods() and distilled_methods() == ["cp", "onedp_d", "onedp_d_edm", "onedp_s", "onedp_s_edm"]

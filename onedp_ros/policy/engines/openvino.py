@@ -108,7 +108,7 @@ def _networks(policy: Policy) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]
     """U-Net and encoders by name, with example inputs."""
     c = policy.contract
     condition = torch.zeros(1, policy.config.condition_dim(c))
-    example = (torch.zeros(1, c.horizon, c.action_dim), torch.zeros(1), condition)
+    example = (torch.zeros(1, c.horizon, c.action_dim), torch.zeros((1, 2) if policy.method.stops else 1), condition)
     networks: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"unet": (policy.unet, example)}
     for name, camera in c.cameras.items():
         images = torch.zeros(1, camera.height, camera.width, 3, dtype=torch.uint8)

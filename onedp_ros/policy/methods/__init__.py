@@ -50,6 +50,9 @@ def find_method(name: str) -> Method:
     if (number is None) != (allowed is None) or (allowed is not None and number not in allowed):
         expected = family
         if allowed is not None:
-            expected = f"{family}{allowed[0]}" if len(allowed) == 1 else f"{family}N with N from {allowed[0]} to {allowed[-1]}"
+            few = len(allowed) <= 3
+            expected = (
+                " or ".join(f"{family}{n}" for n in allowed) if few else f"{family}N with N from {allowed[0]} to {allowed[-1]}"
+            )
         raise UnknownNameError(f"unknown method '{name}', expected {expected}")
     return kind(name, number)

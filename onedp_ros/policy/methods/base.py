@@ -28,6 +28,8 @@ class Method(ABC):
     numbers: ClassVar[range | None] = None
     diffusion: ClassVar[type[Diffusion]] = CosineDiffusion
     """The process that its networks were trained on."""
+    stops: ClassVar[bool] = False
+    """Whether its U-Net is also told the step at which to stop: step inputs are then (B, 2)."""
 
     def __init__(self, name: str, number: int | None = None) -> None:
         self.name, self.number = name, number
@@ -80,13 +82,20 @@ class Distillation(ABC):
 
     @abstractmethod
     def update(
-        self, step: int, start: Tensor, condition: Tensor, teacher_condition: Tensor, random: torch.Generator | None = None
+        self,
+        step: int,
+        start: Tensor,
+        clean: Tensor,
+        condition: Tensor,
+        teacher_condition: Tensor,
+        random: torch.Generator | None = None,
     ) -> Mapping[str, Tensor]:
         """One update of all networks.
 
         Args:
             step: updates before this one.
             start: the generator's input (B, horizon, action), from :meth:`Method.start`.
+            clean: the recorded chunks (B, horizon, action), normalised.
             condition: (B, condition) from the generator's encoders, with gradients.
             teacher_condition: (B, condition) from the teacher's frozen encoders.
             random: source of timesteps and noise.

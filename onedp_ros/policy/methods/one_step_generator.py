@@ -117,9 +117,18 @@ class AlternatingUpdates(Distillation):
             self.optimizers["score"] = torch.optim.Adam(score.parameters(), settings.score_learning_rate, settings.betas)
 
     def update(
-        self, step: int, start: Tensor, condition: Tensor, teacher_condition: Tensor, random: torch.Generator | None = None
+        self,
+        step: int,
+        start: Tensor,
+        clean: Tensor,
+        condition: Tensor,
+        teacher_condition: Tensor,
+        random: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """One update of psi, then one of theta. Returns the denoising loss of psi and the gradient norm of theta."""
+        """One update of psi, then one of theta; recorded chunks are not used.
+
+        Returns the denoising loss of psi and the gradient norm of theta.
+        """
         warmup = step < self.settings.warmup_steps
         if step <= self.settings.warmup_steps:
             rate = self.settings.warmup_learning_rate if warmup else self.settings.generator_learning_rate
