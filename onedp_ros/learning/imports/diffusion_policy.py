@@ -22,6 +22,7 @@ from torch import Tensor
 
 from onedp_ros.config import shown
 from onedp_ros.contract import Contract, Normalizer
+from onedp_ros.contract.features import slices
 from onedp_ros.learning.imports.base import ImportedPolicy, PolicyImportError
 from onedp_ros.learning.imports.diffusion_policy_settings import POLICY, Observation, Settings, read_settings
 from onedp_ros.learning.imports.inert_pickle import InertPickleError, read_pickle
@@ -68,7 +69,8 @@ def read_policy(file: Path, contract: Contract, names: Mapping[str, str]) -> Imp
                 )
             settings = read_settings(plain(content.get("cfg")), contract, names)
             weights = "ema_model" if "ema_model" in states else "model"
-            policy = _Weights(saved, states[weights]).policy(settings, contract)
+            state = _Weights(saved, states[weights])
+            policy, notes = state.policy(settings, contract), settings.notes + state.notes(settings, contract)
         except ValueError as error:
             raise PolicyImportError(f"{file}: {error}") from error
     counts = {name: _count(content.get("pickles"), name) for name in ("epoch", "global_step")}
@@ -78,7 +80,7 @@ def read_policy(file: Path, contract: Contract, names: Mapping[str, str]) -> Imp
         **{name: value for name, value in counts.items() if value is not None},
         "observations": {o.key: o.name for o in settings.observations},
     }
-    return ImportedPolicy(policy, origin, counts["global_step"], settings.notes)
+    return ImportedPolicy(policy, origin, counts["global_step"], notes)
 
 
 def _count(pickles: Any, name: str) -> int | None:
@@ -131,6 +133,31 @@ class _Weights:
         policy = Policy(contract, network, self._normalizer(keys, contract), settings.method)
         policy.load_state_dict(loaded)
         return policy.eval()
+
+    def notes(self, settings: Settings, contract: Contract) -> tuple[str, ...]:
+        """In what the values that the policy was trained on differ from those that it will be given or asked for here."""
+        keys = {o.name: o.key for o in settings.observations if not o.camera}
+        parts = [(keys[feature.name], feature, slice(None)) for feature in contract.state]
+        parts += [("action", f, at) for f, at in zip(contract.action, slices(contract.action).values(), strict=True)]
+        found = []
+        for key, feature, at in parts:
+            limits = [f"{_NORMALIZER}{key}.input_stats.{name}" for name in ("min", "max")]
+            low, high = (self.read(n)[at].tolist() if n in self.tensors else [] for n in limits)
+            if not len(low) == len(high) == feature.dim:  # one value may stand for all, and says nothing
+                continue
+            if feature.kind == "quaternion" and key != "action" and low[0] < -0.01:
+                found.append(
+                    f"the quaternions of {key} have x from {low[0]:.2f} in its training data, those measured here x >= 0: the same "
+                    f"orientation may have the opposite sign"
+                )
+            if feature.range is not None:
+                least, most = sorted(feature.range)
+                if min(low) < least - 0.1 * (most - least) or max(high) > most + 0.1 * (most - least):
+                    found.append(
+                        f"{key} spans {min(low):.3g} to {max(high):.3g} in its training data, {feature.name} in the task file "
+                        f"{least:g} to {most:g}: the gripper's units or signs differ"
+                    )
+        return tuple(found)
 
     def read(self, name: str) -> Tensor:
         """A tensor, float32. PolicyImportError: it is missing, or holds NaN or infinity."""

@@ -37,9 +37,9 @@ _NEEDED_OF_SCHEDULER: Mapping[str, tuple[Any, Any, str]] = {
     "rescale_betas_zero_snr": (False, False, "another noise schedule"),
 }
 _SAMPLERS = {"DDPMScheduler": "dp_ddpm100", "DDIMScheduler": "dp_ddim"}
+_SIZES = ("down_dims", "kernel_size", "diffusion_step_embed_dim")
 _READ = frozenset(
-    ("shape_meta", "noise_scheduler", "horizon", "n_obs_steps", "n_action_steps", "num_inference_steps", "crop_shape")
-    + ("eval_fixed_crop", "down_dims", "kernel_size", "diffusion_step_embed_dim")
+    (*_SIZES, "shape_meta", "noise_scheduler", "horizon", "n_obs_steps", "n_action_steps", "num_inference_steps", "crop_shape")
 )
 
 
@@ -93,7 +93,9 @@ def read_settings(config: Any, contract: Contract, names: Mapping[str, str]) -> 
     scheduler = scheduler if isinstance(scheduler, dict) else {}
     sampler = str(scheduler.get("_target_")).rpartition(".")[2]
     problems = _unsupported(policy, _NEEDED, "") + _unsupported(scheduler, _NEEDED_OF_SCHEDULER, "noise_scheduler.")
-    problems += [f"{n} is {shown(v)}: unknown" for n, v in policy.items() if n not in _READ | _NEEDED.keys() and n[:1] != "_"]
+    problems += [
+        f"{n} is {shown(v)}: unknown" for n, v in policy.items() if n not in {*_READ, *_NEEDED, "eval_fixed_crop"} and n[:1] != "_"
+    ]
     known = _NEEDED_OF_SCHEDULER.keys() | {"beta_start", "beta_end"}  # these two do not matter to the schedule needed
     problems += [f"noise_scheduler.{n} is {shown(v)}: unknown" for n, v in scheduler.items() if n not in known and n[:1] != "_"]
     if sampler not in _SAMPLERS:

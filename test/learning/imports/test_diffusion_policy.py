@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import pytest
 import torch
 import yaml
 from originals import CONFIG, Original, config_with, random_weights, write
+from replays import write_replay
 from torch import Tensor
 
 from onedp_ros.cli import main
 from onedp_ros.contract import Camera, Contract, Feature
+from onedp_ros.learning.distill import distill
 from onedp_ros.learning.imports import IMPORTS
-from onedp_ros.learning.imports.base import PolicyImportError
+from onedp_ros.learning.imports.base import ImportedPolicy, PolicyImportError, import_policy
 from onedp_ros.learning.imports.diffusion_policy import read_policy
 from onedp_ros.policy.checkpoint import load_policy, read_config
+from onedp_ros.policy.methods import find_method
 from onedp_ros.policy.policies import Batch
 
 NAMES = {"agentview_image": "front", "hand_image": "wrist", "eef_pos": "position", "gripper_qpos": "finger"}
@@ -156,6 +160,24 @@ def test_what_differs_from_the_original_is_told(tmp_path: Path, weights: dict[st
 
 
 @pytest.mark.parametrize(
+    ("key", "least", "told"),
+    [
+        ("eef_quat", [-0.3, -1.0, -1.0, -1.0], "the quaternions of eef_quat have x from -0.30 in its training data"),
+        ("eef_quat", [0.0, -1.0, -1.0, -1.0], None),
+        ("gripper_qpos", [0.0, -0.04], "gripper_qpos spans -0.04 to 0 in its training data, finger in the task file 0 to 0.04"),
+        ("action", [*[0.0] * 9, -1.0], None),
+        ("action", [*[0.0] * 9, -2.0], "action spans -2 to 0 in its training data, opening in the task file -1 to 1"),
+    ],
+)
+def test_training_data_in_other_units_or_signs_are_told(
+    tmp_path: Path, weights: dict[str, Tensor], key: str, least: list[float], told: str | None
+) -> None:
+    state = {**weights, f"normalizer.params_dict.{key}.input_stats.min": torch.tensor(least)}
+    notes = read_policy(write(tmp_path / "a.ckpt", CONFIG, {"model": state}), CONTRACT, NAMES).notes
+    assert notes == () if told is None else len(notes) == 1 and told in notes[0]
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"_target_": "a.DiffusionTransformerHybridImagePolicy"}, "policy is 'DiffusionTransformerHybridImagePolicy', only"),
@@ -282,3 +304,43 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PolicyImportError, match=r"neither state_dicts\.ema_model nor state_dicts\.model"):
         read_policy(tmp_path / "a.ckpt", CONTRACT, {})
     assert IMPORTS.names() == ["diffusion_policy"]
+
+
+def test_an_imported_policy_is_distilled(file: Path, tmp_path: Path) -> None:
+    import_policy(file, "diffusion_policy", CONTRACT, NAMES, tmp_path / "teacher")
+    data = write_replay(tmp_path / "data.zarr", CONTRACT, [12, 12])
+    settings = find_method("onedp_s").settings(steps=1, batch_size=2)
+    result = distill(tmp_path / "teacher", data, "onedp_s", tmp_path / "generator", settings, contract=CONTRACT)
+    assert result["pretraining_steps"] == 1234
+    assert load_policy(tmp_path / "generator", "onedp_s", contract=CONTRACT).nfe == 1
+
+
+def test_another_program_is_one_more_entry(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def read(path: Path, contract: Contract, names: Mapping[str, str]) -> ImportedPolicy:
+        return dataclasses.replace(read_policy(path, contract, names), notes=("hello",), gradient_steps=None)
+
+    task = tmp_path / "square.yaml"
+    task.write_text(yaml.safe_dump(json.loads(json.dumps(CONTRACT.to_dict())), sort_keys=False))
+    maps = [part for key, name in NAMES.items() for part in ("--map", f"{key}={name}")]
+    IMPORTS.add("other", read)
+    try:
+        assert main(["import", str(file), "--from", "other", "--task", str(task), "--out", str(tmp_path / "out"), *maps]) == 0
+    finally:
+        IMPORTS.remove("other")
+    assert "note: hello" in capsys.readouterr().out
+    assert read_config(tmp_path / "out")["training"]["imported"]["program"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("maps", "told"), [(["front"], "'front' is not of the form KEY=NAME"), (["a=b", "a=c"], "names a key twice")]
+)
+def test_wrong_maps_are_usage_errors(maps: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [part for text in maps for part in ("--map", text)]
+    with pytest.raises(SystemExit) as error:
+        main(["import", "a.ckpt", "--from", "diffusion_policy", "--task", "pnp_milk", "--out", "out", *arguments])
+    assert error.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_task_that_uses_policies_of_another_is_refused(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(PolicyImportError, match="square uses policies of the task cube; give the task file of cube"):
+        import_policy(file, "diffusion_policy", dataclasses.replace(CONTRACT, policy="cube"), NAMES, tmp_path / "out")
