@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from onedp_ros.learning.imports.inert_pickle import Global, InertPickleError, Re
 MAX_PICKLE = 2**26  # bytes; a checkpoint's has a few hundred thousand
 MAX_DIMENSIONS = 8  # of a tensor
 MAX_VALUES, MAX_DEPTH = 100_000, 30  # of settings, counting a value as often as it is referred to
+_DAMAGE = (zipfile.BadZipFile, EOFError, ValueError, OverflowError, RuntimeError, struct.error)  # what zipfile raises
 _TYPES = {
     "torch.FloatStorage": torch.float32,
     "torch.DoubleStorage": torch.float64,
@@ -80,7 +82,7 @@ class TorchFile:
         self.path = path
         try:
             self._archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except _DAMAGE as error:
             raise PolicyImportError(
                 f"{path} is no complete file of torch.save ({error}); fetch it again, or save it with PyTorch 1.6 or later"
             ) from error
@@ -126,7 +128,7 @@ class TorchFile:
     def _read(self, name: str) -> bytes:
         try:
             return self._archive.read(name)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise PolicyImportError(f"its entry {name} is damaged ({error}); fetch the file again") from error
 
     def _describe_storage(self, reference: Any) -> Storage:

@@ -118,6 +118,9 @@ def test_incomplete_and_foreign_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(whole[:-100])
     with pytest.raises(PolicyImportError, match=r"a\.pt is no complete file of torch\.save"):
         TorchFile(path)
+    path.write_bytes(whole.replace(b"/data.pkl", b"/dat\xff.pkl"))
+    with pytest.raises(PolicyImportError, match=r"a\.pt"):
+        TorchFile(path)
     torch.save({"a": torch.ones(1000)}, path)
     spoiled = path.read_bytes()
     at = spoiled.index(torch.ones(4).numpy().tobytes())
