@@ -183,7 +183,8 @@ def _check_contract(policy: Mapping[str, Any], shape_meta: Any, observations: Se
                     f"{o.key} has the shape {list(o.shape)} in the checkpoint and {list(ours[camera][o.name])} in the task file"
                 )
         for name in ours[camera]:
-            if (count := [o.name for o in theirs].count(name)) != 1:
+            count = [o.name for o in theirs].count(name)
+            if count > 1 or (count == 0 and all(o.name in ours[camera] for o in theirs)):  # else the lines above tell
                 keys = ", ".join(o.key for o in theirs) or "none"
                 wrong.append(f"the {what} {name} is fed by {count} of the checkpoint's {keys}, expected one: give --map KEY={name}")
     crop = policy.get("crop_shape", [76, 76])

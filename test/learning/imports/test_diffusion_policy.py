@@ -238,7 +238,7 @@ def test_actions_that_were_shifted_for_latency_are_refused(tmp_path: Path, weigh
             [
                 "agentview_image has no camera",
                 "--map agentview_image=NAME",
-                "wrist is fed by 0 of the checkpoint's agentview_image",
+                "eef_pos has no state feature",
             ],
         ),
         ({}, {**NAMES, "hand_image": "front"}, ["camera front is fed by 2", "camera wrist is fed by 0"]),
