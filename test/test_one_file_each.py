@@ -111,7 +111,9 @@ class Repetition(Distillation):
         self.method, self.diffusion, self.teacher, self.generator = method, diffusion, teacher, generator
         self.networks, self.optimizers = {}, {"adam": torch.optim.Adam(generator.parameters(), 1e-3)}
 
-    def update(self, step: int, start: Any, condition: Any, teacher_condition: Any, random: Any = None) -> dict[str, torch.Tensor]:
+    def update(
+        self, step: int, start: Any, clean: Any, condition: Any, teacher_condition: Any, random: Any = None
+    ) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             expected = find_method("straight2").sample(self.diffusion, self.teacher, start, teacher_condition, random)
         loss = (self.method.sample(self.diffusion, self.generator, start, condition, random) - expected).pow(2).mean()

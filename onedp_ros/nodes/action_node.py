@@ -155,7 +155,7 @@ class ActionNode(Node):
         self._schedule.clear()
         self._enabled, self._followed, self._restart, self._sent_time = True, False, False, clock.now()
         self._enter("waiting")
-        self._publish(target)
+        self._publish(target, self._now())
 
     def _enable_at_start(self) -> None:
         if self._pose_now() is not None:
@@ -225,7 +225,7 @@ class ActionNode(Node):
                 return
             if self._state == "stopping" and (before == "following" or not self._enabled):
                 self._stop_publisher.publish(Empty())
-        self._publish(target)
+        self._publish(target, now)
         chunk = self._schedule.chunk
         if wanted is not None and chunk is not None and chunk.stamp != self._measured_stamp:
             self._measured_stamp = chunk.stamp
@@ -291,8 +291,9 @@ class ActionNode(Node):
             return f"without {self.contract.arm.pose_topic}; see the robot's node"
         return "without a valid chunk; see policy_node"
 
-    def _publish(self, target: Target) -> None:
-        self._target_publisher.publish(target, self._now(), with_opening=self._followed)
+    def _publish(self, target: Target, stamp: int) -> None:
+        """Publish a target with the time (ns) that it was sampled at, however long the thread was delayed since."""
+        self._target_publisher.publish(target, stamp, with_opening=self._followed)
         self._targets += 1
         self._rate.tick()
 
