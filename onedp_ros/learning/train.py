@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from onedp_ros.learning.loop import Loop, Trainee
 from onedp_ros.policy.checkpoint import IncompatibleCheckpointError, load_policy, read_config
 from onedp_ros.policy.methods import find_method
 from onedp_ros.policy.methods.base import TrainedMethod
-from onedp_ros.policy.methods.settings import PretrainingSettings
+from onedp_ros.policy.methods.settings import PretrainingSettings, learning_rate_factor
 from onedp_ros.policy.networks import NetworkConfig
 from onedp_ros.policy.policies import Batch, Policy
 from onedp_ros.resources import resource, task_folder
@@ -51,7 +50,9 @@ class Pretraining(Trainee):
 
     def update(self, step: int, batches: Iterator[Batch], random: torch.Generator) -> dict[str, float | Tensor]:
         optimizer, parameters = self.optimizers["adam"], list(self.policy.parameters())
-        rate = optimizer.param_groups[0]["lr"] = self.settings.learning_rate * learning_rate_factor(step, self.settings)
+        rate = optimizer.param_groups[0]["lr"] = self.settings.learning_rate * learning_rate_factor(
+            step, self.settings.warmup_steps, self.settings.steps
+        )
         total = torch.zeros((), device=self.loop.device)
         optimizer.zero_grad()
         for batch in batches:
@@ -78,14 +79,6 @@ class Pretraining(Trainee):
             "data": self.loop.data.name,
             "train": dataclasses.asdict(self.settings),
         }
-
-
-def learning_rate_factor(step: int, settings: PretrainingSettings) -> float:
-    """0 to 1 over the warm-up, then half a cosine down to 0 at the last step."""
-    if step < settings.warmup_steps:
-        return step / max(1, settings.warmup_steps)
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 def trained_method(name: str) -> TrainedMethod:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from onedp_ros.policy.diffusion import Denoiser, Diffusion, wide
 from onedp_ros.policy.edm import EDM, SIGMA_MAX, SIGMA_MIN, level_of
 from onedp_ros.policy.methods.base import Average, Distillation, DistilledMethod
-from onedp_ros.policy.methods.settings import TrainingSettings
+from onedp_ros.policy.methods.settings import TrainingSettings, learning_rate_factor
 from onedp_ros.policy.networks import FilmBlock, UNet
 
 BINS = 80  # levels between which the student learns to jump
@@ -91,9 +91,8 @@ class ConsistencyDistillation(Distillation):
     ) -> dict[str, Tensor]:
         """One update of the student. Returns both losses and the gradient norm."""
         settings, optimizer = self.settings, self.optimizers["student"]
-        warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
-        progress = max(0, step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        factor = learning_rate_factor(step, settings.warmup_steps, settings.steps)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
         self.target.load_state_dict(self.student.state_dict())
         self.student.train()
         losses = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 
@@ -59,3 +60,11 @@ class PretrainingSettings(TrainingSettings):
         super().__post_init__()
         if self.init and self.encoders:
             raise ValueError(f"both init ({self.init}) and encoders ({self.encoders}) are given: init has encoders of its own")
+
+
+def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
+    """0 to 1 over the warm-up, then half a cosine down to 0 at the last of ``steps``."""
+    if step < warmup_steps:
+        return step / max(1, warmup_steps)
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
